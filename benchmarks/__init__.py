@@ -1,0 +1,1 @@
+"""Measurements that anyone can repeat; results are written under runs/benchmarks/."""

@@ -1,0 +1,158 @@
+"""Command line: python -m minblip2 train | caption | retrieve | evaluate | attend."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from . import UserError, __version__
+from .bridge import load_bridge, train_bridge
+from .data import CocoCaptions, load_image
+from .evaluation import evaluate_run
+from .recipes import RECIPES, Recipe, find_recipe
+from .train import write_beside
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with every one of its training runs under another seed."""
+    experts = {name: replace(config, seed=seed) for name, config in recipe.experts.items()}
+    return replace(recipe, experts=experts, stage1=replace(recipe.stage1, seed=seed),
+                   stage2=replace(recipe.stage2, seed=seed))
+
+
+def print_table(results: dict[str, float]) -> None:
+    """One line for each figure."""
+    width = max(len(name) for name in results)
+    for name, value in results.items():
+        print(f"{name:{width}}  {value:.1f}" if isinstance(value, float) else f"{name:{width}}  {value}")
+
+
+def train_command(args: argparse.Namespace) -> None:
+    """Run a recipe, then measure it on its validation split."""
+    recipe = with_seed(find_recipe(args.recipe), args.seed)
+    out = args.out or Path("runs") / recipe.name
+    bridge = train_bridge(recipe, args.data, args.parts, out, resume=not args.restart)
+    print_table(evaluate_run(out, bridge, args.split))
+    print(f"kept in {out}; try: python -m minblip2 caption --run {out} PICTURE")
+
+
+def caption_command(args: argparse.Namespace) -> None:
+    """Say what is in each picture."""
+    pictures = [load_image(path) for path in args.pictures]  # all are read before anything is said of one
+    bridge = load_bridge(args.run)
+    features = bridge.look(pictures)
+    settings = dict(beams=args.beams, max_length=args.max_length)
+    if args.top_p is not None:
+        torch.manual_seed(args.seed)
+        settings = dict(beams=1, top_p=args.top_p, max_length=args.max_length)
+    if args.stage1:
+        captions = bridge.caption_stage1(features, **settings)
+    else:
+        captions = bridge.caption(features, prompt=args.prompt, **settings)
+    for path, caption in zip(args.pictures, captions, strict=True):
+        print(f"{path}: {caption}")
+
+
+def retrieve_command(args: argparse.Namespace) -> None:
+    """Find the pictures of a split that fit a text best: by ITC, then re-ranked by ITM."""
+    from . import evaluation
+
+    bridge = load_bridge(args.run)
+    data = CocoCaptions(args.data or json.loads((args.run / "run.json").read_text())["data"], args.split)
+    features = torch.from_numpy(bridge.features(data, args.run / "cache").copy())
+    images, texts = evaluation.embed(bridge, features, [args.text])
+    cosine = bridge.stage1.similarity(images, texts).cpu()
+    _, scores = evaluation.rerank(bridge, features, [args.text], cosine, args.top)
+    for row in scores[:, 0].topk(min(args.show, len(data))).indices.tolist():
+        record = data.images[row]
+        print(f"{scores[row, 0]:7.2f}  cosine {cosine[row, 0]:.3f}  {record.path}  {record.captions[0]}")
+
+
+def evaluate_command(args: argparse.Namespace) -> None:
+    """Measure a finished run on a split."""
+    print_table(evaluate_run(args.run, load_bridge(args.run), args.split, args.top))
+
+
+def attend_command(args: argparse.Namespace) -> None:
+    """Draw which parts of a picture make each text match it."""
+    from . import grounding, viz
+
+    picture = load_image(args.picture)
+    bridge = load_bridge(args.run)
+    ids, mask = bridge.text_ids(args.texts)
+    image = bridge.look([picture]).expand(len(args.texts), -1, -1)
+    maps = grounding.to_grid(grounding.text_map(bridge.stage1, image, ids, mask), bridge.parts.class_token)
+    shown = bridge.parts.transform.shown(picture)
+    figure = viz.attention_maps(shown, dict(zip(args.texts, maps.cpu(), strict=True)))
+    write_beside(args.to, lambda path: path.write_bytes(viz.png(figure)))
+    print(f"wrote {args.to}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(prog="python -m minblip2", description=__doc__)
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run, needs_run: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        sub.set_defaults(execute=run)
+        if needs_run:
+            sub.add_argument("--run", type=Path, default=Path("runs/scenes"), help="folder of a trained bridge")
+        return sub
+
+    train = command("train", train_command, needs_run=False)
+    train.add_argument("--recipe", default="scenes", help=f"one of {', '.join(RECIPES)}")
+    train.add_argument("--data", type=Path, help="folder in COCO layout (scenes draws its own)")
+    train.add_argument("--parts", type=Path, help="folder of pretrained models, each in the hub's layout")
+    train.add_argument("--out", type=Path, help="where everything is kept (default runs/RECIPE)")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--split", default="val", help="what is measured at the end")
+    train.add_argument("--resume", action="store_true", help="go on where a killed run stopped (the default)")
+    train.add_argument("--restart", action="store_true", help="train again even if the folder holds a finished run")
+
+    caption = command("caption", caption_command)
+    caption.add_argument("pictures", nargs="+", type=Path)
+    caption.add_argument("--prompt", help="text that the caption goes on from")
+    caption.add_argument("--beams", type=int, default=5)
+    caption.add_argument("--top-p", type=float, help="draw from the nucleus instead of searching with beams")
+    caption.add_argument("--seed", type=int, default=0, help="of the draw")
+    caption.add_argument("--max-length", type=int, default=30, help="in tokens")
+    caption.add_argument("--stage1", action="store_true", help="let the Q-Former caption without a language model")
+
+    retrieve = command("retrieve", retrieve_command)
+    retrieve.add_argument("text")
+    retrieve.add_argument("--data", type=Path, help="folder in COCO layout (default: the run's own)")
+    retrieve.add_argument("--split", default="val")
+    retrieve.add_argument("--top", type=int, default=32, help="how many are re-ranked by matching")
+    retrieve.add_argument("--show", type=int, default=5, help="how many are printed")
+
+    evaluate = command("evaluate", evaluate_command)
+    evaluate.add_argument("--split", default="val")
+    evaluate.add_argument("--top", type=int, default=16, help="how many are re-ranked by matching")
+
+    attend = command("attend", attend_command)
+    attend.add_argument("picture", type=Path)
+    attend.add_argument("texts", nargs="+", help='for example "a dog" "the grass"')
+    attend.add_argument("--to", type=Path, default=Path("attention.png"), help="the figure to write")
+    return top
+
+
+def main() -> int:
+    """Run one command; 0 when it worked, 2 when the user's input cannot be used."""
+    args = parser().parse_args()
+    try:
+        args.execute(args)
+    except UserError as error:
+        print(f"minblip2: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

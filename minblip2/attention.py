@@ -1,0 +1,119 @@
+"""Attention: the one softmax(QKᵀ)V in the house, and the two layers every transformer block is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0,
+           need_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    """Mix the values of the keys that each query matches: softmax(q·k / √d) v.
+
+    query (b h s d), key and value (b h k d), mask (b 1 s k) boolean with True = may attend, or None for all.
+    Returns (b h s d); with `need_weights` also the weights (b h s k), computed explicitly instead of by the fused
+    kernel. A query that may attend to nothing (padding on the left) gets zeros. Source: arXiv 1706.03762, §3.2.1.
+    """
+    # On a CPU the fused kernel's backward pass in bfloat16 takes several times as long as the explicit form's.
+    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
+    if not (need_weights or slow):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    scores = einsum(query, key, "b h s d, b h k d -> b h s k") * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1)
+    if mask is not None:
+        weights = weights.masked_fill(~mask, 0.0)  # changes only the rows in which everything is forbidden
+    mixed = einsum(F.dropout(weights, dropout), value, "b h s k, b h k d -> b h s d")
+    return (mixed, weights) if need_weights else mixed
+
+
+class KVCache(dict):
+    """Keys and values (b h k d) that attention layers have computed so far, by layer."""
+
+    def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new keys and values (b h s d) to a layer's own and return all of them (b h k d)."""
+        if layer in self:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(self[layer], (key, value), strict=True))
+        self[layer] = key, value
+        return key, value
+
+    def select(self, rows: Tensor) -> KVCache:
+        """The cache of the batch entries `rows` (n), repeated or reordered: how beams move."""
+        return KVCache({layer: tuple(kv.index_select(0, rows) for kv in pair) for layer, pair in self.items()})
+
+    @property
+    def length(self) -> int:
+        """How many tokens are cached."""
+        return next(iter(self.values()))[0].shape[2] if self else 0
+
+
+class MultiHeadAttention(nn.Module):
+    """Several attentions side by side, each on its own slice of the width (arXiv 1706.03762, §3.2.2).
+
+    With `context_width`, keys and values are made from another sequence of that width: cross-attention.
+    """
+
+    def __init__(self, width: int, heads: int, context_width: int | None = None, dropout: float = 0.0):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads: choose heads that divide it")
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(context_width or width, width)
+        self.value = nn.Linear(context_width or width, width)
+        self.out = nn.Linear(width, width)
+        self.recorder: list[Tensor] | None = None
+
+    def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (b h k d) of a sequence (b k e); worth keeping when it is attended to more than once."""
+        key, value = self.key(context), self.value(context)
+        return (rearrange(key, "b k (h d) -> b h k d", h=self.heads),
+                rearrange(value, "b k (h d) -> b h k d", h=self.heads))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, context: tuple[Tensor, Tensor] | None = None,
+                cache: KVCache | None = None) -> Tensor:
+        """Attend from x (b s e) to itself and `cache`, or to a projected `context`; mask (b 1 s k). Returns (b s e)."""
+        query = rearrange(self.query(x), "b s (h d) -> b h s d", h=self.heads)
+        key, value = self.project(x) if context is None else context
+        if cache is not None:
+            key, value = cache.extend(self, key, value)
+        dropout = self.dropout if self.training else 0.0
+        if self.recorder is None:
+            mixed = attend(query, key, value, mask, dropout)
+        else:
+            mixed, weights = attend(query, key, value, mask, dropout, need_weights=True)
+            self.recorder.append(weights)
+        return self.out(rearrange(mixed, "b h s d -> b s (h d)"))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between them, applied to each token alone: (b s e) -> (b s e)."""
+
+    def __init__(self, width: int, hidden_width: int, activation: Callable[[Tensor], Tensor] = F.gelu):
+        super().__init__()
+        self.up = nn.Linear(width, hidden_width)
+        self.down = nn.Linear(hidden_width, width)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform x (b s e)."""
+        return self.down(self.activation(self.up(x)))
+
+
+@contextmanager
+def record(*layers: MultiHeadAttention) -> Iterator[list[Tensor]]:
+    """While open, these layers append their attention weights (b h s k), with gradient, to the list it gives."""
+    weights: list[Tensor] = []
+    for layer in layers:
+        layer.recorder = weights
+    try:
+        yield weights
+    finally:
+        for layer in layers:
+            layer.recorder = None

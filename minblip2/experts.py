@@ -1,0 +1,187 @@
+"""The two frozen experts of the scenes, trained here, blind to each other: a ViT without words, an LM without images.
+
+The ViT learns from boxes alone: each patch tells which thing covers it. The LM learns from captions alone: several of
+one scene in a row, so that it knows how a text depends on what stands before it. A soft prompt can steer only a model
+that has learned to be steered: one trained on single captions ignores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from . import masks
+from .data import CocoCaptions, Transform, load_image
+from .opt import OPT, OPTConfig
+from .scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, load_scenes
+from .tokenizer import Tokenizer
+from .train import TrainConfig, train
+from .vit import ViT, ViTConfig
+
+TRANSFORM = Transform(size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+TINY_VIT = ViTConfig(image_size=64, patch_size=8, width=128, layers=2, heads=4, mlp_width=512, class_token=False,
+                     layer_scale=False, final_norm=True, stem=(32, 64, 128))
+NOTHING = -1  # the label of a patch that no thing covers
+
+
+def patch_labels(scene: Scene, grid: int, side: int) -> np.ndarray:
+    """What covers each patch: colour, shape, size, background, centre x, centre y; (gh gw 6), -1 where nothing does."""
+    labels = np.full((grid, grid, 6), NOTHING, dtype=np.float32)
+    labels[..., 3] = list(BACKGROUNDS).index(scene.background)
+    centre = (np.arange(grid) + 0.5) * side / grid
+    for thing in scene.things:
+        x, y, w, h = thing.box
+        rows, columns = (np.flatnonzero((centre >= start) & (centre <= start + length))
+                         for start, length in ((y, h), (x, w)))
+        # A small thing may lie between patch centres: the patch of its own centre always belongs to it.
+        rows = np.union1d(rows, [int((y + h / 2) * grid / side)])
+        columns = np.union1d(columns, [int((x + w / 2) * grid / side)])
+        told = (list(COLOURS).index(thing.colour), SHAPES.index(thing.shape), list(SIZES).index(thing.size))
+        for index, value in zip((0, 1, 2, 4, 5), (*told, (x + w / 2) / side, (y + h / 2) / side), strict=True):
+            labels[np.ix_(rows, columns, [index])] = value
+    return labels
+
+
+@dataclass
+class ImageBatch:
+    """image (b c h w) float32, labels (b gh gw 6)."""
+
+    image: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> ImageBatch:
+        """The same batch on a device."""
+        return ImageBatch(self.image.to(device), self.labels.to(device))
+
+
+@dataclass
+class TextBatch:
+    """ids (b t), mask (b t)."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> TextBatch:
+        """The same batch on a device."""
+        return TextBatch(self.ids.to(device), self.mask.to(device))
+
+
+def draws(count: int, batch_size: int, seed: int, start: int) -> Iterator[np.ndarray]:
+    """Indices (b) of batch `start`, `start` + 1, ...: each epoch a new order, a function of seed and number alone."""
+    per_epoch, number = count // batch_size, start
+    while True:
+        epoch, place = divmod(number, per_epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        yield order[place * batch_size : (place + 1) * batch_size]
+        number += 1
+
+
+class SceneImages:
+    """Batches of pictures with the labels of their patches; no caption is read."""
+
+    def __init__(self, data: CocoCaptions, scenes: Sequence[Scene], batch_size: int, seed: int):
+        self.data, self.scenes, self.batch_size, self.seed = data, scenes, batch_size, seed
+
+    def iterate(self, start: int = 0) -> Iterator[ImageBatch]:
+        """Batches without end, from number `start` on. Pictures are read here: a finished run never needs them."""
+        images = torch.stack([TRANSFORM(load_image(record.path)) for record in self.data.images])
+        labels = [patch_labels(scene, TINY_VIT.grid, TINY_VIT.image_size) for scene in self.scenes]
+        labels = torch.from_numpy(np.stack(labels))
+        for rows in draws(len(images), self.batch_size, self.seed, start):
+            yield ImageBatch(images[rows], labels[rows])
+
+
+class SceneTexts:
+    """Batches of several captions of one scene in a row; no picture is read."""
+
+    def __init__(self, data: CocoCaptions, tokenizer: Tokenizer, batch_size: int, seed: int, in_a_row: int = 3):
+        self.data, self.tokenizer, self.in_a_row = data, tokenizer, in_a_row
+        self.batch_size, self.seed = batch_size, seed
+
+    def iterate(self, start: int = 0) -> Iterator[TextBatch]:
+        """Batches without end, from number `start` on."""
+        captions = [[self.tokenizer.tokens(caption) for caption in record.captions] for record in self.data.images]
+        for number, rows in enumerate(draws(len(captions), self.batch_size, self.seed, start), start):
+            random = np.random.default_rng([self.seed, number, 1])
+            texts = []
+            for row in rows:
+                chosen = random.permutation(len(captions[row]))[: self.in_a_row]
+                ids = [*self.tokenizer.start]
+                for i in chosen:
+                    ids += [*captions[row][i], self.tokenizer.end]
+                texts.append(ids)
+            yield TextBatch(*self.tokenizer.pad(texts))
+
+
+class PatchReader(nn.Module):
+    """The tiny ViT with linear heads that read colour, shape, size, background and the centre off each patch."""
+
+    sizes = dict(colour=len(COLOURS) + 1, shape=len(SHAPES) + 1, size=len(SIZES) + 1, background=len(BACKGROUNDS),
+                 centre=2)
+
+    def __init__(self, config: ViTConfig = TINY_VIT):
+        super().__init__()
+        self.vit = ViT(config)
+        self.heads = nn.ModuleDict({name: nn.Linear(config.width, size) for name, size in self.sizes.items()})
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Predictions (b gh gw n) by name for images (b c h w)."""
+        patches = rearrange(self.vit(image), "b (gh gw) e -> b gh gw e", gh=self.vit.config.grid)
+        return {name: head(patches) for name, head in self.heads.items()}
+
+
+def reading_losses(model: PatchReader, batch: ImageBatch) -> dict[str, Tensor]:
+    """Cross-entropies of what covers each patch, and the squared error of where its centre is, in image sides."""
+    told = model(batch.image)
+    covered = (batch.labels[..., 1] != NOTHING).float()
+    # Most patches are empty; at full weight they would teach "nothing here" before anything else.
+    weight = covered + 0.15 * (1 - covered)
+    losses = {}
+    for index, name in enumerate(("colour", "shape", "size", "background")):
+        target = batch.labels[..., index].long() % model.sizes[name]  # nothing (-1) becomes the last class
+        each = F.cross_entropy(rearrange(told[name].float(), "b gh gw n -> b n gh gw"), target, reduction="none")
+        losses[name] = (each * weight).sum() / weight.sum()
+    distance = (told["centre"].float() - batch.labels[..., 4:]).square().sum(dim=-1)
+    losses["centre"] = (distance * covered).sum() / covered.sum()
+    return {"loss": sum(losses.values()) + 4 * losses["centre"], **losses}
+
+
+def train_vit(data: str | Path, folder: str | Path, config: TrainConfig) -> ViT:
+    """Train the tiny ViT on the boxes of drawn scenes, or load it from `folder`; returned frozen."""
+    torch.manual_seed(config.seed)
+    model = PatchReader()
+    batches = SceneImages(CocoCaptions(data, "train"), load_scenes(data, "train"), config.batch_size, config.seed)
+    train(model, reading_losses, batches, config, folder, {"vit": TINY_VIT}, name="ViT from boxes")
+    return model.vit.requires_grad_(False).eval()
+
+
+def lm_tokenizer(data: CocoCaptions) -> Tokenizer:
+    """The words of the captions; a text begins and ends with the same token, as OPT's do."""
+    words = Tokenizer.words(caption for _, caption in data.pairs)
+    return Tokenizer(words.backend, [words.end], words.end, words.pad_id)
+
+
+def word_loss(model: OPT, batch: TextBatch) -> dict[str, Tensor]:
+    """Mean negative log-likelihood of each word given those before it."""
+    hidden = model(model.embed(batch.ids), masks.causal(batch.mask))
+    supervised = batch.mask[:, 1:]
+    return {"loss": F.cross_entropy(model.head(hidden[:, :-1][supervised]).float(), batch.ids[:, 1:][supervised])}
+
+
+def train_lm(data: str | Path, folder: str | Path, config: TrainConfig) -> tuple[OPT, Tokenizer]:
+    """Train the tiny OPT on the captions of drawn scenes, or load it from `folder`; returned frozen."""
+    torch.manual_seed(config.seed)
+    captions = CocoCaptions(data, "train")
+    tokenizer = lm_tokenizer(captions)
+    sizes = OPTConfig(vocabulary=len(tokenizer), width=128, layers=3, heads=4, mlp_width=512, positions=128)
+    model = OPT(sizes)
+    batches = SceneTexts(captions, tokenizer, config.batch_size, config.seed)
+    train(model, word_loss, batches, config, folder, {"lm": sizes}, name="LM from text")
+    return model.requires_grad_(False).eval(), tokenizer

@@ -1,0 +1,39 @@
+"""Who may see whom: the three masks of the Q-Former and the causal mask of a language model (paper §3.2, Figure 2).
+
+A mask is boolean, (b, 1, queries, keys), True = may attend. Padding is part of it: nobody attends to a padded key.
+The sequence is [queries ; text], s = q + t long. `text_mask` (b t) is True where a token is not padding.
+Rows may be cut out: the last t rows of a mask are what the text needs when the queries' keys come from a cache.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+
+
+def bidirectional(queries: int, text_mask: Tensor) -> Tensor:
+    """Everyone sees everyone: queries and text are fused, for matching (ITM). Returns (b 1 s s)."""
+    visible = F.pad(text_mask, (queries, 0), value=True)
+    return repeat(visible, "b k -> b 1 s k", s=visible.shape[1])
+
+
+def unimodal(queries: int, text_mask: Tensor) -> Tensor:
+    """Queries see queries, text sees text: two separate encoders, for contrast (ITC). Returns (b 1 s s)."""
+    place = torch.arange(queries + text_mask.shape[1], device=text_mask.device)
+    is_text = place >= queries
+    same_side = rearrange(is_text, "s -> s 1") == rearrange(is_text, "k -> 1 k")
+    return bidirectional(queries, text_mask) & same_side
+
+
+def multimodal_causal(queries: int, text_mask: Tensor) -> Tensor:
+    """Queries see queries; text sees queries and the text before it: a decoder, for generation (ITG): (b 1 s s)."""
+    place = torch.arange(queries + text_mask.shape[1], device=text_mask.device)
+    row, key = rearrange(place, "s -> s 1"), rearrange(place, "k -> 1 k")
+    return bidirectional(queries, text_mask) & ((key < queries) | (key <= row))
+
+
+def causal(visible: Tensor) -> Tensor:
+    """Each token sees itself and those before it that are not padding. `visible` (b s). Returns (b 1 s s)."""
+    return multimodal_causal(0, visible)

@@ -1,0 +1,140 @@
+"""Named settings: what is frozen, what is trained on it, for how long, and on which machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import UserError, experts, pretrained, scenes
+from .data import CocoCaptions, Transform
+from .qformer import QFormerConfig
+from .stage1 import Stage1
+from .stage2 import Stage2
+from .tokenizer import Tokenizer
+from .train import TrainConfig
+
+
+@dataclass
+class Parts:
+    """What a recipe builds on: the frozen image encoder, the frozen language model, and how texts become ids."""
+
+    encoder: nn.Module
+    transform: Transform
+    tokenizer: Tokenizer
+    lm: nn.Module
+    lm_tokenizer: Tokenizer
+    qformer: QFormerConfig
+    bert: Path | None = None
+
+    @property
+    def class_token(self) -> bool:
+        """Whether the encoder's first visual token stands for the whole image."""
+        return self.encoder.config.class_token
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that is chosen before training. `prompt` stands before each caption that the language model reads.
+
+    `flips` also trains on mirrored images, `keep` is how many visual tokens of an image training sees at a time,
+    `max_length` counts the ids of a text. `qformer` holds what differs from
+    the sizes that the parts dictate.
+    """
+
+    name: str
+    build: Callable[[Recipe, Path, Path | None, Path], Parts]
+    stage1: TrainConfig
+    stage2: TrainConfig
+    qformer: dict[str, Any]
+    shared_width: int = 256
+    prompt: str = ""
+    max_length: int = 32
+    flips: bool = False
+    keep: int | None = None
+    beams: int = 5
+    experts: dict[str, TrainConfig] = field(default_factory=dict)
+
+    def new_stage1(self, parts: Parts) -> Stage1:
+        """A fresh stage 1 on these parts, from BERT where there is one."""
+        torch.manual_seed(self.stage1.seed)
+        stage1 = Stage1(parts.qformer, self.shared_width)
+        if parts.bert is not None:
+            pretrained.init_from_bert(stage1.qformer, parts.bert)
+        return stage1
+
+    def new_stage2(self, parts: Parts, stage1: Stage1) -> Stage2:
+        """A fresh stage 2 that starts from what stage 1 has learned."""
+        torch.manual_seed(self.stage2.seed)
+        return Stage2.from_stage1(stage1, parts.lm, len(parts.lm_tokenizer))
+
+
+def clean(caption: str) -> str:
+    """A caption as BLIP-2 trains on it: lower case, without . ! " ( ) * # : ; ~ (LAVIS `blip_caption`)."""
+    return re.sub(r"\s+", " ", re.sub(r"[.!\"()*#:;~]", " ", caption.lower())).strip()
+
+
+def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path) -> Parts:
+    """Train the two small experts on the drawn scenes, or load those that were trained before."""
+    vit = experts.train_vit(data, out / "vit", recipe.experts["vit"])
+    lm, lm_tokenizer = experts.train_lm(data, out / "lm", recipe.experts["lm"])
+    tokenizer = Tokenizer.words(caption for _, caption in CocoCaptions(data, "train").pairs)
+    config = QFormerConfig(image_width=vit.width, vocabulary=len(tokenizer), **recipe.qformer)
+    return Parts(vit, experts.TRANSFORM, tokenizer, lm, lm_tokenizer, config)
+
+
+def build_laptop(recipe: Recipe, data: Path, parts: Path | None, out: Path) -> Parts:
+    """Load three pretrained models from hub folders below `parts`."""
+    if parts is None:
+        raise UserError(f"the recipe {recipe.name} needs pretrained models: name their folder with --parts")
+    vit, bert, lm = (parts / name for name in ("dinov2-small", "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"))
+    for folder in (vit, bert, lm):
+        if not folder.is_dir():
+            raise UserError(f"{folder} does not exist: put the model's hub folder there, or name another --parts")
+    encoder = pretrained.load_vit(vit)
+    config = pretrained.bert_sizes(bert, image_width=encoder.width, **recipe.qformer)
+    return Parts(encoder, Transform.from_folder(vit), Tokenizer.from_folder(bert),
+                 pretrained.load_lm(lm), Tokenizer.from_folder(lm), config, bert)
+
+
+SCENES = Recipe(
+    name="scenes", build=build_scenes,
+    experts={"vit": TrainConfig(steps=1200, learning_rate=2e-3, clip=5.0),
+             "lm": TrainConfig(steps=450, learning_rate=2e-3)},
+    qformer=dict(width=96, layers=4, heads=4, mlp_width=384, queries=8, positions=32, dropout=0.0),
+    stage1=TrainConfig(steps=1000, learning_rate=2e-3, warmup=60),
+    stage2=TrainConfig(steps=700, learning_rate=2e-3, warmup=40),
+    shared_width=64, max_length=32, beams=1,
+)
+
+LAPTOP = Recipe(
+    name="laptop", build=build_laptop,
+    qformer=dict(queries=16, dropout=0.0),
+    stage1=TrainConfig(steps=1200, batch_size=64, learning_rate=4e-4, warmup=60, checkpoint_every=50),
+    stage2=TrainConfig(steps=1500, batch_size=32, learning_rate=4e-4, warmup=60, checkpoint_every=50),
+    flips=True, keep=129, beams=5,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (SCENES, LAPTOP)}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises UserError listing the names there are."""
+    if name not in RECIPES:
+        raise UserError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def default_data(recipe: Recipe, out: Path, data: Path | None) -> Path:
+    """The folder in COCO layout to train on; drawn scenes are written beside the run when none is named."""
+    if data is None and recipe.name == "scenes":
+        data = out.parent / "scenes-data"
+        scenes.write_scenes(data)
+    if data is None:
+        raise UserError(f"the recipe {recipe.name} needs pictures: name a folder in COCO layout with --data")
+    return data

@@ -1,0 +1,117 @@
+"""The results table, from the figures that runs left behind: python notebooks/readme.py writes it into README.md.
+
+Every runs/NAME/results-SPLIT.json is a column; NAME-seed1, NAME-seed2, ... are further seeds of NAME and share its
+column, as mean ± standard deviation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+ROWS = {  # what is measured -> what it is called; a row that no run measured is left out
+    "images": "pictures",
+    "candidates": "captions to choose from",
+    "itc_i2t_r1": "image → text R@1, ITC (%)",
+    "itc_i2t_r10": "image → text R@10, ITC (%)",
+    "itc_t2i_r1": "text → image R@1, ITC (%)",
+    "itc_t2i_r10": "text → image R@10, ITC (%)",
+    "itm_i2t_r1": "image → text R@1, re-ranked by ITM (%)",
+    "itm_i2t_r10": "image → text R@10, re-ranked by ITM (%)",
+    "itm_t2i_r1": "text → image R@1, re-ranked by ITM (%)",
+    "itm_t2i_r10": "text → image R@10, re-ranked by ITM (%)",
+    "chance_r1": "R@1 by chance (%)",
+    "stage2_things_seen": "captions with every colour and shape right, seen pairs (%)",
+    "stage2_things_unseen": "captions with every colour and shape right, unseen pairs (%)",
+    "stage2_things": "captions with every colour and shape right, all (%)",
+    "stage1_things": "— by the Q-Former alone, without a language model (%)",
+    "shuffled_things": "— of another picture, the control (%)",
+    "stage2_positions": "stated absolute positions right (%)",
+    "shuffled_positions": "— of another picture, the control (%)",
+    "stage2_relations": "stated relations right (%)",
+    "shuffled_relations": "— of another picture, the control (%)",
+    "binding": "caption preferred to itself with colours swapped (%, chance 50)",
+    "relation_choice": "caption preferred to itself with the relation flipped (%, chance 50)",
+    "pointing": "pointing game, gradient-weighted maps (%)",
+    "pointing_chance": "— by chance (%)",
+    "stage2_cider": "CIDEr-D ×100",
+    "stage1_cider": "— by the Q-Former alone, without a language model",
+    "nearest_cider": "— of the nearest training picture's caption",
+    "shuffled_cider": "— of another picture, the control",
+    "stage2_bleu4": "BLEU-4 ×100",
+    "stage1_bleu4": "— by the Q-Former alone, without a language model",
+    "nearest_bleu4": "— of the nearest training picture's caption",
+    "shuffled_bleu4": "— of another picture, the control",
+    "seconds_vit": "seconds to train the vision transformer",
+    "seconds_lm": "seconds to train the language model",
+    "seconds_stage1": "seconds to train stage 1",
+    "seconds_stage2": "seconds to train stage 2",
+}
+
+
+def columns(runs: Path, names: str = r".*") -> dict[str, list[dict[str, float]]]:
+    """Column title -> the results of its seeds, of the runs whose names match in full."""
+    found = defaultdict(list)
+    for path in sorted(runs.glob("*/results-*.json")):
+        name = re.sub(r"-seed\d+$", "", path.parent.name)
+        if re.fullmatch(names, name):
+            found[f"{name}, {path.stem.removeprefix('results-')}"].append(json.loads(path.read_text(encoding="utf-8")))
+    return {f"{title} ({len(seeds)} seeds)" if len(seeds) > 1 else title: seeds for title, seeds in found.items()}
+
+
+def cell(values: list[float]) -> str:
+    """One figure, or mean ± standard deviation of several."""
+    if not values:
+        return ""
+    if all(isinstance(value, int) for value in values) and len(set(values)) == 1:  # a count
+        return str(values[0])
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """The columns side by side, in Markdown, padded so that it can be read as it is."""
+    lines = [["", *found]]
+    for key, label in ROWS.items():
+        cells = [cell([seed[key] for seed in seeds if key in seed]) for seeds in found.values()]
+        if any(cells):
+            lines.append([label, *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join("| " + " | ".join([line[0].ljust(widths[0]), *(text.rjust(width) for text, width in
+                     zip(line[1:], widths[1:], strict=True))]) + " |" for line in lines)
+
+
+def fill(text: str, content: str) -> str:
+    """The text with `content` between the markers. Raises ValueError unless each marker is there once, in order."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"README.md needs {BEGIN} and, below it, {END}, each once: put them where the table belongs")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> int:
+    """Write the table into README.md; 2 when there is nothing to write or nowhere to write it."""
+    readme, found = ROOT / "README.md", columns(ROOT / "runs")
+    try:
+        if not found:
+            raise ValueError("no runs/*/results-*.json: run make course first")
+        filled = fill(readme.read_text(encoding="utf-8"), table(found))
+    except ValueError as error:
+        print(f"readme.py: {error}", file=sys.stderr)
+        return 2
+    partial = readme.with_name("README.md.part")
+    partial.write_text(filled, encoding="utf-8")
+    os.replace(partial, readme)
+    print(f"README.md: results of {'; '.join(found)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Rules of the house that can be read off its files. Each function returns what is wrong, in sentences; [] is good."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from course import STAMP, source_hash
+
+# lowest floor first: a file imports only from files before it
+FLOORS = ("attention", "masks", "vit", "opt", "llama", "tokenizer", "generation", "qformer", "stage1", "stage2",
+          "pretrained", "scenes", "data", "train", "experts", "recipes", "bridge", "metrics", "viz", "grounding",
+          "evaluation", "__main__")
+CORE = FLOORS[:10]
+CORE_LINES = 1000
+LETTERS = set("b h d e q t v s k c n p1 p2 gh gw".split())
+EINOPS = {"rearrange", "reduce", "repeat", "einsum", "Rearrange", "Reduce"}
+MAGICS = {"matplotlib", "config", "time", "timeit"}
+LARGEST = 2**20  # bytes
+FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not count
+    "a path of one machine": re.compile(r"(?<![\w.~/])/(?:home|Users|root|work)/[\w.-]+|[A-Z]:\\+Users\\+\w"),
+    "a package index": re.compile(r"--(?:extra-)?index-url|find-links|registry[ =:]+https?:"),
+}
+LINK = re.compile(r"""!?\[[^\]]*\]\(\s*<?([^)\s>]+)|<(?:img|a)\b[^>]*?\b(?:src|href)=["']([^"']+)["']""")
+
+
+def imports(source: str) -> set[str]:
+    """The files of minblip2 that a file of it imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.level == 1 or (node.module or "").split(".")[0] == "minblip2"):
+            module = (node.module or "").removeprefix("minblip2").lstrip(".")
+            found |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("minblip2.")}
+    return found
+
+
+def layering(sources: Mapping[str, str]) -> list[str]:
+    """sources: name of a file -> its text. Imports must go down the floors, which leaves no room for a circle."""
+    problems = [f"{name}.py has no floor: add it to FLOORS in tests/gates.py" for name in sources if name not in FLOORS]
+    for name in FLOORS:
+        below = FLOORS[:FLOORS.index(name)]
+        for other in sorted(imports(sources.get(name, "")) & set(FLOORS) - set(below)):
+            problems.append(f"{name}.py imports {other}, which does not stand below it")
+    return problems
+
+
+def code_lines(source: str) -> int:
+    """Lines that hold code: no comments, no docstrings, no blank lines."""
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines, statement = set(), []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in silent:
+            statement.append(token)
+        elif token.type == tokenize.NEWLINE:
+            if not all(part.type == tokenize.STRING for part in statement):  # a statement that is but a string
+                lines |= {line for part in statement for line in range(part.start[0], part.end[0] + 1)}
+            statement = []
+    return len(lines)
+
+
+def einops_letters(source: str) -> list[str]:
+    """Every pattern is written out, in letters of the house."""
+    problems = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or getattr(node.func, "attr", getattr(node.func, "id", "")) not in EINOPS:
+            continue
+        text = [part.value for part in node.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+        patterns = [value for value in text if "->" in value]
+        if not patterns and not (isinstance(node.func, ast.Attribute) and not text):  # tensor.repeat(2, 3) is torch's
+            problems.append(f"line {node.lineno}: the pattern is not written out: {ast.unparse(node)}")
+        for pattern in patterns:
+            strange = set(re.findall(r"[^\s,()>.\-]+", pattern)) - LETTERS - {"1"}
+            if strange:
+                problems.append(f"line {node.lineno}: {', '.join(sorted(strange))} in {pattern!r}: see design §9")
+    return problems
+
+
+def docstrings(source: str) -> list[str]:
+    """Every public function, class and method says what it is."""
+    def undocumented(body: list[ast.stmt], owner: str) -> Iterator[str]:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
+                if not ast.get_docstring(node):
+                    yield f"line {node.lineno}: {owner}{node.name} has no docstring"
+                if isinstance(node, ast.ClassDef):
+                    yield from undocumented(node.body, f"{node.name}.")
+    tree = ast.parse(source)
+    return ([] if ast.get_docstring(tree) else ["the file has no docstring"]) + list(undocumented(tree.body, ""))
+
+
+def foreign(text: str) -> list[str]:
+    """Nothing that is true on one machine only."""
+    return [f"{what}: {match.group()}" for what, pattern in FOREIGN.items() for match in pattern.finditer(text)]
+
+
+def broken_links(text: str, folder: Path) -> list[str]:
+    """Relative links of a Markdown text that lies in `folder` lead to a file, or to a heading of the text itself."""
+    headings = {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+                for title in re.findall(r"^#+\s+(.*)$", text, re.MULTILINE)}
+    problems = []
+    for match in LINK.finditer(text):
+        target, _, anchor = (match.group(1) or match.group(2)).partition("#")
+        if re.match(r"[a-z][a-z0-9+.-]*:", target):  # http:, mailto:, data:, attachment:
+            continue
+        if not (folder / target).exists() if target else anchor not in headings:
+            problems.append(f"the link to {match.group(1) or match.group(2)} leads nowhere")
+    return problems
+
+
+def code_cells(notebook) -> list:
+    """The code cells that hold code."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def executed(notebook) -> list[str]:
+    """All cells ran once, in order, without an error, and something came out."""
+    cells = code_cells(notebook)
+    counts = [cell.execution_count for cell in cells]
+    problems = []
+    if counts != list(range(1, len(cells) + 1)):
+        problems.append(f"the execution counts are {counts}: run python notebooks/course.py --write")
+    if cells and not any(cell.outputs for cell in cells):
+        problems.append("no cell has an output: run python notebooks/course.py --write")
+    if any(output.output_type == "error" for cell in cells for output in cell.outputs):
+        problems.append("a cell ended in an error")
+    return problems
+
+
+def stale(notebook) -> list[str]:
+    """The outputs were made by the code that stands there."""
+    if notebook.metadata.get(STAMP) == source_hash(notebook):
+        return []
+    return ["the outputs are not of this code: run python notebooks/course.py --write"]
+
+
+def unexecuted(notebook) -> list[str]:
+    """No outputs, no counts: an exercise as a learner gets it."""
+    return [f"a cell has outputs or a count: {cell.source[:40]!r}"
+            for cell in code_cells(notebook) if cell.outputs or cell.execution_count is not None]
+
+
+def without_alt(notebook) -> list[str]:
+    """Every picture says in words what it shows; viz.show makes such outputs."""
+    problems = []
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            tags = re.findall(r"<img\b[^>]*>", "".join(data.get("text/html", "")))
+            if any(kind.startswith("image/") for kind in data) or not all(
+                    re.search(r'\balt="[^"]*\w[^"]*"', tag) for tag in tags):
+                problems.append(f"a picture without alt text, use viz.show: {cell.source[:40]!r}")
+    return problems
+
+
+def magics(notebook) -> list[str]:
+    """Only magics that every kernel here knows, and no shell."""
+    found = [line.strip() for cell in code_cells(notebook) for line in cell.source.splitlines()
+             if re.match(r"\s*(%{1,2}[a-z]|!)", line)]
+    return [f"{line!r} is not among the known magics {sorted(MAGICS)}" for line in found
+            if line[0] == "!" or re.match(r"%+(\w+)", line).group(1) not in MAGICS]
+
+
+def python_of(notebook) -> str:
+    """All code of a notebook as one text, without magics."""
+    lines = (line for cell in code_cells(notebook) for line in cell.source.splitlines())
+    return "\n".join(line for line in lines if not re.match(r"\s*[%!]", line))
+
+
+def markdown_of(notebook) -> str:
+    """All prose of a notebook as one text."""
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def labelled(problems: Iterable[str], name: object) -> list[str]:
+    """Each problem with the file's name before it."""
+    return [f"{name}: {problem}" for problem in problems]

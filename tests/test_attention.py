@@ -1,0 +1,127 @@
+"""Attention against torch's own layer, and what it does where nothing may be attended to."""
+
+import pytest
+import torch
+from torch import nn
+
+from minblip2.attention import KVCache, MultiHeadAttention, attend, record
+from minblip2.masks import causal
+
+from .parity import difference, randomise
+
+
+def example(b=2, h=3, s=5, k=7, d=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    query, key, value = (torch.randn(b, h, n, d, generator=generator).requires_grad_() for n in (s, k, k))
+    return query, key, value, torch.rand(b, 1, s, k, generator=generator) > 0.4
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sizes", [(2, 3, 5, 7, 4), (1, 1, 1, 1, 1), (3, 2, 4, 1, 8)])
+def test_fused_equals_explicit_equals_a_loop(sizes, masked):
+    query, key, value, mask = example(*sizes)
+    mask = mask | (torch.arange(sizes[3]) == 0) if masked else None
+    fused = attend(query, key, value, mask)
+    explicit, weights = attend(query, key, value, mask, need_weights=True)
+    assert difference(explicit, fused) < 1e-6
+    assert (weights.sum(-1) - 1).abs().max() < 1e-6
+    for b, h, s in torch.cartesian_prod(*(torch.arange(n) for n in sizes[:3])):
+        allowed = [k for k in range(sizes[3]) if mask is None or mask[b, 0, s, k]]
+        raw = torch.stack([query[b, h, s] @ key[b, h, k] / sizes[4] ** 0.5 for k in allowed]).exp()
+        by_hand = sum(r / raw.sum() * value[b, h, k] for r, k in zip(raw, allowed, strict=True))
+        assert (fused[b, h, s] - by_hand).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("context_width", [None, 20])
+@pytest.mark.parametrize("width, heads", [(24, 3), (16, 1)])
+def test_layer_equals_torch(context_width, width, heads):
+    ours = randomise(MultiHeadAttention(width, heads, context_width))
+    theirs = nn.MultiheadAttention(width, heads, kdim=context_width, vdim=context_width, batch_first=True).eval()
+    weights = [ours.query.weight, ours.key.weight, ours.value.weight]
+    state = ({"in_proj_weight": torch.cat(weights)} if context_width is None else
+             dict(zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), weights, strict=True)))
+    biases = torch.cat([ours.query.bias, ours.key.bias, ours.value.bias])
+    theirs.load_state_dict(state | {"in_proj_bias": biases, "out_proj.weight": ours.out.weight,
+                                    "out_proj.bias": ours.out.bias})
+    x, context = torch.randn(2, 5, width), torch.randn(2, 7, context_width or width)
+    mask = (torch.rand(2, 1, 5, 7) > 0.3) | (torch.arange(7) == 3)
+    with torch.no_grad(), record(ours) as seen:
+        explicit = ours(x, mask, context=ours.project(context))
+    with torch.no_grad():
+        fused = ours(x, mask, context=ours.project(context))
+        expected, weights = theirs(x, context, context, attn_mask=~mask.repeat(1, heads, 1, 1).flatten(0, 1),
+                                   average_attn_weights=False)
+        if context_width is None:
+            assert difference(ours(x), theirs(x, x, x)[0]) < 1e-5
+    assert difference(fused, expected) < 1e-5 and difference(explicit, expected) < 1e-5
+    assert difference(seen[0], weights) < 1e-5
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_rows_that_may_see_nothing_give_zeros_and_finite_gradients(need_weights):
+    query, key, value, mask = example()
+    mask[:, :, 1] = False
+    mask[1] = False
+    mixed = attend(query, key, value, mask, need_weights=need_weights)
+    mixed = mixed[0] if need_weights else mixed
+    assert (mixed[:, :, 1] == 0).all() and (mixed[1] == 0).all() and (mixed[0, :, 0] != 0).any()
+    mixed.square().sum().backward()
+    for tensor in (query, key, value):
+        assert tensor.grad.isfinite().all() and (tensor.grad[1] == 0).all() and tensor.grad[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_dropout_keeps_the_mean_and_is_off_in_evaluation(need_weights):
+    torch.manual_seed(0)
+    layer = randomise(MultiHeadAttention(8, 2, dropout=0.5))
+    x = torch.randn(1, 6, 8)
+    with torch.no_grad():
+        calm = layer(x)
+        assert torch.equal(calm, layer(x))
+        layer.train()
+        if need_weights:
+            with record(layer):
+                noisy = torch.stack([layer(x) for _ in range(4000)])
+        else:
+            noisy = torch.stack([layer(x) for _ in range(4000)])
+    assert noisy.std(dim=0).min() > 0.01
+    assert (noisy.mean(0) - calm).abs().max() < 6 * noisy.std(0).max() / 4000**0.5
+
+
+@pytest.mark.parametrize("pieces", [[3, 1, 1], [1, 1, 1, 1, 1], [2, 3]])
+def test_cache_in_pieces_equals_one_pass(pieces):
+    layer, x = randomise(MultiHeadAttention(12, 3)), torch.randn(2, 5, 12)
+    mask, cache, done, outputs = causal(torch.ones(2, 5, dtype=torch.bool)), KVCache(), 0, []
+    for n in pieces:
+        assert cache.length == done
+        outputs.append(layer(x[:, done:done + n], mask[:, :, done:done + n, :done + n], cache=cache))
+        done += n
+    assert difference(torch.cat(outputs, dim=1), layer(x, mask)) < 1e-5
+
+
+def test_select_moves_the_rows_of_every_layer_and_leaves_the_original():
+    layers, cache, x = [randomise(MultiHeadAttention(8, 2), seed) for seed in (1, 2)], KVCache(), torch.randn(3, 4, 8)
+    for layer in layers:
+        layer(x, cache=cache)
+    chosen = cache.select(torch.tensor([2, 0, 0, 1]))
+    more = torch.randn(4, 1, 8)
+    for layer in layers:
+        whole = layer(torch.cat([x[[2, 0, 0, 1]], more], dim=1))[:, -1:]
+        assert difference(layer(more, cache=chosen), whole) < 1e-5
+    assert chosen.length == 5 and cache.length == 4 and KVCache().length == 0
+
+
+def test_record_keeps_order_and_gradient_and_restores_after_an_error():
+    first, second, x = MultiHeadAttention(8, 2), MultiHeadAttention(8, 4), torch.randn(1, 3, 8)
+    with record(first, second) as seen:
+        second(first(x)).sum().backward()
+    assert [weights.shape[1] for weights in seen] == [2, 4] and seen[0].requires_grad
+    with pytest.raises(RuntimeError, match="stop"), record(first):
+        raise RuntimeError("stop")
+    first(x)
+    assert first.recorder is None and second.recorder is None and len(seen) == 2
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="10.*3"):
+        MultiHeadAttention(10, 3)

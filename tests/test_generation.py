@@ -1,0 +1,127 @@
+"""Greedy, beam and nucleus decoding against transformers' generate, and alone against in a batch."""
+
+import pytest
+import torch
+
+from minblip2 import masks
+from minblip2.attention import KVCache
+from minblip2.generation import adjust, generate, nucleus
+
+from .parity import lengths_mask
+from .test_llama import llama_pair
+from .test_opt import opt_pair
+
+END = 2
+
+
+@pytest.fixture(scope="module", params=["opt", "llama"])
+def pair(request):
+    ours, theirs = (opt_pair if request.param == "opt" else llama_pair)(seed=3)
+    with torch.no_grad():  # now and then the end is the likeliest word, so texts of many lengths appear
+        for table in (ours.tokens, theirs.get_input_embeddings()):
+            table.weight[END] *= 3.0 if request.param == "opt" else 1.5
+    return ours, theirs
+
+
+def prompts(ours, lengths=(2, 4, 1, 1, 3), seed=0):
+    """Embeddings and mask laid out as in BLIP-2: two visual tokens, padding, a text of `lengths` tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.cat([torch.ones(len(lengths), 2, dtype=torch.bool), lengths_mask([*lengths], "left")], dim=1)
+    return torch.randn(*mask.shape, ours.width, generator=generator), mask
+
+
+def write(lm, embeds, mask, **settings):
+    """Our decoding after the given embeddings."""
+    cache = KVCache()
+
+    @torch.no_grad()
+    def step(ids, visible, cache):
+        return lm.head(lm(lm.embed(ids), visible, cache)[:, -1])
+
+    with torch.no_grad():
+        logits = lm.head(lm(embeds, masks.causal(mask), cache)[:, -1])
+    return generate(step, logits, mask, cache, end=END, **settings)
+
+
+def expected(theirs, embeds, mask, **settings):
+    return theirs.generate(inputs_embeds=embeds, attention_mask=mask.long(), do_sample=False, eos_token_id=END,
+                           pad_token_id=END, bos_token_id=None, early_stopping=False, **settings)
+
+
+@pytest.mark.parametrize("repetition_penalty", [1.0, 1.5])
+@pytest.mark.parametrize("min_length", [0, 4])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_greedy_equals_transformers(pair, repetition_penalty, min_length, seed):
+    embeds, mask = prompts(pair[0], seed=seed)
+    ours = write(pair[0], embeds, mask, max_length=12, min_length=min_length, repetition_penalty=repetition_penalty)
+    theirs = expected(pair[1], embeds, mask, max_new_tokens=12, min_new_tokens=min_length,
+                      repetition_penalty=repetition_penalty)
+    assert ours.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("beams", [3, 5])
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("min_length, repetition_penalty", [(0, 1.0), (4, 1.0), (0, 1.5)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_beam_search_equals_transformers(pair, beams, length_penalty, min_length, repetition_penalty, seed):
+    embeds, mask = prompts(pair[0], seed=seed)
+    ours = write(pair[0], embeds, mask, beams=beams, max_length=9, min_length=min_length, length_penalty=length_penalty,
+                 repetition_penalty=repetition_penalty)
+    theirs = expected(pair[1], embeds, mask, num_beams=beams, max_new_tokens=9, min_new_tokens=min_length,
+                      length_penalty=length_penalty, repetition_penalty=repetition_penalty)
+    n = max(ours.shape[1], theirs.shape[1])
+    ours, theirs = ([row + [END] * (n - len(row)) for row in ids.tolist()] for ids in (ours, theirs))
+    assert ours == theirs
+
+
+def test_the_models_of_these_tests_write_texts_of_several_lengths(pair):
+    """Or the tests above would prove little."""
+    texts = [row.tolist() for seed in range(3) for row in write(pair[0], *prompts(pair[0], seed=seed), max_length=9)]
+    lengths = {row.index(END) if END in row else len(row) for row in texts}
+    assert len(lengths) >= 3 and len({tuple(row) for row in texts}) >= 8, lengths
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_batch_equals_one_by_one_and_is_filled_with_end(pair, beams):
+    embeds, mask = prompts(pair[0])
+    together = write(pair[0], embeds, mask, beams=beams, max_length=9)
+    for i, row in enumerate(together.tolist()):
+        alone = write(pair[0], embeds[i:i + 1, mask[i]], mask[i:i + 1, mask[i]], beams=beams, max_length=9)[0].tolist()
+        assert row == alone + [END] * (len(row) - len(alone))
+        assert END not in row or set(row[row.index(END):]) == {END}
+
+
+def test_one_beam_is_greedy_and_the_length_is_bounded(pair):
+    embeds, mask = prompts(pair[0])
+    greedy = write(pair[0], embeds, mask, max_length=9)
+    assert torch.equal(write(pair[0], embeds, mask, beams=1, max_length=9), greedy)
+    assert torch.equal(write(pair[0], embeds, mask, top_p=1e-6, max_length=9), greedy)
+    assert write(pair[0], embeds, mask, beams=3, max_length=1).shape == (5, 1)
+    long = write(pair[0], embeds, mask, max_length=6, min_length=6)
+    assert long.shape == (5, 6) and (long != END).all()
+
+
+@pytest.mark.parametrize("top_p, kept", [(0.0, 1), (0.3, 1), (0.5, 1), (0.6, 2), (0.85, 3), (1.0, 4)])
+def test_the_nucleus_is_the_smallest_set_that_holds_top_p(top_p, kept):
+    probability = torch.tensor([[0.2, 0.51, 0.09, 0.2 + 1e-4], [0.09, 0.2, 0.51, 0.2 + 1e-4]])
+    left = nucleus(probability.log(), top_p).softmax(dim=1)
+    assert ((left > 0).sum(dim=1) == kept).all()
+    chosen = probability.masked_fill(left == 0, 0.0)
+    assert torch.allclose(left, chosen / chosen.sum(dim=1, keepdim=True), atol=1e-6)
+
+
+def test_samples_come_from_the_nucleus_with_its_probabilities():
+    probability = torch.tensor([0.4, 0.05, 0.3, 0.05, 0.2])
+    logits = (probability**2).log().expand(20_000, 5)  # a temperature of 2 restores `probability`
+    drawn = generate(None, logits, torch.ones(20_000, 1, dtype=torch.bool), KVCache(), end=4, max_length=1, top_p=0.85,
+                     temperature=2.0, generator=torch.Generator().manual_seed(0))
+    share = torch.bincount(drawn[:, 0], minlength=5) / 20_000
+    assert share[1] == 0 and share[3] == 0
+    assert (share - torch.tensor([0.4, 0, 0.3, 0, 0.2]) / 0.9).abs().max() < 0.015
+
+
+def test_adjust_penalises_what_was_written_once_and_forbids_an_early_end():
+    scores = torch.tensor([[2.0, -2.0, 1.0, 3.0]])
+    assert adjust(scores, torch.tensor([[0, 1, 1]]), END, 0, 2.0).tolist() == [[1.0, -4.0, 1.0, 3.0]]
+    assert adjust(scores, torch.tensor([[0]]), END, 2, 1.0)[0, END] == -torch.inf
+    assert torch.equal(adjust(scores, torch.tensor([[0, 3]]), END, 2, 1.0), scores)

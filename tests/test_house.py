@@ -1,0 +1,236 @@
+"""The rules of the house hold, and each rule would notice if it were broken."""
+
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import course
+import readme
+
+from . import gates
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULE = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "minblip2").glob("*.py"))}
+NOTEBOOKS = [path for folder in ("notebooks", "solutions", "exercises")
+             for path in sorted((ROOT / folder).glob("*.ipynb"))]
+PICTURE = "data:image/png;base64,AAAA"
+
+
+def files():
+    """What is in git or would go into it with `git add .`."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.decode().split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def notebook(*sources, prose="", output=None):
+    """A notebook as if just executed."""
+    cells = [new_code_cell(source, execution_count=count) for count, source in enumerate(sources, start=1)]
+    if output:
+        cells[-1].outputs = [output]
+    made = new_notebook(cells=[new_markdown_cell(prose), *cells])
+    made.metadata[course.STAMP] = course.source_hash(made)
+    return made
+
+
+def html(text):
+    return new_output("display_data", {"text/html": text})
+
+
+# --- the module -------------------------------------------------------------------------------------------------------
+
+
+def test_imports_go_down():
+    assert gates.layering({name: text for name, text in MODULE.items() if name != "__init__"}) == []
+    assert gates.imports(MODULE["stage1"]) >= {"masks", "attention", "qformer"}  # the gate does see imports
+
+
+@pytest.mark.parametrize("line", ["from .stage1 import Stage1", "from . import stage1", "import minblip2.stage1",
+                                  "from minblip2 import stage1", "from minblip2.stage1 import Stage1",
+                                  "def f():\n    from .stage1 import Stage1", "from .qformer import QFormer"])
+def test_imports_up_are_noticed(line):
+    (problem,) = gates.layering({"qformer": line})
+    assert problem.startswith("qformer.py imports")
+
+
+def test_core_imports_nothing_else():
+    assert gates.layering({"stage2": "from .data import Batch"}) and gates.layering({"unknown": ""})
+    outside = {name: gates.imports(MODULE[name]) & set(gates.FLOORS) - set(gates.CORE) for name in gates.CORE}
+    assert not any(outside.values()), outside
+
+
+def test_core_is_small():
+    lines = {name: gates.code_lines(MODULE[name]) for name in gates.CORE}
+    assert sum(lines.values()) < gates.CORE_LINES, lines
+
+
+def test_code_lines_count_code():
+    source = '"""Doc\n\nstring."""\n\n# comment\nx = [1,  # one\n     2]\n'
+    source += 'def f():\n    """Doc."""\n    return """a\nb"""\n'
+    assert gates.code_lines(source) == 5  # two of the list, def, return and the string's second line
+
+
+def test_axis_letters():
+    for name, text in MODULE.items():
+        assert gates.labelled(gates.einops_letters(text), f"{name}.py") == []
+    for path in NOTEBOOKS:
+        assert gates.labelled(gates.einops_letters(gates.python_of(nbformat.read(path, 4))), path.name) == []
+
+
+@pytest.mark.parametrize("source", ["rearrange(x, 'b (h x) -> b h x')", "einsum(x, y, 'b i, b j -> i j')",
+                                    "einops.reduce(x, 'batch s -> s', 'sum')", "rearrange(x, pattern)"])
+def test_other_letters_are_noticed(source):
+    assert len(gates.einops_letters(source)) == 1
+
+
+def test_good_patterns_pass():
+    good = "rearrange(x, 'b 1 (gh p1) ... -> b gh p1 ()', p1=2)\nx.repeat(2, 3)\nreduce(x, 'b s e -> b e', 'mean')"
+    assert gates.einops_letters(good) == []
+
+
+def test_public_names_have_docstrings():
+    for name, text in MODULE.items():
+        assert gates.labelled(gates.docstrings(text), f"{name}.py") == []
+
+
+def test_missing_docstrings_are_noticed():
+    source = '"""File."""\nclass A:\n    """Doc."""\n    def run(self): pass\n    def _own(self): pass\ndef f(): pass\n'
+    assert gates.docstrings(source) == ["line 4: A.run has no docstring", "line 6: f has no docstring"]
+    assert gates.docstrings("x = 1") == ["the file has no docstring"]
+
+
+# --- all files --------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_small_and_belong_to_no_machine():
+    problems = []
+    for path in files():
+        content, name = path.read_bytes(), path.relative_to(ROOT)
+        if len(content) > gates.LARGEST:
+            problems.append(f"{name}: {len(content)} bytes")
+        if b"\0" not in content and name.parts[-1] != "gates.py":  # gates.py spells out what it looks for
+            problems += gates.labelled(gates.foreign(content.decode("utf-8")), name)
+    assert problems == []
+
+
+@pytest.mark.parametrize("parts", [("/home", "/ada/x"), ("see /wo", "rk/main"), ("C:\\Us", "ers\\ada"),
+                                   ("--index", "-url x"), ("'/ro", "ot/.cache'")])
+def test_machine_paths_are_noticed(parts):
+    assert len(gates.foreign("".join(parts))) == 1
+
+
+def test_other_paths_pass():
+    assert gates.foreign("~/.cache, ../home/x, /etc/passwd, homework/a, https://a.org/home/b, $ROOT/work/x") == []
+
+
+def test_pins_are_exact_and_whole():
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(line.split(";")[0].count("==") == 1 and "+" not in line and "@" not in line for line in pins), pins
+    assert "torch==2.13.0" in pins
+
+
+# --- notebooks and README ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_notebook(path):
+    nb = nbformat.read(path, 4)
+    problems = gates.magics(nb) + gates.without_alt(nb) + gates.broken_links(gates.markdown_of(nb), path.parent)
+    problems += gates.unexecuted(nb) if path.parent.name == "exercises" else gates.executed(nb) + gates.stale(nb)
+    assert problems == []
+
+
+def test_readme_links():
+    assert gates.broken_links((ROOT / "README.md").read_text(encoding="utf-8"), ROOT) == []
+
+
+def test_broken_links_are_noticed():
+    text = "# My title\n[a](#my-title) [b](README.md) [c](https://a.org/x) ![d](no.png) <img src='no.png'> [e](#no)"
+    assert len(gates.broken_links(text, ROOT)) == 3
+
+
+def test_a_good_notebook_passes_every_gate():
+    nb = notebook("%matplotlib inline", "x = 1", output=html(f'<img alt="A cat." src="{PICTURE}">'))
+    assert gates.executed(nb) + gates.stale(nb) + gates.without_alt(nb) + gates.magics(nb) == []
+
+
+def test_missing_outputs_are_noticed():
+    nb = notebook("x = 1", "x")
+    assert len(gates.executed(nb)) == 1  # counts but no output
+    nb.cells[1].execution_count = 2
+    assert len(gates.executed(nb)) == 2  # and out of order
+    assert gates.executed(notebook("x", output=new_output("error", ename="E", evalue="", traceback=[])))
+
+
+def test_outputs_in_exercises_are_noticed():
+    assert len(gates.unexecuted(notebook("x = 1"))) == 1
+    assert gates.unexecuted(new_notebook(cells=[new_code_cell("x = 1")])) == []
+
+
+def test_stale_outputs_are_noticed():
+    nb = notebook("x = 1", "x")
+    nb.cells[0].source = "prose does not matter"
+    assert gates.stale(nb) == []
+    nb.cells[1].source = "x = 2"
+    assert len(gates.stale(nb)) == 1
+
+
+@pytest.mark.parametrize("output", [html(f'<img src="{PICTURE}">'), html(f'<img alt=" " src="{PICTURE}">'),
+                                    new_output("display_data", {"image/png": "AAAA"})])
+def test_pictures_without_alt_are_noticed(output):
+    assert len(gates.without_alt(notebook("show()", output=output))) == 1
+
+
+@pytest.mark.parametrize("line", ["%load_ext autoreload", "!pip install x", "%%bash", "  !ls"])
+def test_other_magics_are_noticed(line):
+    assert len(gates.magics(notebook(f"x = 1\n{line}"))) == 1
+    assert gates.magics(notebook("x = 7 % 2\n%time x")) == []
+
+
+# --- the runner and the results table ---------------------------------------------------------------------------------
+
+
+def test_runner_writes_an_executed_copy_and_stamps_it(tmp_path):
+    source, copy = tmp_path / "00_a.ipynb", tmp_path / "out" / "00_a.ipynb"
+    course.write(new_notebook(cells=[new_code_cell("import os"), new_code_cell("1 + 1")]), source)
+    made = course.execute(source, copy)
+    assert gates.executed(made) + gates.stale(nbformat.read(copy, 4)) == []
+    assert [path.name for path in copy.parent.iterdir()] == ["00_a.ipynb"]  # no half-written file stays
+
+
+def test_runner_tells_the_failing_cell(tmp_path):
+    course.write(new_notebook(cells=[new_code_cell("1 / 0")]), tmp_path / "00_a.ipynb")
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        course.execute(tmp_path / "00_a.ipynb", tmp_path / "copy.ipynb")
+    assert (tmp_path / "copy.ipynb").exists()
+
+
+def test_runner_chooses(tmp_path):
+    for name in ("01_b", "00_a", "draft"):
+        (tmp_path / f"{name}.ipynb").touch()
+    assert [path.stem for path in course.choose(tmp_path, [])] == ["00_a", "01_b"]
+    assert [path.stem for path in course.choose(tmp_path, ["01"])] == ["01_b"]
+    with pytest.raises(ValueError, match="no notebook begins with '07'"):
+        course.choose(tmp_path, ["00", "07"])
+
+
+def test_results_table(tmp_path):
+    for name, value in (("scenes", 90.0), ("scenes-seed1", 94.0), ("other", 1.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results-val.json").write_text(f'{{"images": 500, "pointing": {value}, "secret": 1}}')
+    found = readme.columns(tmp_path, "scenes")
+    assert list(found) == ["scenes, val (2 seeds)"]
+    assert "| 92.0 ± 2.8 |" in " ".join(readme.table(found).split()) and "secret" not in readme.table(found)
+    filled = readme.fill(f"a\n{readme.BEGIN}\nold\n{readme.END}\nb", "new")
+    assert filled == f"a\n{readme.BEGIN}\nnew\n{readme.END}\nb" == readme.fill(filled, "new")
+
+
+@pytest.mark.parametrize("text", ["", readme.BEGIN, f"{readme.END} {readme.BEGIN}", 2 * f"{readme.BEGIN}{readme.END}"])
+def test_a_readme_without_markers_is_refused(text):
+    with pytest.raises(ValueError, match="README.md needs"):
+        readme.fill(text, "table")

@@ -1,0 +1,193 @@
+"""Real weights give transformers' numbers, and every kind of broken hub folder is named in one sentence."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from minblip2 import UserError, masks
+from minblip2.attention import KVCache
+from minblip2.generation import generate
+from minblip2.pretrained import bert_sizes, init_from_bert, load_lm, load_vit
+from minblip2.qformer import QFormer
+from minblip2.tokenizer import Tokenizer
+
+from .parity import difference, lengths_mask, randomise
+
+CAPTION = "Two dogs run along the beach while a child in a red coat throws a ball."
+
+
+@torch.no_grad()
+def test_dinov2_small_features(parts):
+    folder = parts / "dinov2-small"
+    ours, theirs = load_vit(folder), AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    for size in [(518, 518), (224, 224), (112, 168)]:
+        image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        assert difference(ours(image), theirs(image).last_hidden_state) < 1e-5
+    assert not ours.training and not any(p.requires_grad for p in ours.parameters())
+
+
+@torch.no_grad()
+def test_minilm_text_states(parts):
+    folder = parts / "all-MiniLM-L6-v2"
+    tokenizer, config = Tokenizer.from_folder(folder), bert_sizes(folder, image_width=20, queries=4)
+    ours = init_from_bert(QFormer(config), folder).eval()
+    theirs = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs.embeddings.token_type_embeddings.weight.zero_()  # the Q-Former drops them, as LAVIS does
+    ids, mask = tokenizer.pad([tokenizer.encode(CAPTION), tokenizer.encode("a cat")])
+    expected = theirs(ids, attention_mask=mask.long()).last_hidden_state
+    assert difference(ours(text_ids=ids, mask=masks.unimodal(0, mask)).text[mask], expected[mask]) < 1e-5
+    assert len(tokenizer) == config.vocabulary == ours.words.weight.shape[0] == ours.dec + 1
+
+
+@torch.no_grad()
+def test_smollm2_logits_and_greedy_tokens(parts):
+    folder = parts / "SmolLM2-135M-Instruct"
+    tokenizer, ours = Tokenizer.from_folder(folder), load_lm(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids, mask = tokenizer.pad([tokenizer.encode_prompt(CAPTION), tokenizer.encode_prompt("The sea is")], side="left")
+    expected = theirs(ids, attention_mask=mask.long()).logits
+    cache = KVCache()
+    logits = ours.head(ours(ours.embed(ids), masks.causal(mask), cache))
+    assert difference(logits[mask], expected[mask]) < 1e-4
+
+    def step(ids, mask, cache):
+        return ours.head(ours(ours.embed(ids), mask, cache)[:, -1])
+
+    written = generate(step, logits[:, -1], mask, cache, end=-1, max_length=30)
+    reference = theirs.generate(ids, attention_mask=mask.long(), do_sample=False, min_new_tokens=30, max_new_tokens=30,
+                                eos_token_id=None, pad_token_id=2)
+    assert written.tolist() == reference[:, ids.shape[1]:].tolist()
+
+
+SIZES = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)
+
+
+def build(kind, folder):
+    """A small random hub folder, as transformers writes it."""
+    model = {"vit": lambda: Dinov2Model(Dinov2Config(**SIZES, image_size=28, mlp_ratio=2)),
+             "lm": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=50, num_key_value_heads=3)),
+             "bert": lambda: BertModel(BertConfig(**SIZES, vocab_size=50)),
+             "mlm": lambda: BertForMaskedLM(BertConfig(**SIZES, vocab_size=50))}[kind]()
+    randomise(model, 1).save_pretrained(folder)
+    return model
+
+
+def load_bert(folder):
+    torch.manual_seed(0)
+    return init_from_bert(QFormer(bert_sizes(folder, image_width=20, queries=4, dropout=0.0)), folder).eval()
+
+
+LOADERS = {"vit": load_vit, "lm": load_lm, "bert": load_bert, "mlm": load_bert}
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+@torch.no_grad()
+def test_bert_fills_both_feed_forwards_and_the_lm_head_and_grows_dec(tmp_path, old_names):
+    theirs = build("mlm", tmp_path)
+    if old_names:  # as in the file of bert-base-uncased itself
+        weights = load_file(tmp_path / "model.safetensors")
+        save_file({k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+                   for k, v in weights.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    ours = load_bert(tmp_path)
+    for block in ours.blocks:
+        for text, query in ((block.text_mlp, block.query_mlp), (block.text_norm, block.query_norm)):
+            for a, b in zip(text.parameters(), query.parameters(), strict=True):
+                assert torch.equal(a, b) and a.data_ptr() != b.data_ptr() and a.requires_grad and b.requires_grad
+    words = theirs.get_input_embeddings().weight
+    assert ours.words.weight.shape == (51, 24) and torch.equal(ours.words.weight[:50], words)
+    assert 0 < ours.words.weight[50].std() < 0.05 and ours.lm_head.bias[50] == 0
+    theirs.bert.embeddings.token_type_embeddings.weight.zero_()
+    mask = lengths_mask([5, 3])
+    ids = torch.randint(1, 50, mask.shape)
+    expected = theirs(ids, attention_mask=mask.long()).logits
+    logits = ours.predict(ours(text_ids=ids, mask=masks.unimodal(0, mask)).text)
+    assert difference(logits[mask][:, :50], expected[mask]) < 1e-5
+
+
+def edit(change):
+    def spoil(folder):
+        weights = load_file(folder / "model.safetensors")
+        name = sorted(name for name in weights if "layer" in name and name.endswith("weight"))[0]
+        change(weights, name)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        return name
+    return spoil
+
+
+def configure(**changes):
+    def spoil(folder):
+        config = json.loads((folder / "config.json").read_text())
+        kept = {k: v for k, v in (config | changes).items() if v is not None}
+        (folder / "config.json").write_text(json.dumps(kept))
+    return spoil
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+SPOILED = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    "half a config": (lambda folder: (folder / "config.json").write_text('{"model_'), "config.json is not JSON"),
+    "config without a size": (configure(num_attention_heads=None), "num_attention_heads"),
+    "another model": (configure(model_type="t5"), "'t5'"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors file"),
+    "truncated": (cut, "model.safetensors cannot be read"),
+    "empty file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors cannot be read"),
+    "missing tensor": (edit(lambda weights, name: weights.pop(name)), "lacks the weights of"),
+    "left-over tensor": (edit(lambda weights, name: weights.update({"extra.thing": torch.zeros(2)})), "extra.thing"),
+    "wrong shape": (edit(lambda weights, name: weights.update({name: torch.zeros(3, 5)})), r"\(3, 5\)"),
+    "one layer too few": (configure(num_hidden_layers=1), "layers?.1.*does not have"),
+}
+
+
+@pytest.mark.parametrize("kind", ["vit", "lm", "bert"])
+@pytest.mark.parametrize("fault", SPOILED)
+def test_broken_folders_are_named_in_one_sentence(tmp_path, kind, fault):
+    build(kind, tmp_path)
+    LOADERS[kind](tmp_path)
+    spoil, names = SPOILED[fault]
+    name = spoil(tmp_path)
+    with pytest.raises(UserError, match=names) as error:
+        LOADERS[kind](tmp_path)
+    assert "\n" not in str(error.value)
+    assert fault != "wrong shape" or name in str(error.value)
+
+
+def test_a_missing_shard_is_noticed(tmp_path):
+    build("lm", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for i, names in enumerate((sorted(weights)[:5], sorted(weights)[5:])):
+        save_file({name: weights[name] for name in names}, tmp_path / f"model-{i}.safetensors", {"format": "pt"})
+    (tmp_path / "model.safetensors").unlink()
+    load_lm(tmp_path)
+    shutil.move(tmp_path / "model-1.safetensors", tmp_path / "model-1.part")
+    with pytest.raises(UserError, match="lacks the weights of"):
+        load_lm(tmp_path)
+
+
+@pytest.mark.parametrize("change, names", [({"use_swiglu_ffn": True}, "gated"), ({"mlp_ratio": 2.0}, None)], ids=str)
+def test_dinov2_variants(tmp_path, change, names):
+    theirs = build("vit", tmp_path)
+    configure(**change)(tmp_path)
+    if names:
+        with pytest.raises(UserError, match=names):
+            load_vit(tmp_path)
+    else:
+        image = torch.randn(1, 3, 28, 42)
+        assert difference(load_vit(tmp_path)(image), theirs(image).last_hidden_state) < 1e-5

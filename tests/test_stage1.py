@@ -1,0 +1,185 @@
+"""Stage 1 against plain Python loops, and the properties that make its three losses what they are."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minblip2 import UserError, masks
+from minblip2.stage1 import Stage1
+
+from .parity import TINY, difference, lengths_mask, randomise
+
+CLS, SEP, PAD = 1, 2, 0
+
+
+def batch(lengths=(5, 7, 3, 6), seed=0, pad_to=None):
+    generator = torch.Generator().manual_seed(seed)
+    mask = lengths_mask([*lengths])
+    ids = torch.randint(3, TINY.vocabulary - 1, mask.shape, generator=generator).masked_fill(~mask, PAD)
+    ids[:, 0], ids[torch.arange(len(ids)), mask.sum(1) - 1] = CLS, SEP
+    more = max((pad_to or 0) - ids.shape[1], 0)
+    image = sum(torch.randn(len(lengths), n, TINY.image_width, generator=generator) for n in (1, 6))
+    return image, F.pad(ids, (0, more)), F.pad(mask, (0, more), value=False)
+
+
+@pytest.fixture
+def model():
+    return randomise(Stage1(TINY, shared_width=16))
+
+
+def smoothed(logits, targets, smoothing):
+    """Cross-entropy of one row with targets (n) and label smoothing, written out."""
+    n = len(logits)
+    shift = max(logits)
+    log_sum = shift + math.log(sum(math.exp(x - shift) for x in logits))
+    return -sum(((1 - smoothing) * t + smoothing / n) * (x - log_sum) for x, t in zip(logits, targets, strict=True))
+
+
+def by_hand(model, image, ids, mask, image_ids, negatives):
+    """Facts §3 as loops: one image and one text at a time, joint passes without padding, cache or sharing."""
+    b, q = len(ids), TINY.queries
+    former = model.qformer
+    kv = [former.project_image(model.vision_norm(image[i:i + 1])) for i in range(b)]
+    words = [row[: int(m.sum())].tolist() for row, m in zip(ids, mask, strict=True)]
+
+    def joint(i, text, kind):
+        full = torch.ones(1, len(text), dtype=torch.bool)
+        return former(kv[i], torch.tensor([text]), getattr(masks, kind)(q, full))
+
+    seen = [F.normalize(model.vision_projection(joint(i, words[i], "unimodal").queries[0]), dim=1) for i in range(b)]
+    said = [F.normalize(model.text_projection(joint(0, w, "unimodal").text[0, 0]), dim=0) for w in words]
+    logits = [[max(float(query @ text) for query in g) / float(model.temperature) for text in said] for g in seen]
+    same = [[float(image_ids[i] == image_ids[j]) for j in range(b)] for i in range(b)]
+    itc = 0.0
+    for i in range(b):
+        targets = [x / sum(same[i]) for x in same[i]]
+        itc += smoothed(logits[i], targets, 0.1) / (2 * b)
+        itc += smoothed([row[i] for row in logits], targets, 0.1) / (2 * b)
+    wrong_image, wrong_text = (x.tolist() for x in negatives)
+    triple = ([(i, i, 1) for i in range(b)] + [(wrong_image[i], i, 0) for i in range(b)]
+              + [(i, wrong_text[i], 0) for i in range(b)])
+    itm, itg, n = 0.0, 0.0, 0
+    for i, j, label in triple:
+        read = model.match_head(joint(i, words[j], "bidirectional").queries[0])
+        itm += smoothed(read.mean(dim=0).tolist(), [1.0 - label, float(label)], 0.0) / (3 * b)
+    for i in range(b):
+        states = joint(i, [TINY.vocabulary - 1, *words[i][1:]], "multimodal_causal").text[0]
+        for state, word in zip(states[:-1], words[i][1:], strict=True):
+            targets = [float(word == v) for v in range(TINY.vocabulary)]
+            itg, n = itg + smoothed(former.predict(state).tolist(), targets, 0.1), n + 1
+    return itc, itm, itg / n
+
+
+@pytest.mark.parametrize("image_ids", [None, [7, 8, 7, 9], [5, 5, 6, 5]], ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_losses_equal_plain_loops(image_ids, seed):
+    model = randomise(Stage1(TINY, shared_width=16), seed).double()
+    with torch.no_grad():
+        model.temperature.fill_(0.3)
+        image, ids, mask = batch(seed=seed, pad_to=9)
+        negatives = torch.tensor([1, 2, 3, 0]), torch.tensor([2, 3, 1, 1])
+        which = None if image_ids is None else torch.tensor(image_ids)
+        out = model(image.double(), ids, mask, which, negatives)
+        expected = by_hand(model, image.double(), ids, mask, image_ids or [0, 1, 2, 3], negatives)
+    for ours, theirs in zip((out.itc, out.itm, out.itg), expected, strict=True):
+        assert abs(ours.item() - theirs) <= 1e-6 * max(1, abs(theirs))
+    assert out.loss.item() == pytest.approx(sum(expected), abs=3e-6)
+    assert out.match_labels.tolist() == [1] * 4 + [0] * 8 and out.word_logits.shape == (int(mask.sum()) - 4, 50)
+
+
+def test_negatives_never_share_the_image_and_follow_the_softmax(model):
+    image_ids = torch.tensor([0, 0, 1, 2, 1])
+    same = image_ids[:, None] == image_ids
+    similarity = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)) * 1.5
+    torch.manual_seed(0)
+    draws = [model.sample_negatives(similarity, same) for _ in range(8000)]
+    for side, logits in ((0, similarity.T), (1, similarity)):
+        counts = torch.stack([F.one_hot(draw[side], 5) for draw in draws]).float().mean(0)
+        assert (counts[same] == 0).all()
+        expected = torch.where(same, -math.inf, logits).softmax(dim=1)
+        assert (counts - expected).abs().max() < 5 * 0.5 / 8000**0.5
+
+
+@pytest.mark.parametrize("image_ids", [[3], [4, 4, 4]], ids=str)
+def test_a_batch_without_a_negative_says_so(model, image_ids):
+    image, ids, mask = batch((4, 3, 5)[: len(image_ids)])
+    with pytest.raises(UserError, match="one image only"):
+        model(image, ids, mask, torch.tensor(image_ids))
+    with pytest.raises(UserError, match="one image only"):
+        Stage1(TINY)(image[:1], ids[:1], mask[:1])
+
+
+def test_batch_of_one_with_given_negatives(model):
+    image, ids, mask = batch((4,))
+    out = model(image, ids, mask, negatives=(torch.tensor([0]), torch.tensor([0])))
+    assert out.similarity.shape == (1, 1) and out.itc.item() == 0 and out.loss.isfinite()
+
+
+def test_a_fresh_model_starts_where_arithmetic_says():
+    torch.manual_seed(0)
+    image, ids, mask = batch((6,) * 8)
+    with torch.no_grad():
+        out = Stage1(TINY, shared_width=16).eval()(image, ids, mask)
+    assert abs(out.itc - math.log(8)) < 0.1
+    # the head has read nothing yet: as good as any constant, and 0.6365 is the least that a constant can reach at 1 : 2
+    constant = F.cross_entropy(out.match_logits.mean(0).expand(24, 2), out.match_labels)
+    assert abs(out.itm - constant) < 0.02 and out.itm > 0.6365 - 0.01
+    assert abs(out.itg - math.log(TINY.vocabulary)) < 0.1
+
+
+def test_one_batch_is_learned_by_heart():
+    torch.manual_seed(0)
+    model, inputs = Stage1(TINY, shared_width=16), batch()
+    negatives = torch.tensor([1, 2, 3, 0]), torch.tensor([2, 3, 0, 1])
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    first = model(*inputs, negatives=negatives)
+    for _ in range(200):
+        out = model(*inputs, negatives=negatives)
+        optimiser.zero_grad()
+        out.loss.backward()
+        optimiser.step()
+    # label smoothing leaves a floor under itc and itg
+    assert out.itm < 0.1 * first.itm and out.itc < 0.5 * first.itc and out.itg < 0.5 * first.itg
+
+
+def test_temperature_divides_and_nothing_else(model):
+    inputs, negatives = batch(), (torch.tensor([1, 2, 3, 0]), torch.tensor([2, 3, 0, 1]))
+    with torch.no_grad():
+        model.temperature.fill_(0.5)
+        half = model(*inputs, negatives=negatives)
+        model.temperature.fill_(1.0)
+        one = model(*inputs, negatives=negatives)
+    assert one.similarity.abs().max() <= 1 and difference(half.similarity, 2 * one.similarity) < 1e-6
+    assert torch.equal(half.itm, one.itm) and torch.equal(half.itg, one.itg)
+
+
+def test_gradient_reaches_every_parameter_that_should_have_one(model):
+    image, ids, mask = batch()
+    model(image, ids, mask, negatives=(torch.tensor([1, 2, 3, 0]), torch.tensor([2, 3, 0, 1]))).loss.backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9}
+    # adding the same number to every score of a row changes no softmax: key biases cannot learn, in the original either
+    assert {name for name in without if not name.endswith("attention.key.bias")} == set()
+    assert model.temperature.grad.abs() > 0 and model.qformer.words.weight.grad[TINY.vocabulary - 1].abs().max() > 0
+
+
+def test_caption_equals_writing_without_a_cache(model):
+    image, text = batch()[0], torch.full((4, 1), TINY.vocabulary - 1)
+    with torch.no_grad():
+        model.qformer.lm_head.bias[SEP] += 1.0  # so that some captions end early
+        ours, kv = model.caption(image, end=SEP, max_length=9), model.image_kv(image)
+        for _ in range(9):
+            mask = masks.multimodal_causal(TINY.queries, torch.ones_like(text, dtype=torch.bool))
+            word = model.qformer.predict(model.qformer(kv, text, mask).text[:, -1]).argmax(1, keepdim=True)
+            text = torch.cat([text, torch.where((text == SEP).any(1, keepdim=True), SEP, word)], dim=1)
+    assert ours.tolist() == text[:, 1:].tolist()
+    assert len({(row == SEP).sum().item() for row in ours}) > 1
+
+
+def test_beam_captions_of_a_batch_are_those_of_each_image(model):
+    image = batch()[0]
+    together = model.caption(image, end=SEP, max_length=8, beams=3)
+    for i in range(4):
+        alone = model.caption(image[i:i + 1], end=SEP, max_length=8, beams=3)[0]
+        assert together[i].tolist() == alone.tolist() + [SEP] * (together.shape[1] - len(alone))

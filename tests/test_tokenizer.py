@@ -1,0 +1,126 @@
+"""The tokenizer against transformers', on real captions; round trips, truncation, padding and broken files."""
+
+import json
+import re
+
+import pytest
+import tokenizers
+import torch
+from transformers import BertTokenizerFast
+
+from minblip2 import UserError
+from minblip2.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def captions(photos):
+    annotations = json.loads((photos / "annotations" / "captions_val.json").read_text())["annotations"]
+    return [annotation["caption"] for annotation in annotations]
+
+
+@pytest.fixture(scope="module")
+def bert(parts):
+    return Tokenizer.from_folder(parts / "all-MiniLM-L6-v2")
+
+
+@pytest.fixture
+def small():
+    return Tokenizer.words(["a red circle, left of a blue square.", "two green stars"])
+
+
+def test_ids_equal_transformers_on_real_captions(bert, parts, captions):
+    theirs = BertTokenizerFast.from_pretrained(parts / "all-MiniLM-L6-v2")
+    odd = ["", "Café — naïve, 東京!", "it's 3,000 km...", "  spaces\tand\nlines  ",
+           "supercalifragilisticexpialidocious"]
+    for text in captions + odd:
+        assert bert.encode(text, max_length=512) == theirs(text)["input_ids"], text
+        assert bert.encode(text, max_length=8) == theirs(text, truncation=True, max_length=8)["input_ids"], text
+    assert len(captions) > 2000
+
+
+def test_round_trip_of_real_captions(bert, captions):
+    for text in captions[:300]:
+        letters = re.sub(r"\s", "", text.lower())
+        assert re.sub(r"\s", "", bert.decode(bert.encode(text, max_length=512))) == letters
+
+
+def test_dec_is_the_last_id(bert, small):
+    assert (bert.start, bert.end, bert.pad_id, bert.dec, len(bert)) == ([101], 102, 0, 30522, 30523)
+    assert small.dec == len(small) - 1 and small.backend.id_to_token(small.dec) is None
+    words = small.tokens("a red star")
+    assert small.decode([small.dec, *words, small.end, 5, 6]) == small.decode(words)
+
+
+def test_words_reads_every_word_and_round_trips(small):
+    text = "two red circle , left of a blue square . stars"
+    ids = small.tokens(text)
+    assert small.backend.token_to_id("[UNK]") not in ids and len(ids) == len(text.split())
+    assert re.sub(r"\s", "", small.decode(small.encode(text))) == re.sub(r"\s", "", text)
+    assert small.tokens("purple") == [small.backend.token_to_id("[UNK]")]
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 5, 12])
+def test_truncation_keeps_start_and_end(small, max_length):
+    ids = small.encode("a blue square", prompt="two green stars", max_length=max_length)
+    assert len(ids) == min(max_length, 8) and ids[:1] == small.start and ids[-1] == small.end
+    assert small.encode_prompt("two green stars") == small.encode("", prompt="two green stars")[:-1]
+    assert ids[:-1] == [*small.start, *small.tokens("two green stars a blue square")][: max_length - 1]
+
+
+def test_padding_on_either_side(small):
+    rows = [[5, 6, 7], [], [8]]
+    for side, ids, mask in [("right", [[5, 6, 7], [0, 0, 0], [8, 0, 0]], [[1, 1, 1], [0, 0, 0], [1, 0, 0]]),
+                            ("left", [[5, 6, 7], [0, 0, 0], [0, 0, 8]], [[1, 1, 1], [0, 0, 0], [0, 0, 1]])]:
+        ours = small.pad(rows, side)
+        assert ours[0].tolist() == ids and ours[1].int().tolist() == mask
+        assert ours[0].dtype == torch.long and ours[1].dtype == torch.bool
+    assert small.pad([[], []])[0].shape == (2, 0)
+
+
+def test_save_and_load(small, bert, tmp_path):
+    for tokenizer in (small, bert):
+        tokenizer.save(tmp_path / "tokenizer.json")
+        again = Tokenizer.load(tmp_path / "tokenizer.json")
+        assert len(again) == len(tokenizer) and vars(again).keys() == vars(tokenizer).keys()
+        for name in ("start", "end", "pad_id", "dec"):
+            assert getattr(again, name) == getattr(tokenizer, name)
+        assert again.encode("Two green stars!") == tokenizer.encode("Two green stars!")
+
+
+def test_language_model_folder(parts):
+    lm = Tokenizer.from_folder(parts / "SmolLM2-135M-Instruct")
+    assert lm.dec is None and lm.end == 2 and len(lm) == 49152
+    assert lm.decode(lm.encode("A dog — naïve, 東京!")) == "A dog — naïve, 東京!"
+    settings = json.loads((parts / "SmolLM2-135M-Instruct" / "tokenizer_config.json").read_text())
+    assert lm.backend.token_to_id(settings["eos_token"]) == lm.end
+
+
+def folder(path, **files):
+    """A hub folder with a two-word tokenizer and these JSON files."""
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "é": 1, "<end>": 2}, unk_token="a"))
+    backend.save(str(path / "tokenizer.json"))
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        (path / f"{name}.json").write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("files, end", [
+    ({"tokenizer_config": {"eos_token": "<end>"}}, 2), ({"tokenizer_config": {"eos_token": {"content": "é"}}}, 1),
+    ({"config": {"eos_token_id": 1}}, 1), ({"config": {"eos_token_id": [2, 1]}}, 2)], ids=str)
+def test_the_end_may_be_named_in_several_ways(tmp_path, files, end):
+    tokenizer = Tokenizer.from_folder(folder(tmp_path, **files))
+    assert (tokenizer.end, tokenizer.pad_id, tokenizer.start) == (end, end, [])
+
+
+@pytest.mark.parametrize("spoil, names", [
+    (lambda path: (path / "tokenizer.json").unlink(), "no tokenizer.json"),
+    (lambda path: (path / "tokenizer.json").write_text("{"), "tokenizer.json is not a tokenizer file"),
+    (lambda path: (path / "tokenizer.json").write_bytes(b"\xff\xfe\x00"), "tokenizer.json is not a tokenizer file"),
+    (lambda path: (path / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is not JSON"),
+    (lambda path: (path / "tokenizer_config.json").unlink(), "no eos_token")])
+def test_broken_folders_are_named(tmp_path, spoil, names):
+    spoil(folder(tmp_path, tokenizer_config={"eos_token": "<end>"}))
+    with pytest.raises(UserError, match=names) as error:
+        Tokenizer.from_folder(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)

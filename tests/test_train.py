@@ -1,0 +1,154 @@
+"""The training loop: schedule, groups, logs, refusal of bad input, and exact resumption after SIGKILL."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from minblip2 import UserError
+from minblip2.data import weights_checksum
+from minblip2.train import (
+    TrainConfig,
+    autocast,
+    learning_rate,
+    load_weights,
+    parameter_groups,
+    read_log,
+    save_weights,
+    train,
+    trained_state,
+)
+from tests.tiny_training import CONFIG, Numbers, Toy, toy_losses
+
+
+def test_learning_rate_rises_then_follows_the_cosine_to_its_floor():
+    config = TrainConfig(steps=110, learning_rate=2.0, warmup=10, floor=0.1)
+    assert [learning_rate(step, config) for step in (0, 4, 9)] == pytest.approx([0.2, 1.0, 2.0])
+    assert learning_rate(60, config) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+    assert learning_rate(110, config) == pytest.approx(0.2)
+    rates = [learning_rate(step, config) for step in range(9, 111)]
+    assert all(later <= earlier for earlier, later in zip(rates, rates[1:], strict=False))
+
+
+def test_only_trainable_matrices_decay():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2).requires_grad_(False))
+    model.temperature = nn.Parameter(torch.tensor(0.07))
+    decayed, plain = parameter_groups(model, 0.05)
+    assert [p.shape for p in decayed["params"]] == [torch.Size([4, 3])] and decayed["weight_decay"] == 0.05
+    assert sorted(p.ndim for p in plain["params"]) == [0, 1, 1, 1] and plain["weight_decay"] == 0.0
+
+
+def test_trained_state_has_the_buffers_of_what_trains_and_nothing_frozen():
+    model = nn.ModuleDict({"frozen": nn.BatchNorm1d(3).requires_grad_(False), "trained": nn.BatchNorm1d(3)})
+    assert set(trained_state(model)) == {f"trained.{name}" for name in
+                                         ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+
+
+def test_training_learns_logs_and_is_not_repeated(tmp_path):
+    torch.manual_seed(0)
+    model = Toy()
+    log = train(model, toy_losses, Numbers(), CONFIG, tmp_path)
+    assert [record["step"] for record in log] == list(range(1, CONFIG.steps + 1)) == [r["step"] for r in
+                                                                                      read_log(tmp_path / "log.jsonl")]
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
+    assert not list(tmp_path.glob("*.part")) and not (tmp_path / "checkpoint.pt").exists()
+    again, before = Toy(), (tmp_path / "log.jsonl").read_bytes()
+    assert train(again, toy_losses, Numbers(), CONFIG, tmp_path) == log
+    assert weights_checksum(again) == weights_checksum(model) and (tmp_path / "log.jsonl").read_bytes() == before
+
+
+def test_other_settings_are_refused(tmp_path):
+    train(Toy(), toy_losses, Numbers(), CONFIG, tmp_path)
+    with pytest.raises(UserError, match="other settings"):
+        train(Toy(), toy_losses, Numbers(), replace(CONFIG, learning_rate=1.0), tmp_path)
+    with pytest.raises(UserError, match="another recipe"):
+        load_weights(nn.Linear(2, 2), tmp_path / "model.safetensors")
+
+
+def test_broken_files_are_named(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"half a fi")
+    with pytest.raises(UserError, match="model.safetensors cannot be read"):
+        load_weights(Toy(), tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a fi")
+    with pytest.raises(UserError, match="checkpoint.pt cannot be read"):
+        train(Toy(), toy_losses, Numbers(), CONFIG, tmp_path)
+
+
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path):
+    def trained(folder, accumulate, batch_size):
+        torch.manual_seed(0)
+        model = Toy(dropout=0.0)
+        config = replace(CONFIG, steps=5, accumulate=accumulate)
+        train(model, toy_losses, Numbers(batch_size), config, tmp_path / folder)
+        return model.state_dict()
+
+    one, two = trained("one", 1, 16), trained("two", 2, 8)
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_images(tmp_path):
+    def broken(model, batch):
+        return {"loss": toy_losses(model, batch)["loss"] * math.inf}
+
+    with pytest.raises(UserError, match=r"step 1, on images \[0, 1"):
+        train(Toy(), broken, Numbers(), CONFIG, tmp_path)
+
+
+def test_precision():
+    with autocast(torch.device("cpu"), "bfloat16"):
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
+    with autocast(torch.device("cpu"), "float32"):
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+    with pytest.raises(UserError, match="precision"):
+        autocast(torch.device("cpu"), "float8")
+
+
+def test_weights_come_back_with_their_fingerprint(tmp_path):
+    model, other = Toy(), Toy()
+    save_weights(model, tmp_path / "model.safetensors", "mine")
+    load_weights(other, tmp_path / "model.safetensors", "mine")
+    assert weights_checksum(model) == weights_checksum(other)
+    with pytest.raises(UserError, match="other settings"):
+        load_weights(other, tmp_path / "model.safetensors", "yours")
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+def test_killed_and_resumed_is_the_uninterrupted_run(tmp_path, kills):
+    """SIGKILL at moments that fall between checkpoints; weights and loss curve must be the same to the last bit."""
+    torch.manual_seed(0)
+    model = Toy()
+    log = train(model, toy_losses, Numbers(), CONFIG, tmp_path / "whole")
+
+    command = [sys.executable, "-m", "tests.tiny_training", str(tmp_path / "killed")]
+    environment = os.environ | {"TINY_TRAINING_PAUSE": "0.02"}
+    log_file = tmp_path / "killed" / "log.jsonl"
+    for kill in range(kills):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        enough = CONFIG.checkpoint_every * (kill + 1) + 2
+        while process.poll() is None and (not log_file.exists() or log_file.read_text().count("\n") < enough):
+            time.sleep(0.005)
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (tmp_path / "killed" / "checkpoint.pt").exists()
+        assert not (tmp_path / "killed" / "model.safetensors").exists()
+    subprocess.run(command, check=True, env=environment | {"TINY_TRAINING_PAUSE": "0"}, stderr=subprocess.DEVNULL)
+
+    resumed = Toy()
+    load_weights(resumed, tmp_path / "killed" / "model.safetensors")
+    assert weights_checksum(resumed) == weights_checksum(model)
+    assert read_log(log_file) == log
+
+
+def test_a_log_line_that_a_kill_cut_short_is_left_out(tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1}]
