@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(B
 
 help:
 	@echo "make course   run every notebook in order, without a window, and print the results (about 10 minutes on 2 cores)"
-	@echo "make test     lint, unit tests, notebooks (about 10 minutes on 2 cores)"
+	@echo "make test     lint, unit tests, notebooks (about 10 minutes the first time on 2 cores, then 4)"
 	@echo "make lab      open the course in JupyterLab"
 	@echo "Each sets up .venv first if need be (a few minutes, once). PYTHON=python3.12 picks the interpreter."
 
@@ -18,7 +18,7 @@ course: .venv/stamp
 	@$(BIN)/python notebooks/course.py
 
 test: .venv/stamp
-	@echo "test: lint, unit tests, notebooks (about 10 minutes on 2 cores)"
+	@echo "test: lint, unit tests, notebooks (about 10 minutes the first time on 2 cores, then 4)"
 	@$(BIN)/ruff check .
 	@$(PYTEST) --dist loadfile
 ifneq ($(NOTEBOOKS),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from . import UserError
-from .data import Batch, CocoCaptions, PairBatches, feature_cache, weights_checksum
+from .batches import Batch, PairBatches
+from .data import CocoCaptions
+from .features import feature_cache, weights_checksum
 from .recipes import Parts, Recipe, clean, default_data, find_recipe
 from .stage1 import Stage1
 from .stage2 import Stage2
@@ -114,7 +117,8 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
 
     split = CocoCaptions(data, "train")
     views = [bridge.features(split, out / "cache", flip) for flip in ([False, True] if recipe.flips else [False])]
-    settings = dict(recipe=recipe.name, qformer=parts.qformer, pairs=len(split.pairs),
+    texts = hashlib.sha256(repr(split.pairs).encode()).hexdigest()
+    settings = dict(recipe=recipe.name, qformer=parts.qformer, pairs=texts,
                     encoder=weights_checksum(parts.encoder), shared_width=recipe.shared_width)
     train(bridge.stage1, stage1_losses, bridge.pairs(split, views, for_lm=False), recipe.stage1, out / "stage1",
           settings, name="stage 1", resume=resume, device=bridge.device)
@@ -122,7 +126,8 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     if stages == 1:
         return bridge
 
-    bridge.stage2 = recipe.new_stage2(parts, bridge.stage1)
+    bridge.stage2 = recipe.new_stage2(parts, bridge.stage1).to(bridge.device)
+    bridge.stage2.calibrate(torch.from_numpy(np.array(views[0][:256], dtype=np.float32)).to(bridge.device))
     given = len(parts.lm_tokenizer.encode_prompt(recipe.prompt))
 
     def stage2_losses(model: Stage2, batch: Batch) -> dict[str, Tensor]:

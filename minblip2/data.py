@@ -1,24 +1,21 @@
-"""From files to batches: images, COCO-layout captions, cached features of the frozen encoder, batches by length."""
+"""From files to tensors: pictures, how an encoder wants them, and captions in COCO layout."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
-import shutil
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from . import UserError
@@ -170,10 +167,10 @@ class CocoCaptions:
             else:
                 self._skip("empty caption", f"{file}, image id {number}")
         boxes = self._boxes(file.with_name(file.name.replace("captions_", "instances_", 1)), set(images))
-        ahead = _ahead(lambda entry: self._record(entry, folder, captions, boxes, file, check), images.values(), 2)
+        records = ahead(lambda entry: self._record(entry, folder, captions, boxes, file, check), images.values(), 2)
         total = min(limit or len(images), len(images))
         with tqdm(total=total, desc=f"check {split}", unit="image", disable=not check) as bar:
-            for reason, record in itertools.takewhile(lambda _: len(self.images) < total, ahead):
+            for reason, record in itertools.takewhile(lambda _: len(self.images) < total, records):
                 if isinstance(record, Record):
                     self.images.append(record)
                     bar.update()
@@ -248,169 +245,7 @@ class CocoCaptions:
         self.skipped[reason] += 1
 
 
-def weights_checksum(module: nn.Module) -> str:
-    """sha256 over names, types, shapes and bytes of a module's state: equal before and after if frozen is frozen."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-@torch.no_grad()
-def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, paths: Sequence[str | Path],
-                  folder: str | Path, key: str, batch_size: int = 32, workers: int = 2, progress: bool = True
-                  ) -> np.memmap:
-    """What a frozen encoder makes of pictures, computed once and kept on disk. Returns (n v e) float16, memory-mapped.
-
-    encode: images (b c h w) float32 -> (b v e); `key` names the encoder's weights (`weights_checksum`). The file's name
-    hashes key, transform and each picture's name, size and date. A killed build goes on where it stopped; a finished
-    file is used only if its note agrees and its length is right. One process at a time may build. Raises UserError for
-    a picture that cannot be read, features that float16 cannot hold, and a disk too small.
-    """
-    if not paths:
-        raise UserError("there are no pictures to encode: the list of paths is empty")
-    try:
-        listing = [(Path(path).name, (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in paths]
-    except OSError as error:
-        raise UserError(f"image {error.filename} cannot be read ({error.strerror}): replace or remove it") from error
-    identity = {"version": 1, "key": key, "transform": repr(transform), "pictures": _hash(listing)}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    complete = folder / f"features-{_hash(identity)[:16]}.npy"
-    part, note = complete.with_suffix(".npy.part"), complete.with_suffix(".json")
-
-    def write_note(done: int, shape: tuple[int, ...]) -> None:
-        _write_json(note, {**identity, "shape": list(shape), "done": done})
-
-    if (ready := _trusted(complete, note, identity)) is not None and ready[1] == len(paths):
-        return ready[0]
-    array, done = _trusted(part, note, identity, "r+") or (None, 0)
-    with tqdm(total=len(paths), initial=done, desc="encode", unit="image", disable=not progress) as bar:
-        rest = _ahead(lambda path: transform(load_image(path)), paths[done:], workers, 2 * batch_size)
-        while batch := list(itertools.islice(rest, batch_size)):
-            features = encode(torch.stack(batch)).to("cpu", torch.float16)
-            shape = (len(paths), *features.shape[1:])
-            if features.ndim != 3 or len(features) != len(batch) or (array is not None and array.shape != shape):
-                raise UserError(f"the encoder made {tuple(features.shape)} of {len(batch)} images: make it (b v e)")
-            if not features.isfinite().all():
-                raise UserError(f"the encoder gave values that float16 cannot hold between {paths[done]} and "
-                                f"{paths[done + len(batch) - 1]}: use another layer or scale them")
-            if array is None:
-                needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(folder).free
-                if needed > free:  # writing to a mapped file on a full disk kills the process without a word
-                    raise UserError(f"the features need {needed:.1e} bytes in {folder} but {free:.1e} are free: "
-                                    "make room, use fewer images or choose another folder")
-                write_note(0, shape)  # first: the note of an earlier file must not vouch for the empty new one
-                array = np.lib.format.open_memmap(part, "w+", np.float16, shape)
-            array[done:done + len(batch)] = features.numpy()
-            array.flush()  # the counter may only ever say less than what is on disk
-            done += len(batch)
-            write_note(done, shape)
-            bar.update(len(batch))
-    del array  # Windows does not rename a file that is mapped
-    os.replace(part, complete)
-    return np.load(complete, mmap_mode="r")
-
-
-@dataclass
-class Batch:
-    """image (b v e) float32, text_ids (b t) long, text_mask (b t) boolean (True = not padding), image_ids (b) long."""
-
-    image: Tensor
-    text_ids: Tensor
-    text_mask: Tensor
-    image_ids: Tensor
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-
-class PairBatches:
-    """Batches of (picture, caption) pairs of similar length; batch(step) depends on nothing but seed and step.
-
-    views: one array (n v e) or more, each with one row per picture, of which a pair draws one; image_ids (n): the data
-    set's ids; pairs_image and pairs_ids: row and token ids of each pair. `keep` visual tokens, drawn anew for each
-    batch (the first always stays), stand for the whole image: cheaper, and another view each time (arXiv 2212.00794).
-    An epoch visits every pair once, but for the remainder that fills no batch; every batch has two pictures or more, so
-    that each pair has an admissible negative. Raises UserError when the data cannot give that.
-    """
-
-    def __init__(self, views: Sequence[np.ndarray], pairs_image: Sequence[int], pairs_ids: Sequence[Sequence[int]],
-                 image_ids: Sequence[int], batch_size: int, seed: int, pad_id: int,
-                 keep: int | None = None):
-        self.keep = keep
-        self.views, self.pairs_ids, self.batch_size, self.pad_id = views, pairs_ids, batch_size, pad_id
-        self.seed = seed % 2**63  # numpy takes no negative seed
-        self.rows, self.image_ids = np.asarray(pairs_image, dtype=np.int64), np.asarray(image_ids, dtype=np.int64)
-        self.lengths = np.array([len(ids) for ids in pairs_ids], dtype=np.int64)
-        n = len(pairs_ids)
-        pictures = {len(view) for view in views}
-        if len(self.rows) != n or pictures != {len(self.image_ids)}:
-            raise UserError(f"{len(self.rows)} picture rows for {n} captions, {sorted(pictures)} features for "
-                            f"{len(self.image_ids)} image ids: each two must be equally many")
-        if batch_size < 2 or n < batch_size:
-            raise UserError(f"batch size is {batch_size} for {n} pairs: choose at least 2, at most all pairs")
-        if self.rows.min() < 0 or self.rows.max() >= len(self.image_ids) or not self.lengths.all():
-            raise UserError(f"a pair has no tokens or a picture row outside 0..{len(self.image_ids) - 1}: "
-                            "rebuild the pairs")
-        if keep is not None and not 1 <= keep <= views[0].shape[1]:
-            raise UserError(f"keep is {keep} of {views[0].shape[1]} visual tokens: choose at least 1, at most all")
-        self.pictures = self.image_ids[self.rows]
-        most = np.unique(self.pictures, return_counts=True)[1].max()
-        if n - most < len(self):  # each batch needs one pair of another picture than the most frequent
-            raise UserError(f"one picture has {most} of the {n} pairs, too many for {len(self)} batches of "
-                            f"{batch_size} with two pictures each: give more pictures or a larger batch size")
-        self._epoch: tuple[int, np.ndarray] | None = None  # one attribute, set in one step: threads may share it
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.rows) // self.batch_size
-
-    def plan(self, epoch: int) -> np.ndarray:
-        """Which pairs form each batch of an epoch: (batches batch_size) indices."""
-        random, used = np.random.default_rng([self.seed, epoch]), len(self) * self.batch_size
-        order = random.permutation(len(self.rows))
-        for start in range(0, used, 16 * self.batch_size):
-            window = order[start:min(start + 16 * self.batch_size, used)]
-            window[:] = window[self.lengths[window].argsort(kind="stable")]
-        pictures = self.pictures[order]
-        for first in range(0, used, self.batch_size):
-            if (other := pictures != pictures[first])[first:first + self.batch_size].any():
-                continue
-            # All of one picture: swap a pair with a batch that keeps a second picture, or with the remainder. If none
-            # had one to give, each other batch would hold at most one, and the check in __init__ would have failed.
-            kept = other[:used].reshape(-1, self.batch_size).sum(axis=1) > 1
-            givers = np.flatnonzero(other & np.append(kept.repeat(self.batch_size), np.ones(len(order) - used, bool)))
-            giver = givers[abs(self.lengths[order[givers]] - self.lengths[order[first]]).argmin()]
-            for array in (order, pictures):
-                array[[first, giver]] = array[[giver, first]]
-        return random.permutation(order[:used].reshape(-1, self.batch_size))
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from the start of training; texts padded to the longest."""
-        epoch, place = divmod(step, len(self))
-        if (known := self._epoch) is None or known[0] != epoch:
-            known = self._epoch = epoch, self.plan(epoch)
-        pairs = known[1][place]
-        ids = torch.full((self.batch_size, int(self.lengths[pairs].max())), self.pad_id)
-        for row, pair in zip(ids, pairs, strict=True):
-            row[:self.lengths[pair]] = torch.tensor(self.pairs_ids[pair])
-        mask = torch.arange(ids.shape[1]) < torch.from_numpy(self.lengths[pairs]).unsqueeze(1)
-        random = np.random.default_rng([self.seed, step, 1])
-        drawn, tokens = random.integers(len(self.views), size=len(pairs)), np.arange(self.views[0].shape[1])
-        if self.keep is not None:
-            tokens = np.append(0, np.sort(random.choice(tokens[1:], size=self.keep - 1, replace=False)))
-        image = np.stack([self.views[view][row][tokens] for view, row in zip(drawn, self.rows[pairs], strict=True)])
-        return Batch(torch.from_numpy(image.astype(np.float32)), ids, mask, torch.from_numpy(self.pictures[pairs]))
-
-    def iterate(self, start: int = 0) -> Iterator[Batch]:
-        """Batches without end from a step on, the next one prepared in the background."""
-        return _ahead(self.batch, itertools.count(start), 1, 1)
-
-
-def _ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, window: int = 64) -> Iterator[Any]:
+def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, window: int = 64) -> Iterator[Any]:
     """function of each item, in order, by threads at most `window` items ahead (`pool.map` would take all at once)."""
     with ThreadPoolExecutor(workers) as pool:
         futures = (pool.submit(function, item) for item in items)
@@ -422,19 +257,6 @@ def _ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, w
                 yield result
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _trusted(file: Path, note: Path, identity: dict, mode: str = "r") -> tuple[np.memmap, int] | None:
-    """The mapped features (n v e) and how many are done, if note, shape and byte size agree; otherwise None."""
-    try:
-        told = json.loads(note.read_text(encoding="utf-8"))
-        array = np.load(file, mmap_mode=mode)
-        agrees = all(told[name] == value for name, value in identity.items()) and list(array.shape) == told["shape"]
-        if agrees and array.dtype == np.float16 and file.stat().st_size == array.offset + array.nbytes:
-            return array, told["done"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        pass  # absent or garbled: not trusted, so built again
-    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -449,19 +271,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write_json(path: Path, content: object) -> None:
-    beside = path.with_suffix(".json.part")
-    beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(beside, path)
-
-
 def _field(entry: Any, key: str, kind: type, file: Path) -> Any:
     if not isinstance(entry, dict) or key not in entry:
         raise UserError(f"{file} has an entry without {key!r}: {str(entry)[:80]}")
     if not isinstance(entry[key], kind):
         raise UserError(f"{file} has {key} = {str(entry[key])[:80]!r}, which is not {kind.__name__}")
     return entry[key]
-
-
-def _hash(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -116,6 +116,16 @@ def evaluate_photos(bridge: Bridge, train: CocoCaptions, data: CocoCaptions, fea
 # --- scenes -----------------------------------------------------------------------------------------------------------
 
 
+# How captions of each kind open in the language of the scenes: the text prompt that asks for what is to be judged.
+QUESTIONS = {"things": "a picture of", "positions": "this picture shows", "relations": "we see", "background": "on a",
+             "size": "there is"}
+
+
+def ask(bridge: Bridge, features: Tensor, prompt: str) -> list[str]:
+    """Captions by the language model that begin with `prompt`, which is part of the text returned."""
+    return [f"{prompt} {text}" for text in bridge.caption(features, prompt=prompt)]
+
+
 def scene_accuracy(captions: Sequence[str], truths: Sequence[scenes.Scene]) -> dict[str, float]:
     """Percent of captions that are right: `things` of all; positions, relations, ... of those that state any."""
     verdicts = [scenes.judge(caption, scene) for caption, scene in zip(captions, truths, strict=True)]
@@ -167,14 +177,17 @@ def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[scenes.
     rows = [row for _, row in chosen]
     found = retrieval(bridge, seen[rows], [text for text, _ in chosen], list(range(len(chosen))))
     results = {"images": len(truths), "candidates": len(chosen), **found}
-    sources = {"stage1": bridge.caption_stage1(seen)}
+    written = {"stage1": {"things": bridge.caption_stage1(seen)}}
     if bridge.stage2 is not None:
-        sources["stage2"] = bridge.caption(seen)
-        sources["shuffled"] = sources["stage2"][2:] + sources["stage2"][:2]
-    for name, captions in sources.items():
-        results |= {f"{name}_{key}": value for key, value in scene_accuracy(captions, truths).items()}
+        written["stage2"] = {key: ask(bridge, seen, prompt) for key, prompt in QUESTIONS.items()}
+        # Every picture gets another one's captions (seen stay seen): what is left is what fluent guessing is worth.
+        written["shuffled"] = {key: captions[2:] + captions[:2] for key, captions in written["stage2"].items()}
+    for name, kinds in written.items():
+        for key, captions in kinds.items():
+            judged = scene_accuracy(captions, truths)
+            results |= {f"{name}_{key}": judged[key], f"{name}_{key}_told": judged[f"{key}_told"]}
         for side, rows_of in (("seen", ~unseen), ("unseen", unseen)):
-            some = [(captions[i], truths[i]) for i in np.flatnonzero(rows_of)]
+            some = [(kinds["things"][i], truths[i]) for i in np.flatnonzero(rows_of)]
             results[f"{name}_things_{side}"] = scene_accuracy(*zip(*some, strict=True))["things"]
     results |= pointing(bridge, data, seen, truths)
     results["binding"] = prefers_truth(bridge, seen, data, scenes.swap_colours)

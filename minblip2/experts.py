@@ -1,8 +1,8 @@
 """The two frozen experts of the scenes, trained here, blind to each other: a ViT without words, an LM without images.
 
-The ViT learns from boxes alone: each patch tells which thing covers it. The LM learns from captions alone: several of
-one scene in a row, so that it knows how a text depends on what stands before it. A soft prompt can steer only a model
-that has learned to be steered: one trained on single captions ignores it.
+The ViT learns from boxes alone: each patch tells which thing covers it. The LM learns from texts of scenes that were
+never drawn: several of one scene in a row, so that it knows how a text depends on what stands before it. A soft prompt
+can steer only a model that has learned to be steered: one trained on single captions ignores it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from . import masks
 from .data import CocoCaptions, Transform, load_image
 from .opt import OPT, OPTConfig
-from .scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, load_scenes
+from .scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VERSION, Scene, load_scenes, write_texts
 from .tokenizer import Tokenizer
 from .train import TrainConfig, train
 from .vit import ViT, ViTConfig
@@ -99,15 +99,16 @@ class SceneImages:
 
 
 class SceneTexts:
-    """Batches of several captions of one scene in a row; no picture is read."""
+    """Batches of several captions of one scene in a row, of scenes that nobody drew."""
 
-    def __init__(self, data: CocoCaptions, tokenizer: Tokenizer, batch_size: int, seed: int, in_a_row: int = 3):
-        self.data, self.tokenizer, self.in_a_row = data, tokenizer, in_a_row
+    def __init__(self, tokenizer: Tokenizer, batch_size: int, seed: int, scenes: int = 6000, in_a_row: int = 3):
+        self.tokenizer, self.scenes, self.in_a_row = tokenizer, scenes, in_a_row
         self.batch_size, self.seed = batch_size, seed
 
     def iterate(self, start: int = 0) -> Iterator[TextBatch]:
         """Batches without end, from number `start` on."""
-        captions = [[self.tokenizer.tokens(caption) for caption in record.captions] for record in self.data.images]
+        texts = write_texts(self.scenes, self.seed)
+        captions = [[self.tokenizer.tokens(caption) for caption in five] for five in texts]
         for number, rows in enumerate(draws(len(captions), self.batch_size, self.seed, start), start):
             random = np.random.default_rng([self.seed, number, 1])
             texts = []
@@ -158,13 +159,13 @@ def train_vit(data: str | Path, folder: str | Path, config: TrainConfig) -> ViT:
     torch.manual_seed(config.seed)
     model = PatchReader()
     batches = SceneImages(CocoCaptions(data, "train"), load_scenes(data, "train"), config.batch_size, config.seed)
-    train(model, reading_losses, batches, config, folder, {"vit": TINY_VIT}, name="ViT from boxes")
+    train(model, reading_losses, batches, config, folder, {"vit": TINY_VIT, "scenes": VERSION}, name="ViT from boxes")
     return model.vit.requires_grad_(False).eval()
 
 
-def lm_tokenizer(data: CocoCaptions) -> Tokenizer:
-    """The words of the captions; a text begins and ends with the same token, as OPT's do."""
-    words = Tokenizer.words(caption for _, caption in data.pairs)
+def lm_tokenizer() -> Tokenizer:
+    """The words of the small language; a text begins and ends with the same token, as OPT's do."""
+    words = Tokenizer.words(caption for five in write_texts(300, seed=0) for caption in five)
     return Tokenizer(words.backend, [words.end], words.end, words.pad_id)
 
 
@@ -175,13 +176,12 @@ def word_loss(model: OPT, batch: TextBatch) -> dict[str, Tensor]:
     return {"loss": F.cross_entropy(model.head(hidden[:, :-1][supervised]).float(), batch.ids[:, 1:][supervised])}
 
 
-def train_lm(data: str | Path, folder: str | Path, config: TrainConfig) -> tuple[OPT, Tokenizer]:
-    """Train the tiny OPT on the captions of drawn scenes, or load it from `folder`; returned frozen."""
+def train_lm(folder: str | Path, config: TrainConfig) -> tuple[OPT, Tokenizer]:
+    """Train the tiny OPT on text alone, or load it from `folder`; returned frozen."""
     torch.manual_seed(config.seed)
-    captions = CocoCaptions(data, "train")
-    tokenizer = lm_tokenizer(captions)
+    tokenizer = lm_tokenizer()
     sizes = OPTConfig(vocabulary=len(tokenizer), width=128, layers=3, heads=4, mlp_width=512, positions=128)
     model = OPT(sizes)
-    batches = SceneTexts(captions, tokenizer, config.batch_size, config.seed)
-    train(model, word_loss, batches, config, folder, {"lm": sizes}, name="LM from text")
+    batches = SceneTexts(tokenizer, config.batch_size, config.seed)
+    train(model, word_loss, batches, config, folder, {"lm": sizes, "texts": VERSION}, name="LM from text")
     return model.requires_grad_(False).eval(), tokenizer

@@ -34,6 +34,7 @@ class QFormerConfig:
     positions: int = 512
     dropout: float = 0.1
     eps: float = 1e-12
+    init_std: float = 0.02
 
 
 class ImageKV(NamedTuple):
@@ -111,12 +112,11 @@ class QFormer(nn.Module):
         self.lm_head = LMHead(config)
         self.apply(self._initialise)
         # Never zeros: queries that start equal stay equal, for they have no position to tell them apart.
-        nn.init.normal_(self.query_tokens, std=0.02)
+        nn.init.normal_(self.query_tokens, std=config.init_std)
 
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
+    def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=self.config.init_std)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 

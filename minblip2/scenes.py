@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from . import UserError
 
-VERSION = 1  # raise it when a drawing or a caption changes: folders of another version are written anew
+VERSION = 2  # raise it when a drawing or a caption changes: folders of another version are written anew
 SIDE, FINE = 64, 4  # pixels; shapes are drawn FINE times larger and averaged down, which smooths their edges
 COLOURS = {
     "red": (214, 30, 36), "orange": (255, 138, 0), "yellow": (255, 232, 30), "green": (22, 150, 50),
@@ -45,8 +45,10 @@ HELD_OUT = tuple((colour, SHAPES[(i + 3) % len(SHAPES)]) for i, colour in enumer
 SEEN = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in HELD_OUT)
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 SPLITS = ("test", "val", "train")  # in this order: train must give way where a scene would occur twice
-FRAMES = ("{}", "a picture of {}", "there is {}", "we see {}", "this picture shows {}")
-BACKGROUND_FRAMES = ("{} on a @ background", "a @ background with {}", "on a @ background there is {}")
+FRAMES = {  # how a caption opens tells what it will say: a prompt can ask for one kind
+    "plain": ("a picture of {}",), "positions": ("this picture shows {}",), "size": ("there is {}",),
+    "relation": ("we see {}",), "background": ("on a @ background there is {}", "a @ background with {}"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,33 +163,34 @@ def _holds(one: Thing, relation: str, other: Thing) -> bool:
 
 
 def _caption(scene: Scene, kind: str, rng: random.Random) -> str:
-    things = rng.sample(scene.things, len(scene.things))
+    things = sorted(scene.things, key=lambda thing: thing.cell)  # as one reads: from the top left to the bottom right
+    if kind == "relation":
+        rng.shuffle(things)
     sized = kind == "size" or (kind == "background" and rng.random() < 0.3)
     names = [f"a {thing.size + ' ' if sized else ''}{thing.colour} {thing.shape}" for thing in things]
-    frame = rng.choice(BACKGROUND_FRAMES if kind == "background" else FRAMES).replace("@", scene.background)
+    frame = rng.choice(FRAMES[kind]).replace("@", scene.background)
     if kind == "relation":
-        (one, a), (other, b), *rest = zip(things, names, strict=True)  # things are in random order already
+        (one, a), (other, b), *rest = zip(things, names, strict=True)
         relation = rng.choice([relation for relation in OPPOSITE if _holds(one, relation, other)])
         to_the = "to the " if relation.endswith("of") and rng.random() < 0.3 else ""
-        forms = ("{0} {1} {2}", "{0} is {1} {2}", "there is {0} {1} {2}", "{1} {2} is {0}", "{1} {2} there is {0}")
-        text = rng.choice(forms).format(a, to_the + relation, b)
+        text = rng.choice(("{0} {1} {2}", "{1} {2} {0}")).format(a, to_the + relation, b)
         for _, third in rest:  # a comma before it, so that it takes no part in the relation
-            text = rng.choice(("{0}, and {1}", "{1}, with {0}", "{1}, and {0}")).format(third, text)
-        return _articles(text)
+            text += rng.choice((", and ", ", with ")) + third
+        return _articles(frame.format(text))
     if kind == "positions":
         short, before = len(things) == 3 or rng.random() < 0.25, rng.random() < 0.5  # three long ones make 22 words
         for i, place in enumerate(thing.position for thing in things):
             place = place if short else f"{'in' if place == 'middle' else 'at'} the {place}"
-            names[i] = place + (" " if short else " is ") + names[i] if before else f"{names[i]} {place}"
-        frame = "{}" if before else frame
+            names[i] = f"{place} {names[i]}" if before else f"{names[i]} {place}"
     return _articles(frame.format(" and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)))
 
 
 def write_captions(scene: Scene, rng: random.Random) -> list[str]:
     """Five different true captions in random order: one plain, one telling every position, one with the background, one
-    with a relation where there are two things or more (else with the size), and one more of the last kinds."""
-    choices = ["size", "positions", "relation"] if len(scene.things) > 1 else ["size", "positions"]
-    kinds = ["plain", "positions", "background", choices[-1] if len(scene.things) > 1 else "size", rng.choice(choices)]
+    with a relation where there are two things or more (else with the size), and one more of some of these kinds."""
+    many = len(scene.things) > 1
+    more = ["size", "positions", "relation"] if many else ["positions", "background"]
+    kinds = ["plain", "positions", "background", "relation" if many else "size", rng.choice(more)]
     captions: list[str] = []
     for kind in rng.sample(kinds, len(kinds)):
         caption = _caption(scene, kind, rng)
@@ -195,6 +198,18 @@ def write_captions(scene: Scene, rng: random.Random) -> list[str]:
             caption = _caption(scene, kind, rng)
         captions.append(caption)
     return captions
+
+
+def write_texts(count: int, seed: int) -> list[list[str]]:
+    """Captions of scenes that nobody draws, the five of a scene together: what a language model may read.
+
+    Every colour occurs with every shape here, as in any large corpus; only the captioned pictures lack some pairs.
+    """
+    texts = []
+    for index in range(count):
+        rng = random.Random(f"{seed} text {index}")
+        texts.append(write_captions(draw(rng, unseen=rng.random() < 0.3)[1], rng))
+    return texts
 
 
 def parse(caption: str) -> Parsed:

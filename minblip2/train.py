@@ -57,15 +57,19 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether the device has units for bfloat16: recent GPUs, and CPUs with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+
+
 def autocast(device: torch.device, precision: str = "auto") -> contextlib.AbstractContextManager:
     """Compute in bfloat16 where asked for, or, with "auto", where the device has units for it; weights stay float32."""
     if precision not in ("auto", "float32", "bfloat16"):
         raise UserError(f"precision is {precision!r}: choose 'auto', 'float32' or 'bfloat16'")
-    if precision == "auto":
-        capable = (torch.cuda.is_bf16_supported() if device.type == "cuda"
-                   else device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False))
-        precision = "bfloat16" if capable else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    low = precision == "bfloat16" or (precision == "auto" and computes_in_bfloat16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=low)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -1,4 +1,4 @@
-"""The results table, from the figures that runs left behind: python notebooks/readme.py writes it into README.md.
+"""The results table and the picture, from what runs left behind: python notebooks/readme.py puts them into the README.
 
 Every runs/NAME/results-SPLIT.json is a column; NAME-seed1, NAME-seed2, ... are further seeds of NAME and share its
 column, as mean ± standard deviation.
@@ -96,8 +96,21 @@ def fill(text: str, content: str) -> str:
     return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
 
 
+def picture(run: Path) -> bytes:
+    """The first pictures of the validation split with the captions that a trained bridge gives them, as PNG."""
+    from minblip2 import evaluation, viz
+    from minblip2.bridge import load_bridge
+    from minblip2.data import CocoCaptions, load_image
+
+    bridge = load_bridge(run)
+    data = CocoCaptions(json.loads((run / "run.json").read_text(encoding="utf-8"))["data"], "val", limit=8)
+    pictures = [load_image(record.path) for record in data.images]
+    captions = evaluation.ask(bridge, bridge.look(pictures), evaluation.QUESTIONS["positions"])
+    return viz.png(viz.caption_sheet(pictures, [[caption] for caption in captions]))
+
+
 def main() -> int:
-    """Write the table into README.md; 2 when there is nothing to write or nowhere to write it."""
+    """Write the table into README.md and the picture beside it; 2 when there is nothing to write or nowhere to write it."""
     readme, found = ROOT / "README.md", columns(ROOT / "runs")
     try:
         if not found:
@@ -109,6 +122,11 @@ def main() -> int:
     partial = readme.with_name("README.md.part")
     partial.write_text(filled, encoding="utf-8")
     os.replace(partial, readme)
+    if (ROOT / "runs" / "scenes" / "stage2" / "model.safetensors").exists():
+        figure = ROOT / "notebooks" / "figures" / "bridge.png"
+        figure.parent.mkdir(exist_ok=True)
+        figure.with_name("bridge.png.part").write_bytes(picture(ROOT / "runs" / "scenes"))
+        os.replace(figure.with_name("bridge.png.part"), figure)
     print(f"README.md: results of {'; '.join(found)}")
     return 0
 

@@ -13,8 +13,8 @@ from course import STAMP, source_hash
 
 # lowest floor first: a file imports only from files before it
 FLOORS = ("attention", "masks", "vit", "opt", "llama", "tokenizer", "generation", "qformer", "stage1", "stage2",
-          "pretrained", "scenes", "data", "train", "experts", "recipes", "bridge", "metrics", "viz", "grounding",
-          "evaluation", "__main__")
+          "pretrained", "scenes", "data", "features", "batches", "train", "experts", "recipes", "bridge", "metrics", "viz",
+          "grounding", "evaluation", "__main__")
 CORE = FLOORS[:10]
 CORE_LINES = 1000
 LETTERS = set("b h d e q t v s k c n p1 p2 gh gw".split())
@@ -82,11 +82,11 @@ def einops_letters(source: str) -> list[str]:
 
 
 def docstrings(source: str) -> list[str]:
-    """Every public function, class and method says what it is."""
+    """Every public function, class and method says what it is; the stubs of a Protocol leave it to their class."""
     def undocumented(body: list[ast.stmt], owner: str) -> Iterator[str]:
         for node in body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
-                if not ast.get_docstring(node):
+                if not ast.get_docstring(node) and ast.unparse(node.body[0]) != "...":
                     yield f"line {node.lineno}: {owner}{node.name} has no docstring"
                 if isinstance(node, ast.ClassDef):
                     yield from undocumented(node.body, f"{node.name}.")

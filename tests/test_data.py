@@ -17,16 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minblip2 import UserError
-from minblip2.data import (
-    MAX_PIXELS,
-    Batch,
-    CocoCaptions,
-    PairBatches,
-    Transform,
-    feature_cache,
-    load_image,
-    weights_checksum,
-)
+from minblip2.batches import Batch, PairBatches
+from minblip2.data import MAX_PIXELS, CocoCaptions, Transform, load_image
+from minblip2.features import feature_cache, weights_checksum
 
 # ---------------------------------------------------------------- pictures
 
@@ -358,7 +351,7 @@ def test_what_has_no_use_is_skipped_with_one_line(tmp_path, capsys):
 
 
 def test_without_check_pictures_are_not_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr("minblip2.data.load_image", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr("minblip2.features.load_image", lambda path: pytest.fail(f"{path} was opened"))
     assert [image.id for image in CocoCaptions(damaged(tmp_path), "train").images] == [10, 12, 14, 15]
 
 
@@ -506,7 +499,7 @@ def test_a_build_killed_between_data_and_counter_repeats_one_batch(pictures, tmp
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("minblip2.data.os.replace", killed)
+        patch.setattr("minblip2.features.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             build(Counting(), pictures, tmp_path)
     rest = Counting()
@@ -602,7 +595,7 @@ def test_cache_refuses(pictures, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="float16 cannot hold between .*0.png and .*3.png"):
         build(lambda images: images.flatten(2) * 1e6, pictures, folder)
     with monkeypatch.context() as patch:
-        patch.setattr("minblip2.data.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
+        patch.setattr("minblip2.features.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
         with pytest.raises(UserError, match="features need 4.2e.03 bytes .* but 1.0e.02 are free"):
             build(Counting(), pictures, folder)
     pictures[7].write_bytes(b"")

@@ -100,6 +100,7 @@ def test_public_names_have_docstrings():
 
 def test_missing_docstrings_are_noticed():
     source = '"""File."""\nclass A:\n    """Doc."""\n    def run(self): pass\n    def _own(self): pass\ndef f(): pass\n'
+    source += 'class P(Protocol):\n    """Doc."""\n    def stub(self): ...\n'
     assert gates.docstrings(source) == ["line 4: A.run has no docstring", "line 6: f has no docstring"]
     assert gates.docstrings("x = 1") == ["the file has no docstring"]
 

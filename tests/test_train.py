@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from minblip2 import UserError
-from minblip2.data import weights_checksum
+from minblip2.features import weights_checksum
 from minblip2.train import (
     TrainConfig,
     autocast,

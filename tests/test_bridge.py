@@ -1,0 +1,219 @@
+"""The whole road on a handful of scenes, the command line, and what it says to input that cannot be used."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minblip2 import UserError, __main__, evaluation, experts, grounding
+from minblip2.bridge import load_bridge, train_bridge
+from minblip2.data import CocoCaptions
+from minblip2.features import weights_checksum
+from minblip2.recipes import RECIPES, SCENES, clean, find_recipe
+from minblip2.scenes import BACKGROUNDS, COLOURS, HELD_OUT, SEEN, SHAPES, load_scenes, write_scenes, write_texts
+
+SHORT = replace(SCENES, experts={name: replace(config, steps=4) for name, config in SCENES.experts.items()},
+                stage1=replace(SCENES.stage1, steps=4), stage2=replace(SCENES.stage2, steps=4))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A bridge that was trained for a moment, as (folder of the run, bridge)."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_scenes(folder / "data", train=80, val=24, test=24, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "scenes", SHORT)
+        yield folder / "scenes", train_bridge(SHORT, folder / "data", None, folder / "scenes")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run the command line in this process: returns (exit code, stdout, stderr)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["minblip2", *map(str, words)])
+        code = __main__.main()
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_frozen_stay_frozen(run):
+    folder, bridge = run
+    fresh = experts.train_vit(folder.parent / "data", folder / "vit", SHORT.experts["vit"])
+    assert weights_checksum(bridge.parts.encoder) == weights_checksum(fresh)
+    assert not any(parameter.requires_grad for part in (bridge.parts.encoder, bridge.parts.lm)
+                   for parameter in part.parameters())
+    assert not bridge.stage2.train().lm.training
+
+
+def test_a_loaded_bridge_is_the_trained_one(run):
+    folder, bridge = run
+    loaded = load_bridge(folder)
+    for one, other in ((bridge.stage1, loaded.stage1), (bridge.stage2, loaded.stage2)):
+        assert weights_checksum(one) == weights_checksum(other)
+
+
+def test_captions_and_maps_of_a_picture_of_any_size(run, tmp_path, cli):
+    folder, _ = run
+    picture = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 333, 3), dtype=np.uint8)).save(picture)
+    for extra in ([], ["--stage1"], ["--top-p", "0.9"], ["--prompt", "a picture of"]):
+        code, out, _ = cli("caption", "--run", folder, *extra, picture)
+        assert code == 0 and out.startswith(f"{picture}: ")
+    code, _, _ = cli("attend", "--run", folder, "--to", tmp_path / "map.png", picture, "a red circle", "a blue star")
+    assert code == 0 and Image.open(tmp_path / "map.png").width > 300
+    code, out, _ = cli("retrieve", "--run", folder, "--show", 3, "a red circle")
+    assert code == 0 and out.count("images") == 3
+
+
+def test_evaluate_keeps_what_it_prints(run, cli):
+    folder, _ = run
+    code, out, _ = cli("evaluate", "--run", folder, "--split", "test")
+    results = json.loads((folder / "results-test.json").read_text())
+    assert code == 0 and "pointing_chance" in out and results["images"] == 24
+    assert 0 < results["pointing_chance"] < 50 and results["seconds_stage1"] > 0
+    assert {"itc_t2i_r1", "itm_i2t_r1", "stage2_things_seen", "shuffled_things", "binding"} <= set(results)
+
+
+def test_reranking_scores_are_logit_plus_cosine_and_order_matters_only_on_top(run):
+    _, bridge = run
+    data = CocoCaptions(run[0].parent / "data", "val")
+    features = torch.from_numpy(np.array(bridge.features(data, run[0] / "cache")))[:6]
+    captions = [record.captions[0] for record in data.images[:5]]
+    images, texts = evaluation.embed(bridge, features, captions)
+    cosine = bridge.stage1.similarity(images, texts).cpu()
+    i2t, t2i = evaluation.rerank(bridge, features, captions, cosine, top=2)
+    assert ((i2t > -50).sum(dim=1) == 2).all() and ((t2i > -50).sum(dim=0) == 2).all()
+    image, text = (int(i) for i in (i2t > -50).nonzero()[0])
+    ids, mask = bridge.text_ids([captions[text]])
+    with torch.no_grad(), evaluation.autocast(bridge.device):
+        logit = bridge.stage1.match(bridge.stage1.image_kv(features[image : image + 1].float()), ids, mask)[0, 1]
+    assert i2t[image, text] == pytest.approx(float(logit + cosine[image, text]), abs=2e-2)
+
+
+def test_text_map_is_attention_times_positive_gradient(run):
+    """Against a second statement: weights from the recorded pass, gradients by moving each head's weights."""
+    _, bridge = run
+    stage1 = bridge.stage1.eval()
+    image = torch.randn(2, 64, 128)
+    ids, mask = bridge.text_ids(["a red circle", "a blue star and a pink ring"])
+    heat = grounding.text_map(stage1, image, ids, mask)
+    assert heat.shape == (2, 64) and (heat >= 0).all() and heat.sum() > 0
+    alone = grounding.text_map(stage1, image[:1], ids[:1, : int(mask[0].sum())], mask[:1, : int(mask[0].sum())])
+    assert torch.allclose(heat[:1], alone, atol=1e-6, rtol=1e-3)
+    maps = grounding.query_maps(stage1, image)
+    assert maps.shape == (2, 2, 8, 64) and torch.allclose(maps.sum(dim=-1), torch.ones(2, 2, 8), atol=1e-5)
+    assert grounding.to_grid(torch.arange(10.0), class_token=True).tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+def test_patch_labels_name_what_covers_each_patch(run):
+    for scene in load_scenes(run[0].parent / "data", "val"):
+        labels = experts.patch_labels(scene, grid=8, side=64)
+        assert (labels[..., 3] == list(BACKGROUNDS).index(scene.background)).all()
+        for thing in scene.things:
+            x, y, w, h = thing.box
+            here = labels[int((y + h / 2) / 8), int((x + w / 2) / 8)]
+            assert here[0] == list(COLOURS).index(thing.colour) and here[1] == SHAPES.index(thing.shape)
+            assert here[4:] == pytest.approx([(x + w / 2) / 64, (y + h / 2) / 64])
+        covered = sum(w * h for _, _, w, h in (thing.box for thing in scene.things)) / 64**2
+        assert (labels[..., 0] >= 0).mean() == pytest.approx(covered, abs=0.12)
+
+
+def test_the_lm_reads_several_captions_of_one_scene_in_a_row():
+    tokenizer = experts.lm_tokenizer()
+    known = [[tokenizer.tokens(caption) for caption in five] for five in write_texts(60, seed=3)]
+    batch = next(experts.SceneTexts(tokenizer, 4, seed=3, scenes=60).iterate())
+    for ids, mask in zip(batch.ids, batch.mask, strict=True):
+        row = ids[mask].tolist()
+        ends = [i for i, token in enumerate(row) if token == tokenizer.end]
+        assert row[0] == row[-1] == tokenizer.end and len(ends) == 4
+        texts = [row[a + 1 : b] for a, b in zip(ends, ends[1:], strict=False)]
+        assert any(all(text in five for text in texts) for five in known)
+
+
+def test_the_lm_has_read_of_pairs_that_no_captioned_picture_shows():
+    texts = " ".join(caption for five in write_texts(400, seed=0) for caption in five)
+    assert all(f"{colour} {shape}" in texts for colour, shape in SEEN + HELD_OUT)
+
+
+@pytest.mark.parametrize("words, said", [
+    (["train", "--recipe", "desktop"], "there is no recipe 'desktop': choose one of scenes, laptop"),
+    (["train", "--recipe", "laptop"], "name a folder in COCO layout with --data"),
+    (["caption", "--run", "{tmp}/nothing", "{photo}"], "holds no trained bridge"),
+    (["caption", "--run", "{run}", "{tmp}/absent.jpg"], "absent.jpg cannot be read"),
+    (["caption", "--run", "{run}", "{empty}"], "empty.jpg cannot be read"),
+    (["evaluate", "--run", "{run}", "--split", "train2014"], "no split 'train2014'"),
+])
+def test_bad_input_is_one_sentence_and_exit_code_2(run, cli, tmp_path, words, said):
+    photo, empty = tmp_path / "photo.png", tmp_path / "empty.jpg"
+    Image.new("RGB", (64, 64)).save(photo)
+    empty.write_bytes(b"")
+    before = sorted(path for path in run[0].rglob("*"))
+    code, out, error = cli(*(w.format(tmp=tmp_path, run=run[0], photo=photo, empty=empty) for w in words))
+    assert code == 2 and out == "" and said in error and error.count("\n") == 1
+    assert sorted(path for path in run[0].rglob("*")) == before
+
+
+def test_a_run_of_another_recipe_is_refused(run, tmp_path, monkeypatch, cli):
+    copy = tmp_path / "scenes"
+    shutil.copytree(run[0], copy)
+    code, _, error = cli("train", "--out", copy, "--data", run[0].parent / "data", "--seed", 1)
+    assert code == 2 and "trained with other settings" in error
+    monkeypatch.setitem(RECIPES, "scenes", replace(SHORT, qformer=SHORT.qformer | {"queries": 4}))
+    code, _, error = cli("caption", "--run", copy, next((run[0].parent / "data" / "images").iterdir()))
+    assert code == 2 and "belongs to another recipe" in error
+
+
+def test_the_laptop_recipe_names_what_is_missing(tmp_path, cli):
+    write_scenes(tmp_path / "data", train=4, val=2, test=2, progress=False)
+    code, _, error = cli("train", "--recipe", "laptop", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    assert code == 2 and "--parts" in error
+    code, _, error = cli("train", "--recipe", "laptop", "--data", tmp_path / "data", "--parts", tmp_path,
+                         "--out", tmp_path / "out")
+    assert code == 2 and "dinov2-small does not exist" in error and not (tmp_path / "out").exists()
+
+
+def test_clean_is_the_originals_caption_processor():
+    assert clean('A "big" dog, isn\'t it?  (Yes!) #1: ~*;.') == "a big dog, isn't it? yes 1"
+
+
+def test_unknown_recipe():
+    with pytest.raises(UserError, match="choose one of scenes, laptop"):
+        find_recipe("cloud")
+
+
+def test_help_runs_without_anything_trained():
+    shown = subprocess.run([sys.executable, "-m", "minblip2", "--help"], capture_output=True, text=True, check=True,
+                           cwd=Path(__file__).parents[1])
+    assert all(command in shown.stdout for command in ("train", "caption", "retrieve", "evaluate", "attend"))
+
+
+def test_laptop_recipe_on_real_parts(photos, parts, tmp_path):
+    """Real DINOv2, MiniLM and SmolLM2, real photographs: both stages run, losses start where arithmetic says."""
+    small = tmp_path / "photos"
+    (small / "annotations").mkdir(parents=True)
+    (small / "images").symlink_to(photos / "images")
+    for split, count in (("train", 12), ("val", 6)):
+        content = json.loads((photos / "annotations" / f"captions_{split}.json").read_text())
+        images = content["images"][:count]
+        ids = {image["id"] for image in images}
+        content = {"images": images, "annotations": [a for a in content["annotations"] if a["image_id"] in ids]}
+        (small / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
+    laptop = RECIPES["laptop"]
+    recipe = replace(laptop, stage1=replace(laptop.stage1, steps=2, batch_size=8),
+                     stage2=replace(laptop.stage2, steps=2, batch_size=4))
+    bridge = train_bridge(recipe, small, parts, tmp_path / "out")
+    first = json.loads((tmp_path / "out" / "stage1" / "log.jsonl").read_text().splitlines()[0])
+    assert first["itc"] == pytest.approx(np.log(8), abs=0.4) and first["itm"] == pytest.approx(0.6365, abs=0.15)
+    data, train = CocoCaptions(small, "val"), CocoCaptions(small, "train")
+    results = evaluation.evaluate_photos(bridge, train, data, bridge.features(data, tmp_path / "out" / "cache"),
+                                         bridge.features(train, tmp_path / "out" / "cache"))
+    assert results["captions"] == 30 and results["nearest_cider"] >= 0 and "stage2_bleu4" in results
