@@ -110,8 +110,8 @@ SCENES = Recipe(
              "lm": TrainConfig(steps=1500, learning_rate=2e-3)},
     qformer=dict(width=96, layers=4, heads=4, mlp_width=384, queries=8, positions=32, dropout=0.0,
                  init_std=0.06),  # 0.02 suits the width 768; the same spread of activations asks for more here
-    stage1=TrainConfig(steps=1000, learning_rate=2e-3, warmup=60),
-    stage2=TrainConfig(steps=700, learning_rate=2e-3, warmup=40),
+    stage1=TrainConfig(steps=1600, learning_rate=2e-3, warmup=60),
+    stage2=TrainConfig(steps=1200, learning_rate=1e-3, warmup=40, fresh="projection", gain=10),
     shared_width=64, max_length=32, beams=1,
 )
 
@@ -119,7 +119,9 @@ LAPTOP = Recipe(
     name="laptop", build=build_laptop,
     qformer=dict(queries=16, dropout=0.0),
     stage1=TrainConfig(steps=1000, batch_size=64, learning_rate=4e-4, warmup=60, checkpoint_every=50),
-    stage2=TrainConfig(steps=900, batch_size=32, learning_rate=5e-4, warmup=60, checkpoint_every=50),
+    # At the projection's rate the Q-Former forgets what it read before the language model has learned to listen.
+    stage2=TrainConfig(steps=750, batch_size=32, learning_rate=5e-5, fresh="projection", gain=40, warmup=40,
+                       checkpoint_every=50),
     prompt="assistant\n",  # after the start token this is how SmolLM2's chat template opens an answer
     flips=True, keep=129, beams=5,
 )

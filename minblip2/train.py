@@ -27,7 +27,8 @@ class TrainConfig:
 
     learning_rate rises linearly over `warmup` steps, then falls along a cosine to `floor` times itself. A step adds
     the gradients of `accumulate` batches. `precision` is "float32", "bfloat16" (autocast), or "auto": bfloat16 where
-    the device computes in it. Checkpoints are written every `checkpoint_every` steps.
+    the device computes in it. Parameters whose names begin with `fresh` start from nothing among trained ones, and
+    learn `gain` times as fast. Checkpoints are written every `checkpoint_every` steps.
     """
 
     steps: int
@@ -40,6 +41,8 @@ class TrainConfig:
     clip: float = 1.0
     accumulate: int = 1
     precision: str = "auto"
+    fresh: str | None = None
+    gain: float = 1.0
     seed: int = 0
     checkpoint_every: int = 200
 
@@ -80,11 +83,15 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * (config.floor + (1 - config.floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups: matrices decay; biases, norms and the temperature do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [{"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}]
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
+    """Trainable parameters in groups: only matrices decay, not biases, norms and temperature; `gain` as told."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            gain = config.gain if config.fresh is not None and name.startswith(config.fresh) else 1.0
+            groups.setdefault((decay, gain), []).append(parameter)
+    return [{"params": params, "weight_decay": decay, "gain": gain} for (decay, gain), params in groups.items()]
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -150,7 +157,7 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
         load_weights(model, final, fingerprint)
         return read_log(log)
 
-    optimiser = torch.optim.AdamW(parameter_groups(model, config.weight_decay), betas=config.betas,
+    optimiser = torch.optim.AdamW(parameter_groups(model, config), betas=config.betas,
                                   lr=config.learning_rate, fused=device.type == "cuda")
     first, records = 0, []
     if resume and saved.exists():
@@ -174,7 +181,7 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
         for step in progress:
             torch.manual_seed(config.seed * 1_000_003 + step)
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, config)
+                group["lr"] = learning_rate(step, config) * group["gain"]
             optimiser.zero_grad()
             total: dict[str, float] = {}
             for _ in range(config.accumulate):

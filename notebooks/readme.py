@@ -1,4 +1,4 @@
-"""The results table and the picture, from what runs left behind: python notebooks/readme.py puts them into the README.
+"""The results table and the picture, from what runs left behind: python notebooks/readme.py puts them into README.md.
 
 Every runs/NAME/results-SPLIT.json is a column; NAME-seed1, NAME-seed2, ... are further seeds of NAME and share its
 column, as mean ± standard deviation.
@@ -103,14 +103,15 @@ def picture(run: Path) -> bytes:
     from minblip2.data import CocoCaptions, load_image
 
     bridge = load_bridge(run)
-    data = CocoCaptions(json.loads((run / "run.json").read_text(encoding="utf-8"))["data"], "val", limit=8)
+    told = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    data = CocoCaptions(told["data"], "val", limit=8)
     pictures = [load_image(record.path) for record in data.images]
-    captions = evaluation.ask(bridge, bridge.look(pictures), evaluation.QUESTIONS["positions"])
+    captions = evaluation.ask(bridge, bridge.look(pictures), evaluation.QUESTIONS["things"])
     return viz.png(viz.caption_sheet(pictures, [[caption] for caption in captions]))
 
 
 def main() -> int:
-    """Write the table into README.md and the picture beside it; 2 when there is nothing to write or nowhere to write it."""
+    """Write the table into README.md and the picture; 2 when there is nothing to write or nowhere to write it."""
     readme, found = ROOT / "README.md", columns(ROOT / "runs")
     try:
         if not found:

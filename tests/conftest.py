@@ -40,10 +40,7 @@ def coco_mini():
 @pytest.fixture(scope="session")
 def parts():
     """Real DINOv2-small, all-MiniLM-L6-v2 and SmolLM2-135M-Instruct as hub folders."""
-    places = [Path(os.environ[name]) for name in ("MINBLIP2_PARTS",) if name in os.environ] or [
-        ROOT.parent / "cache" / "parts", Path.home() / ".cache" / "minblip2" / "parts"]
-    for folder in places:
-        if (folder / "dinov2-small").is_dir():
-            return folder
-    absent(f"no real models in {' or '.join(map(str, places))}: make them with tools/real_parts.py OUT and set "
-           "MINBLIP2_PARTS to OUT")
+    folder = Path(os.environ.get("MINBLIP2_PARTS", Path.home() / ".cache" / "minblip2" / "parts"))
+    if (folder / "dinov2-small").is_dir():
+        return folder
+    absent(f"no real models in {folder}: make them with tools/real_parts.py OUT and set MINBLIP2_PARTS to OUT")

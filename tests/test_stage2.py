@@ -116,3 +116,15 @@ def test_generation_with_prompts_of_different_lengths_equals_one_by_one_and_tran
         for other in (alone[0].tolist(), expected[0].tolist()):
             length = max(len(row), len(other))
             assert row + [END] * (length - len(row)) == other + [END] * (length - len(other))
+
+
+def test_calibrated_prompts_spread_like_words_around_their_mean(pair):
+    stage2, _ = pair
+    image = batch(lengths=(5,) * 12)[0]
+    stage2.eval().calibrate(image)
+    soft, words = stage2.soft_prompt(image), stage2.lm.embed(torch.arange(stage2.lm.vocabulary))
+    assert torch.allclose((soft - soft.mean(dim=0)).std(), words.std(), rtol=1e-4)
+    assert torch.allclose(soft.mean(dim=(0, 1)), words.mean(dim=0), atol=1e-4)
+    once = soft.clone()
+    stage2.calibrate(image)
+    assert torch.allclose(stage2.soft_prompt(image), once, atol=1e-4), "what is calibrated stays as it is"

@@ -38,12 +38,13 @@ def test_learning_rate_rises_then_follows_the_cosine_to_its_floor():
     assert all(later <= earlier for earlier, later in zip(rates, rates[1:], strict=False))
 
 
-def test_only_trainable_matrices_decay():
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2).requires_grad_(False))
+def test_only_trainable_matrices_decay_and_the_fresh_learn_faster():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2).requires_grad_(False), nn.Linear(4, 5))
     model.temperature = nn.Parameter(torch.tensor(0.07))
-    decayed, plain = parameter_groups(model, 0.05)
-    assert [p.shape for p in decayed["params"]] == [torch.Size([4, 3])] and decayed["weight_decay"] == 0.05
-    assert sorted(p.ndim for p in plain["params"]) == [0, 1, 1, 1] and plain["weight_decay"] == 0.0
+    groups = {(group["weight_decay"], group["gain"]): [tuple(p.shape) for p in group["params"]]
+              for group in parameter_groups(model, TrainConfig(steps=1, weight_decay=0.05, fresh="3.", gain=40.0))}
+    assert groups == {(0.05, 1.0): [(4, 3)], (0.0, 1.0): [(), (4,), (4,), (4,)], (0.05, 40.0): [(5, 4)],
+                      (0.0, 40.0): [(5,)]}
 
 
 def test_trained_state_has_the_buffers_of_what_trains_and_nothing_frozen():
