@@ -163,9 +163,14 @@ def train_vit(data: str | Path, folder: str | Path, config: TrainConfig) -> ViT:
     return model.vit.requires_grad_(False).eval()
 
 
+def text_tokenizer() -> Tokenizer:
+    """The words of the small language, as the Q-Former reads them."""
+    return Tokenizer.words(caption for five in write_texts(300, seed=0) for caption in five)
+
+
 def lm_tokenizer() -> Tokenizer:
-    """The words of the small language; a text begins and ends with the same token, as OPT's do."""
-    words = Tokenizer.words(caption for five in write_texts(300, seed=0) for caption in five)
+    """The same words for the language model: a text begins and ends with the same token, as OPT's do."""
+    words = text_tokenizer()
     return Tokenizer(words.backend, [words.end], words.end, words.pad_id)
 
 

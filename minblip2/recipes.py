@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import UserError, experts, pretrained, scenes
-from .data import CocoCaptions, Transform
+from .data import Transform
 from .qformer import QFormerConfig
 from .stage1 import Stage1
 from .stage2 import Stage2
@@ -83,7 +83,7 @@ def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path) -> P
     """Train the two small experts on the drawn scenes, or load those that were trained before."""
     vit = experts.train_vit(data, out / "vit", recipe.experts["vit"])
     lm, lm_tokenizer = experts.train_lm(out / "lm", recipe.experts["lm"])
-    tokenizer = Tokenizer.words(caption for _, caption in CocoCaptions(data, "train").pairs)
+    tokenizer = experts.text_tokenizer()
     config = QFormerConfig(image_width=vit.width, vocabulary=len(tokenizer), **recipe.qformer)
     return Parts(vit, experts.TRANSFORM, tokenizer, lm, lm_tokenizer, config)
 
