@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,12 @@ from .stage2 import Stage2
 from .train import autocast, best_device, load_weights, train, write_beside
 
 
-def stage1_losses(model: Stage1, batch: Batch) -> dict[str, Tensor]:
-    """The three losses of a batch, their sum, and how often matching is right (a constant answer gives 2/3)."""
+def stage1_losses(model: Stage1, batch: Batch, weights: tuple[float, float, float] = (1, 1, 1)) -> dict[str, Tensor]:
+    """The three losses of a batch, their weighted sum, and how often matching is right (a constant gives 2/3)."""
     out = model(batch.image, batch.text_ids, batch.text_mask, batch.image_ids)
+    loss = sum(weight * part for weight, part in zip(weights, (out.itc, out.itm, out.itg), strict=True))
     right = (out.match_logits.argmax(dim=1) == out.match_labels).float().mean()
-    return dict(loss=out.loss, itc=out.itc, itm=out.itm, itg=out.itg, itm_accuracy=right, temperature=model.temperature)
+    return dict(loss=loss, itc=out.itc, itm=out.itm, itg=out.itg, itm_accuracy=right, temperature=model.temperature)
 
 
 @dataclass
@@ -119,8 +121,9 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     views = [bridge.features(split, out / "cache", flip) for flip in ([False, True] if recipe.flips else [False])]
     texts = hashlib.sha256(repr(split.pairs).encode()).hexdigest()
     settings = dict(recipe=recipe.name, qformer=parts.qformer, pairs=texts,
-                    encoder=weights_checksum(parts.encoder), shared_width=recipe.shared_width)
-    train(bridge.stage1, stage1_losses, bridge.pairs(split, views, for_lm=False), recipe.stage1, out / "stage1",
+                    encoder=weights_checksum(parts.encoder), shared_width=recipe.shared_width, weights=recipe.weights)
+    losses = partial(stage1_losses, weights=recipe.weights)
+    train(bridge.stage1, losses, bridge.pairs(split, views, for_lm=False), recipe.stage1, out / "stage1",
           settings, name="stage 1", resume=resume, device=bridge.device)
     bridge.stage1.eval()
     if stages == 1:

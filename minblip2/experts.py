@@ -32,9 +32,9 @@ NOTHING = -1  # the label of a patch that no thing covers
 
 
 def patch_labels(scene: Scene, grid: int, side: int) -> np.ndarray:
-    """What covers each patch: colour, shape, size, background, centre x, centre y; (gh gw 6), -1 where nothing does."""
+    """What covers each patch: colour, shape, size, row, column, background; (gh gw 6), -1 where nothing does."""
     labels = np.full((grid, grid, 6), NOTHING, dtype=np.float32)
-    labels[..., 3] = list(BACKGROUNDS).index(scene.background)
+    labels[..., 5] = list(BACKGROUNDS).index(scene.background)
     centre = (np.arange(grid) + 0.5) * side / grid
     for thing in scene.things:
         x, y, w, h = thing.box
@@ -43,9 +43,8 @@ def patch_labels(scene: Scene, grid: int, side: int) -> np.ndarray:
         # A small thing may lie between patch centres: the patch of its own centre always belongs to it.
         rows = np.union1d(rows, [int((y + h / 2) * grid / side)])
         columns = np.union1d(columns, [int((x + w / 2) * grid / side)])
-        told = (list(COLOURS).index(thing.colour), SHAPES.index(thing.shape), list(SIZES).index(thing.size))
-        for index, value in zip((0, 1, 2, 4, 5), (*told, (x + w / 2) / side, (y + h / 2) / side), strict=True):
-            labels[np.ix_(rows, columns, [index])] = value
+        kind = (list(COLOURS).index(thing.colour), SHAPES.index(thing.shape), list(SIZES).index(thing.size))
+        labels[np.ix_(rows, columns, range(5))] = *kind, *thing.cell
     return labels
 
 
@@ -113,7 +112,9 @@ class SceneTexts:
             random = np.random.default_rng([self.seed, number, 1])
             texts = []
             for row in rows:
-                chosen = random.permutation(len(captions[row]))[: self.in_a_row]
+                chosen = random.permutation(len(captions[row]) - 1)[: self.in_a_row]
+                if random.random() < 0.5:
+                    chosen[0] = -1  # the keywords
                 ids = [*self.tokenizer.start]
                 for i in chosen:
                     ids += [*captions[row][i], self.tokenizer.end]
@@ -122,10 +123,10 @@ class SceneTexts:
 
 
 class PatchReader(nn.Module):
-    """The tiny ViT with linear heads that read colour, shape, size, background and the centre off each patch."""
+    """The tiny ViT with linear heads that read off each patch what covers it, and where in the picture that stands."""
 
-    sizes = dict(colour=len(COLOURS) + 1, shape=len(SHAPES) + 1, size=len(SIZES) + 1, background=len(BACKGROUNDS),
-                 centre=2)
+    sizes = dict(colour=len(COLOURS) + 1, shape=len(SHAPES) + 1, size=len(SIZES) + 1, row=4, column=4,
+                 background=len(BACKGROUNDS))
 
     def __init__(self, config: ViTConfig = TINY_VIT):
         super().__init__()
@@ -139,19 +140,17 @@ class PatchReader(nn.Module):
 
 
 def reading_losses(model: PatchReader, batch: ImageBatch) -> dict[str, Tensor]:
-    """Cross-entropies of what covers each patch, and the squared error of where its centre is, in image sides."""
+    """Cross-entropies of what covers each patch, and where in the picture it stands, by name and summed."""
     told = model(batch.image)
-    covered = (batch.labels[..., 1] != NOTHING).float()
+    covered = (batch.labels[..., 0] != NOTHING).float()
     # Most patches are empty; at full weight they would teach "nothing here" before anything else.
     weight = covered + 0.15 * (1 - covered)
     losses = {}
-    for index, name in enumerate(("colour", "shape", "size", "background")):
-        target = batch.labels[..., index].long() % model.sizes[name]  # nothing (-1) becomes the last class
+    for index, (name, classes) in enumerate(model.sizes.items()):
+        target = batch.labels[..., index].long() % classes  # nothing (-1) becomes the last class
         each = F.cross_entropy(rearrange(told[name].float(), "b gh gw n -> b n gh gw"), target, reduction="none")
         losses[name] = (each * weight).sum() / weight.sum()
-    distance = (told["centre"].float() - batch.labels[..., 4:]).square().sum(dim=-1)
-    losses["centre"] = (distance * covered).sum() / covered.sum()
-    return {"loss": sum(losses.values()) + 4 * losses["centre"], **losses}
+    return {"loss": sum(losses.values()), **losses}
 
 
 def train_vit(data: str | Path, folder: str | Path, config: TrainConfig) -> ViT:

@@ -44,7 +44,7 @@ class Recipe:
 
     `flips` also trains on mirrored images, `keep` is how many visual tokens of an image training sees at a time,
     `max_length` counts the ids of a text. `qformer` holds what differs from
-    the sizes that the parts dictate.
+    the sizes that the parts dictate. `weights` are those of ITC, ITM and ITG in stage 1; the paper's are equal.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Recipe:
     stage1: TrainConfig
     stage2: TrainConfig
     qformer: dict[str, Any]
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     shared_width: int = 256
     prompt: str = ""
     max_length: int = 32

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from . import UserError
 
-VERSION = 2  # raise it when a drawing or a caption changes: folders of another version are written anew
+VERSION = 3  # raise it when a drawing or a caption changes: folders of another version are written anew
 SIDE, FINE = 64, 4  # pixels; shapes are drawn FINE times larger and averaged down, which smooths their edges
 COLOURS = {
     "red": (214, 30, 36), "orange": (255, 138, 0), "yellow": (255, 232, 30), "green": (22, 150, 50),
@@ -166,7 +166,11 @@ def _caption(scene: Scene, kind: str, rng: random.Random) -> str:
     things = sorted(scene.things, key=lambda thing: thing.cell)  # as one reads: from the top left to the bottom right
     if kind == "relation":
         rng.shuffle(things)
+    # A picture's captions agree in much of what they tell: contrast unlearns whatever most captions leave out.
+    placed = kind in ("positions", "background", "size")
     sized = kind == "size" or (kind == "background" and rng.random() < 0.3)
+    told_last = kind not in ("plain", "background") and rng.random() < 0.5
+    behind = f" on a {scene.background} background" if told_last else ""
     names = [f"a {thing.size + ' ' if sized else ''}{thing.colour} {thing.shape}" for thing in things]
     frame = rng.choice(FRAMES[kind]).replace("@", scene.background)
     if kind == "relation":
@@ -176,20 +180,21 @@ def _caption(scene: Scene, kind: str, rng: random.Random) -> str:
         text = rng.choice(("{0} {1} {2}", "{1} {2} {0}")).format(a, to_the + relation, b)
         for _, third in rest:  # a comma before it, so that it takes no part in the relation
             text += rng.choice((", and ", ", with ")) + third
-        return _articles(frame.format(text))
-    if kind == "positions":
-        short, before = len(things) == 3 or rng.random() < 0.25, rng.random() < 0.5  # three long ones make 22 words
+        return _articles(frame.format(text) + behind)
+    if placed:
+        short = kind != "positions" or len(things) == 3 or rng.random() < 0.25  # three long ones make 22 words
+        before = rng.random() < 0.5
         for i, place in enumerate(thing.position for thing in things):
             place = place if short else f"{'in' if place == 'middle' else 'at'} the {place}"
             names[i] = f"{place} {names[i]}" if before else f"{names[i]} {place}"
-    return _articles(frame.format(" and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)))
+    return _articles(frame.format(" and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)) + behind)
 
 
 def write_captions(scene: Scene, rng: random.Random) -> list[str]:
     """Five different true captions in random order: one plain, one telling every position, one with the background, one
     with a relation where there are two things or more (else with the size), and one more of some of these kinds."""
     many = len(scene.things) > 1
-    more = ["size", "positions", "relation"] if many else ["positions", "background"]
+    more = ["size", "positions", "background"] if many else ["positions", "background"]
     kinds = ["plain", "positions", "background", "relation" if many else "size", rng.choice(more)]
     captions: list[str] = []
     for kind in rng.sample(kinds, len(kinds)):
@@ -200,15 +205,25 @@ def write_captions(scene: Scene, rng: random.Random) -> list[str]:
     return captions
 
 
+def _keywords(scene: Scene, rng: random.Random) -> str:
+    """A text without grammar, like the tags below a photograph: the words of each thing together, all in any order."""
+    groups = [[scene.background]]
+    for thing in scene.things:
+        words = [thing.colour, thing.shape] + [thing.size] * (rng.random() < 0.5)
+        groups.append(rng.sample(words, len(words)) + [thing.position] * (rng.random() < 0.8))
+    return " ".join(" ".join(group) for group in rng.sample(groups, len(groups)))
+
+
 def write_texts(count: int, seed: int) -> list[list[str]]:
-    """Captions of scenes that nobody draws, the five of a scene together: what a language model may read.
+    """Five captions and a list of keywords of each of `count` scenes that nobody draws: what a language model may read.
 
     Every colour occurs with every shape here, as in any large corpus; only the captioned pictures lack some pairs.
     """
     texts = []
     for index in range(count):
         rng = random.Random(f"{seed} text {index}")
-        texts.append(write_captions(draw(rng, unseen=rng.random() < 0.3)[1], rng))
+        scene = draw(rng, unseen=rng.random() < 0.3)[1]
+        texts.append(write_captions(scene, rng) + [_keywords(scene, rng)])
     return texts
 
 

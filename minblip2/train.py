@@ -61,10 +61,11 @@ def best_device() -> torch.device:
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether the device has units for bfloat16: recent GPUs, and CPUs with AMX."""
+    """Whether the device has instructions for bfloat16: recent GPUs, and CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+    found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return found.get("amx_bf16", False) or found.get("avx512_bf16", False)
 
 
 def autocast(device: torch.device, precision: str = "auto") -> contextlib.AbstractContextManager:
