@@ -131,7 +131,8 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     given = len(parts.lm_tokenizer.encode_prompt(recipe.prompt))
 
     def stage2_losses(model: Stage2, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": model(batch.image, batch.text_ids, batch.text_mask, given).loss}
+        ids, mask = batch.text_ids, batch.text_mask
+        return {"loss": model(batch.image, ids[:, :given], mask[:, :given], ids[:, given:], mask[:, given:]).loss}
 
     settings |= dict(stage1=weights_checksum(bridge.stage1), lm=weights_checksum(parts.lm), prompt=recipe.prompt)
     train(bridge.stage2, stage2_losses, bridge.pairs(split, views, for_lm=True), recipe.stage2, out / "stage2",

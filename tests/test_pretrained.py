@@ -145,7 +145,7 @@ SPOILED = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
     "half a config": (lambda folder: (folder / "config.json").write_text('{"model_'), "config.json is not JSON"),
     "config without a size": (configure(num_attention_heads=None), "num_attention_heads"),
-    "another model": (configure(model_type="t5"), "'t5'"),
+    "another model": (configure(model_type="gpt2"), "'gpt2'"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors file"),
     "truncated": (cut, "model.safetensors cannot be read"),
     "empty file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors cannot be read"),
