@@ -31,9 +31,12 @@ def sizes(hub: HubConfig, naming: Naming) -> dict[str, Any]:
 
 
 def nested(hub: HubConfig, part: str, naming: Naming, defaults: Any) -> HubConfig:
-    """The settings of a part of the model. Files leave out what is as transformers would have it anyway."""
+    """The settings of a part of the model, or of all of it where it is that part alone.
+
+    Files leave out what is as transformers would have it anyway.
+    """
     usual = {theirs: getattr(defaults, ours) for theirs, ours in naming.settings.items()}
-    return HubConfig(usual | hub.get(part, {}))
+    return HubConfig(usual | hub.get(part, hub))
 
 
 def refuse(source: object, kind: Any, wanted: str) -> UserError:
@@ -54,10 +57,8 @@ def dinov2(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
 
 def clip(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
     """The image side of CLIP as BLIP-2 takes it: without the last block and the final norm (`CLIPVisionModel`)."""
-    if "vision_config" in hub:  # both sides of CLIP; transformers' own default is the base model
-        base = replace(CLIP_L, width=768, layers=12, heads=12, mlp_width=3072, patch_size=32)
-        hub = nested(hub, "vision_config", names.CLIP, base)
-    config = replace(CLIP_L, **sizes(hub, names.CLIP))
+    base = replace(CLIP_L, width=768, layers=12, heads=12, mlp_width=3072, patch_size=32)
+    config = replace(CLIP_L, **sizes(nested(hub, "vision_config", names.CLIP, base), names.CLIP))
     last = f"encoder.layers.{config.layers - 1}"
     ignored = {**names.CLIP.ignored, last: "BLIP-2 takes the second-to-last block"}
     return replace(config, layers=config.layers - 1), replace(names.CLIP, ignored=ignored)
@@ -71,7 +72,7 @@ def eva(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
     return replace(EVA_G, **sizes(nested(hub, "vision_config", names.EVA, EVA_G), names.EVA)), naming
 
 
-ENCODERS = {"dinov2": dinov2, "clip": clip, "clip_vision_model": clip, "blip-2": eva}
+ENCODERS = {"dinov2": dinov2, "clip": clip, "clip_vision_model": clip, "blip-2": eva, "blip_2_vision_model": eva}
 
 
 def load_vit(folder: str | Path, dtype: torch.dtype = torch.float32) -> ViT:
