@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -97,15 +96,16 @@ def open_lavis(path: str | Path) -> Checkpoint:
     Raises UserError when the file is missing, cannot be read so, or holds no "model".
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give a hub folder or a LAVIS .pth file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged pickle raises almost anything
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} cannot be read as a checkpoint ({reason}): fetch it again") from None
-    except (AttributeError, KeyError, TypeError, IndexError):
-        raise UserError(f'{path} holds no "model" with tensors in it: give a checkpoint that LAVIS saved') from None
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f'{path} holds no "model" made of tensors: give a checkpoint that LAVIS saved')
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     return Checkpoint(str(path), shapes, ((name, state.pop(name)) for name in shapes))
 
 

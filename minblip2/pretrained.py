@@ -191,7 +191,7 @@ def stage1_sizes(source: object, shapes: Mapping[str, tuple[int, ...]], heads: i
         shared_width = shapes["vision_projection.weight"][0]
     except KeyError as error:
         raise UserError(f"{source} lacks the weights of {error.args[0]}: it holds no stage 1") from None
-    if width % config.heads or not config.heads:
+    if not config.heads or width % config.heads:
         raise UserError(f"{source} does not say how many attention heads share its width of {width}: give heads=")
     return config, shared_width
 

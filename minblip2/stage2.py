@@ -56,7 +56,8 @@ class Stage2(nn.Module):
 
     def soft_prompt(self, image: Tensor) -> Tensor:
         """Image features (b v image_width) as tokens (b q e) of the language model's width."""
-        return self.projection(self.qformer(self.qformer.project_image(self.vision_norm(image))).queries)
+        image = self.vision_norm(image.to(self.vision_norm.weight.dtype))
+        return self.projection(self.qformer(self.qformer.project_image(image)).queries)
 
     @torch.no_grad()
     def calibrate(self, image: Tensor) -> None:
