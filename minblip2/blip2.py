@@ -14,7 +14,8 @@ from torch import Tensor
 from . import UserError
 from .checkpoint import write_beside
 from .data import Transform
-from .pretrained import load_blip2, save_pretrained
+from .export import save_pretrained
+from .pretrained import load_blip2
 from .stage2 import Stage2
 from .tokenizer import Tokenizer
 from .train import best_device, computes_in_bfloat16

@@ -155,9 +155,10 @@ BERT_HEAD: Table = {
 }
 BERT = Naming(
     {**COUNTS, "intermediate_size": "mlp_width", "max_position_embeddings": "positions", "layer_norm_eps": "eps"},
-    # one feed-forward becomes two: queries start from a copy of the text's
+    # BERT reads no image, and its one feed-forward becomes two: queries start from a copy of the text's
     {**BERT_EMBEDDINGS, **BERT_HEAD, **{theirs: (ours, ours.replace("text_", "query_")) if "text_" in ours else ours
-                                        for theirs, ours in qformer_blocks("self").items()}},
+                                        for theirs, ours in qformer_blocks("self").items()
+                                        if "cross" not in theirs and "_query" not in theirs}},
     {"embeddings.token_type_embeddings.weight": "the Q-Former has no token types (as in LAVIS)",
      "embeddings.position_ids": CONSTANT,
      "pooler": "the Q-Former has no pooler",

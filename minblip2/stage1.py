@@ -82,6 +82,11 @@ class Stage1(nn.Module):
         states = self.qformer(image, text_ids, mask).queries
         return reduce(self.match_head(states), "b q n -> b n", "mean")
 
+    def score(self, image: ImageKV, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """How well each text fits its image (b), as LAVIS ranks them: the logit of a match + the cosine."""
+        cosine = self.similarity(self.embed_image(image), self.embed_text(text_ids, text_mask)).diagonal()
+        return self.match(image, text_ids, text_mask)[:, 1] + cosine
+
     # --- the three losses ---------------------------------------------------------------------------------------------
 
     def contrastive_loss(self, similarity: Tensor, same_image: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from minblip2 import UserError
-from minblip2.pretrained import load_blip2, load_stage1, load_vit, save_pretrained
+from minblip2.export import save_pretrained
+from minblip2.pretrained import load_blip2, load_stage1, load_vit
 from minblip2.stage1 import Stage1
 
 from .parity import difference, lengths_mask, randomise
@@ -160,6 +161,7 @@ def test_itc_and_itm_equal_transformers(size, lengths, tmp_path):
     itc = theirs(pixels, ids, mask.long(), use_image_text_matching_head=False).logits_per_image
     itm = theirs(pixels, ids, mask.long(), use_image_text_matching_head=True).logits_per_image
     assert difference(cosine, itc) < 1e-5 and difference(stage1.match(image, ids, mask), itm) < 1e-5
+    assert difference(stage1.score(image, ids, mask), itm[:, 1] + itc.diagonal()) < 1e-5
     # what a file for retrieval lacks is as before training
     assert stage1.temperature == Stage1.TEMPERATURE and 0 < stage1.qformer.lm_head.dense.weight.std() < 0.05
     assert all(p.requires_grad and p.device.type == "cpu" for p in stage1.parameters())
