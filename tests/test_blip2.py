@@ -27,7 +27,8 @@ from .parity import difference, lengths_mask, randomise
 
 IMAGE, END = 39, 2  # ids: the one that stands for an image in transformers, and the one that ends a text
 VISIONS = [dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3, image_size=28),
-           dict(hidden_size=20, intermediate_size=33, num_hidden_layers=3, num_attention_heads=2, image_size=42)]
+           dict(hidden_size=20, intermediate_size=33, num_hidden_layers=3, num_attention_heads=2, image_size=42,
+             layer_norm_eps=1e-3)]
 QFORMERS = [dict(hidden_size=18, num_hidden_layers=3, num_attention_heads=3, intermediate_size=30,
                  max_position_embeddings=24),
             dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=21,

@@ -13,7 +13,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from minblip2 import UserError
 from minblip2.__main__ import main
-from minblip2.blip2 import ANSWER, CAPTION, Blip2
+from minblip2.blip2 import Blip2
 from minblip2.data import Transform
 
 from .parity import difference, randomise
@@ -67,10 +67,14 @@ def pictures():
     return [Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in ((60, 33), (42, 42))]
 
 
-def theirs(model, processor, prompts, beams, max_length, min_length, length_penalty=1.0):
+# what LAVIS sets, in transformers' words: for captions, and for answers with the paper's length penalty
+CAPTION = dict(num_beams=5, max_new_tokens=30, min_new_tokens=1)
+ANSWER = dict(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
+
+
+def theirs(model, processor, prompts, settings):
     inputs = processor(images=pictures(), text=prompts, padding=True, return_tensors="pt")
-    ids = model.generate(**inputs, num_beams=beams, do_sample=False, max_new_tokens=max_length, early_stopping=False,
-                         min_new_tokens=min_length, length_penalty=length_penalty)
+    ids = model.generate(**inputs, do_sample=False, early_stopping=False, **settings)
     given = 0 if model.config.text_config.is_encoder_decoder else inputs["input_ids"].shape[1]
     return [text.strip() for text in processor.tokenizer.batch_decode(ids[:, given:], skip_special_tokens=True)]
 
@@ -79,10 +83,10 @@ def test_captions_and_answers_equal_transformers(original):
     model, processor, folder = original
     blip2 = Blip2.from_folder(folder, torch.float32, torch.device("cpu"))
     for prompts, expected_prompts in (("", ["", ""]), ("a photo of", ["a photo of"] * 2)):
-        expected = theirs(model, processor, expected_prompts, **CAPTION)
+        expected = theirs(model, processor, expected_prompts, CAPTION)
         assert blip2.caption(pictures(), prompts) == expected
     answers = blip2.ask(pictures(), QUESTIONS)
-    assert answers == theirs(model, processor, QUESTIONS, **ANSWER)
+    assert answers == theirs(model, processor, QUESTIONS, ANSWER)
     assert blip2.ask(pictures(), QUESTIONS, batch_size=1) == answers
     assert any(answers) and blip2.caption(pictures(), beams=1, max_length=2) != answers
 
@@ -114,7 +118,7 @@ def test_saved_folders_load_here_and_there(original, tmp_path):
     assert again.tokenizer.encode_prompt("a bus") == blip2.tokenizer.encode_prompt("a bus")
     assert again.caption(pictures()) == blip2.caption(pictures())
     there = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
-    assert theirs(there, processor, QUESTIONS, **ANSWER) == blip2.ask(pictures(), QUESTIONS)
+    assert theirs(there, processor, QUESTIONS, ANSWER) == blip2.ask(pictures(), QUESTIONS)
     blip2.transform = Transform(size=42, mode="crop", resize_to=50)
     with pytest.raises(UserError, match="square"):
         blip2.save(tmp_path / "cut")

@@ -158,19 +158,21 @@ def test_a_tokenizer_larger_than_the_model_is_refused(pair):
     Stage2(norm, qformer, lm, vocabulary_needed=lm.vocabulary)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams, repetition_penalty", [(1, 1.0), (1, 3.0), (3, 1.0), (3, 3.0)])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("lengths", [(3, 1, 5), (3, 0, 5), (0, 0, 0)], ids=str)
-def test_generation_with_prompts_of_different_lengths_equals_one_by_one_and_transformers(pair, beams, lengths, side):
+def test_generation_with_prompts_of_different_lengths_equals_one_by_one_and_transformers(
+        pair, beams, repetition_penalty, lengths, side):
     (stage2, theirs), (image, ids, mask, *_) = pair, batch((1, 1, 1), lengths, side)
-    together = stage2.generate(image, ids, mask, end=END, max_length=8, beams=beams)
+    settings = dict(max_length=8, beams=beams, repetition_penalty=repetition_penalty)
+    together = stage2.generate(image, ids, mask, end=END, **settings)
     for i, n in enumerate(lengths):
         own, row = ids[i:i + 1, mask[i]], together[i].tolist()
-        alone = stage2.generate(image[i:i + 1], own, mask[i:i + 1, mask[i]], end=END, max_length=8, beams=beams)
+        alone = stage2.generate(image[i:i + 1], own, mask[i:i + 1, mask[i]], end=END, **settings)
         embeds = torch.cat([stage2.soft_prompt(image[i:i + 1]), theirs.get_input_embeddings()(own)], dim=1)
         expected = theirs.generate(inputs_embeds=embeds, attention_mask=torch.ones(1, Q + n, dtype=torch.long),
                                    num_beams=beams, do_sample=False, max_new_tokens=8, eos_token_id=END,
-                                   pad_token_id=END)
+                                   pad_token_id=END, repetition_penalty=repetition_penalty)
         start = int(theirs.config.is_encoder_decoder)  # transformers also returns the id that the decoder began with
         for other in (alone[0].tolist(), expected[0, start:].tolist()):
             length = max(len(row), len(other))
