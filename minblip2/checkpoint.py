@@ -131,7 +131,8 @@ def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], naming: Namin
         if not targets or any(target not in wanted for target in targets):
             if any(name == known or name.startswith(known + ".") for known in naming.ignored):
                 continue
-            raise UserError(f"{source} holds {name}, which this architecture does not have: check its config.json")
+            raise UserError(f"{source} holds {name}, which this architecture does not have: weights and settings "
+                            "do not belong together")
         parts = tensor.chunk(len(targets)) if isinstance(targets, Stacked) else [tensor] * len(targets)
         for target, part in zip(targets, parts, strict=True):
             here = wanted[target]

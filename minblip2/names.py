@@ -126,6 +126,9 @@ EVA = Naming(
          **MLP,
          "self_attn.qkv": Stacked(("attention.query", "attention.key", "attention.value")),
          "self_attn.projection": "attention.out"})},
+    dict.fromkeys(("post_layernorm", "query_tokens", "qformer", "embeddings.word_embeddings",
+                   "embeddings.position_embeddings", "vision_projection", "text_projection", "itm_head",
+                   "language_projection", "language_model"), "not the image encoder's"),
     prefix="vision_model.")
 
 # --- BERT and the Q-Former --------------------------------------------------------------------------------------------

@@ -28,13 +28,9 @@ def sizes(hub: HubConfig, naming: Naming) -> dict[str, Any]:
     return {ours: hub[theirs] for theirs, ours in naming.settings.items()}
 
 
-def nested(hub: HubConfig, part: str, naming: Naming, defaults: Any) -> HubConfig:
-    """The settings of a part of the model, or of all of it where it is that part alone.
-
-    Files leave out what is as transformers would have it anyway.
-    """
-    usual = {theirs: getattr(defaults, ours) for theirs, ours in naming.settings.items()}
-    return HubConfig(usual | hub.get(part, hub))
+def complete(part: Mapping[str, Any], naming: Naming, usual: Any) -> HubConfig:
+    """The settings of a part of a model, with the `usual` ones: files leave out what transformers takes as known."""
+    return HubConfig({theirs: getattr(usual, ours) for theirs, ours in naming.settings.items()} | part)
 
 
 def refuse(source: object, kind: Any, wanted: str) -> UserError:
@@ -56,7 +52,7 @@ def dinov2(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
 def clip(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
     """The image side of CLIP as BLIP-2 takes it: without the last block and the final norm (`CLIPVisionModel`)."""
     base = replace(CLIP_L, width=768, layers=12, heads=12, mlp_width=3072, patch_size=32)
-    config = replace(CLIP_L, **sizes(nested(hub, "vision_config", names.CLIP, base), names.CLIP))
+    config = replace(CLIP_L, **sizes(complete(hub.get("vision_config", hub), names.CLIP, base), names.CLIP))
     last = f"encoder.layers.{config.layers - 1}"
     ignored = {**names.CLIP.ignored, last: "BLIP-2 takes the second-to-last block"}
     return replace(config, layers=config.layers - 1), replace(names.CLIP, ignored=ignored)
@@ -64,10 +60,8 @@ def clip(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
 
 def eva(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
     """BLIP-2's own encoder, out of a whole BLIP-2 (transformers `Blip2VisionModel`); its last norm is the bridge's."""
-    others = ("post_layernorm", "query_tokens", "qformer", "language_projection", "language_model", "embeddings",
-              "vision_projection", "text_projection", "itm_head")
-    naming = replace(names.EVA, ignored=dict.fromkeys(others, "not the image encoder's"))
-    return replace(EVA_G, **sizes(nested(hub, "vision_config", names.EVA, EVA_G), names.EVA)), naming
+    config = complete(hub.get("vision_config", hub), names.EVA, EVA_G)
+    return replace(EVA_G, **sizes(config, names.EVA)), names.EVA
 
 
 ENCODERS = {"dinov2": dinov2, "clip": clip, "clip_vision_model": clip, "blip-2": eva, "blip_2_vision_model": eva}
@@ -120,6 +114,7 @@ def t5(hub: HubConfig, own_head: bool) -> tuple[T5, Naming]:
     if activation not in ACTIVATIONS:
         raise UserError(f"the activation {activation!r} is unknown: there are {', '.join(ACTIVATIONS)}")
     gated = kind.startswith("gated-")
+    hub = HubConfig({"num_decoder_layers": None, "relative_attention_max_distance": T5Config().farthest} | hub)
     # Newer files say whether the head is scaled; in older ones it is scaled where it is tied.
     scaled = hub.get("scale_decoder_outputs", hub.get("tie_word_embeddings", True))
     config = T5Config(**sizes(hub, names.T5_GATED), activation=activation, gated=gated, tied=not own_head,
@@ -204,9 +199,9 @@ def load_stage1(source: str | Path, heads: int | None = None) -> Stage1:
         hub, checkpoint, naming = read_config(source), open_hub(source), names.STAGE1
         if hub.get("model_type") != "blip-2":
             raise refuse(source, hub.get("model_type"), "stage 1 is read from a blip-2 or a LAVIS .pth file")
-        hub_sizes = sizes(nested(hub, "qformer_config", names.QFORMER, QFormerConfig()), names.QFORMER)
+        hub_sizes = sizes(complete(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()), names.QFORMER)
         heads, qformer_eps, absent = heads or hub_sizes["heads"], hub_sizes["eps"], ("qformer.lm_head", "temperature")
-        norm_eps = nested(hub, "vision_config", names.EVA, EVA_G)["layer_norm_eps"]
+        norm_eps = eva(source, hub)[0].eps
     else:
         checkpoint, naming, absent = open_lavis(source), names.LAVIS_STAGE1, ()
         qformer_eps, norm_eps = QFormerConfig().eps, nn.LayerNorm(1).eps
@@ -233,11 +228,11 @@ def load_blip2(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
     if hub.get("model_type") != "blip-2":
         raise refuse(folder, hub.get("model_type"), "give the folder of a blip-2")
     config, _ = eva(folder, hub)
-    text = HubConfig(hub.get("text_config", {}))
-    text = nested(hub, "text_config", *USUAL[kind]) if (kind := text.get("model_type", "opt")) in USUAL else text
-    text.setdefault("model_type", kind)
-    lm, naming = empty_lm(folder, text, "language_model.lm_head.weight" in checkpoint.shapes, dtype)
-    bridge = sizes(nested(hub, "qformer_config", names.QFORMER, QFormerConfig()), names.QFORMER)
+    text = {"model_type": "opt"} | hub.get("text_config", {})
+    if text["model_type"] in USUAL:
+        text = complete(text, *USUAL[text["model_type"]])
+    lm, naming = empty_lm(folder, HubConfig(text), "language_model.lm_head.weight" in checkpoint.shapes, dtype)
+    bridge = sizes(complete(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()), names.QFORMER)
     vit = empty_vit(config, dtype)
     with torch.device("meta"):
         qformer = QFormer(QFormerConfig(**bridge | dict(image_width=vit.width),
