@@ -52,8 +52,10 @@ class Checkpoint:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The safetensors files of a hub folder, by its index if it has one. Raises UserError when one is missing."""
-    index = folder / "model.safetensors.index.json"
+    """The safetensors files of a hub folder: the one, or those of its index. Raises UserError when one is missing."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return [whole]
     if not index.exists():
         files = sorted(folder.glob("*.safetensors"))
         if not files:

@@ -171,22 +171,25 @@ def stage1_sizes(source: object, shapes: Mapping[str, tuple[int, ...]], heads: i
 
     Without `heads`, each is taken to be 64 wide, as BERT's are.
     """
-    try:
-        _, queries, width = shapes["qformer.query_tokens"]
-        layers = sum(f"qformer.blocks.{i}.self_norm.weight" in shapes for i in range(len(shapes)))
-        reading = [i for i in range(layers) if f"qformer.blocks.{i}.cross_norm.weight" in shapes]
-        config = QFormerConfig(
-            width=width, layers=layers, heads=heads or width // 64, queries=queries,
-            mlp_width=shapes["qformer.blocks.0.query_mlp.up.weight"][0],
-            image_width=shapes["qformer.blocks.0.cross_attention.key.weight"][1],
-            cross_every=reading[1] if len(reading) > 1 else layers,
-            vocabulary=shapes["qformer.words.weight"][0], positions=shapes["qformer.positions.weight"][0])
-        shared_width = shapes["vision_projection.weight"][0]
-    except KeyError as error:
-        raise UserError(f"{source} lacks the weights of {error.args[0]}: it holds no stage 1") from None
+    def size(name: str, axis: int) -> int:
+        if name not in shapes:
+            raise UserError(f"{source} lacks the weights of {name}: it holds no stage 1")
+        if axis >= len(shapes[name]):
+            raise UserError(f"{source}: {name} has the shape {shapes[name]}, which no stage 1 has: fetch it again")
+        return shapes[name][axis]
+
+    width = size("qformer.query_tokens", 2)
+    layers = sum(f"qformer.blocks.{i}.self_norm.weight" in shapes for i in range(len(shapes)))
+    reading = [i for i in range(layers) if f"qformer.blocks.{i}.cross_norm.weight" in shapes]
+    config = QFormerConfig(
+        width=width, layers=layers, heads=heads or width // 64, queries=size("qformer.query_tokens", 1),
+        mlp_width=size("qformer.blocks.0.query_mlp.up.weight", 0),
+        image_width=size("qformer.blocks.0.cross_attention.key.weight", 1),
+        cross_every=reading[1] if len(reading) > 1 else layers,
+        vocabulary=size("qformer.words.weight", 0), positions=size("qformer.positions.weight", 0))
     if not config.heads or width % config.heads:
         raise UserError(f"{source} does not say how many attention heads share its width of {width}: give heads=")
-    return config, shared_width
+    return config, size("vision_projection.weight", 0)
 
 
 def load_stage1(source: str | Path, heads: int | None = None) -> Stage1:

@@ -232,6 +232,7 @@ LAVIS_FAULTS = {
     "sizes cannot be read": (without("query_tokens"), "query_tokens"),
     "one too many": (lambda state: state.update({"Qformer.bert.pooler.bias": torch.ones(3)}), "pooler.bias"),
     "wrong shape": (lambda state: state.update({"itm_head.bias": torch.ones(3)}), r"itm_head.bias has shape \(3,\)"),
+    "flat queries": (lambda state: state.update({"query_tokens": torch.ones(4, 18)}), r"query_tokens .* \(4, 18\)"),
 }
 
 
@@ -380,6 +381,15 @@ def test_a_missing_shard_is_named(tmp_path):
     shard.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=shard.name):
         load_blip2(tmp_path)
+
+
+def test_a_folder_that_is_written_again_is_not_mixed_with_the_old_shards(tmp_path):
+    original("opt", 0).save_pretrained(tmp_path, max_shard_size="20KB")
+    vit, stage2 = load_blip2(tmp_path)
+    with torch.no_grad():
+        stage2.projection.weight.fill_(3.0)
+    save_pretrained(tmp_path, vit, stage2, image_token=IMAGE)
+    assert (load_blip2(tmp_path)[1].projection.weight == 3.0).all()
 
 
 def test_dtypes_are_as_asked_for(tmp_path):

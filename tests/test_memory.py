@@ -17,16 +17,16 @@ from minblip2.vit import EVA_G, ViT
 from .parity import note
 
 LOAD = """
-import resource, sys
+import sys
 from minblip2.pretrained import load_blip2
 
-def now():
+def memory(what):
     with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(what))
 
-before = now()
+before = memory("VmRSS")
 model = load_blip2(sys.argv[1])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, before)
+print(memory("VmHWM"), before)  # not getrusage: its peak would begin with that of the process that started this one
 """
 
 
