@@ -1,4 +1,4 @@
-"""Command line: python -m minblip2 train | caption | retrieve | evaluate | attend."""
+"""Command line: python -m minblip2 train | caption | ask | retrieve | evaluate | attend."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from . import UserError, __version__
+from .blip2 import Blip2
 from .bridge import load_bridge, train_bridge
 from .data import CocoCaptions, load_image
 from .evaluation import evaluate_run
@@ -44,18 +45,28 @@ def train_command(args: argparse.Namespace) -> None:
 def caption_command(args: argparse.Namespace) -> None:
     """Say what is in each picture."""
     pictures = [load_image(path) for path in args.pictures]  # all are read before anything is said of one
-    bridge = load_bridge(args.run)
-    features = bridge.look(pictures)
     settings = dict(beams=args.beams, max_length=args.max_length)
     if args.top_p is not None:
         torch.manual_seed(args.seed)
         settings = dict(beams=1, top_p=args.top_p, max_length=args.max_length)
-    if args.stage1:
-        captions = bridge.caption_stage1(features, **settings)
+    if args.model:
+        captions = Blip2.from_folder(args.model).caption(pictures, args.prompt or "", **settings)
+    elif args.stage1:
+        bridge = load_bridge(args.run)
+        captions = bridge.caption_stage1(bridge.look(pictures), **settings)
     else:
-        captions = bridge.caption(features, prompt=args.prompt, **settings)
+        bridge = load_bridge(args.run)
+        captions = bridge.caption(bridge.look(pictures), prompt=args.prompt, **settings)
     for path, caption in zip(args.pictures, captions, strict=True):
         print(f"{path}: {caption}")
+
+
+def ask_command(args: argparse.Namespace) -> None:
+    """Answer questions about a picture with a BLIP-2, each put as the model was asked: "Question: ... Answer:"."""
+    picture = load_image(args.picture)
+    answers = Blip2.from_folder(args.model).ask([picture] * len(args.questions), args.questions)
+    for question, answer in zip(args.questions, answers, strict=True):
+        print(f"{question} {answer}")
 
 
 def retrieve_command(args: argparse.Namespace) -> None:
@@ -118,12 +129,18 @@ def parser() -> argparse.ArgumentParser:
 
     caption = command("caption", caption_command)
     caption.add_argument("pictures", nargs="+", type=Path)
+    caption.add_argument("--model", type=Path, help="folder of a BLIP-2 as on the model hub, instead of --run")
     caption.add_argument("--prompt", help="text that the caption goes on from")
     caption.add_argument("--beams", type=int, default=5)
     caption.add_argument("--top-p", type=float, help="draw from the nucleus instead of searching with beams")
     caption.add_argument("--seed", type=int, default=0, help="of the draw")
     caption.add_argument("--max-length", type=int, default=30, help="in tokens")
     caption.add_argument("--stage1", action="store_true", help="let the Q-Former caption without a language model")
+
+    ask = command("ask", ask_command, needs_run=False)
+    ask.add_argument("picture", type=Path)
+    ask.add_argument("questions", nargs="+", help='for example "Question: what is the dog doing? Answer:"')
+    ask.add_argument("--model", type=Path, required=True, help="folder of a BLIP-2 as on the model hub")
 
     retrieve = command("retrieve", retrieve_command)
     retrieve.add_argument("text")

@@ -20,7 +20,8 @@ from .data import CocoCaptions
 from .features import feature_cache, weights_checksum
 from .recipes import Parts, Recipe, clean, default_data, find_recipe
 from .stage1 import Stage1
-from .stage2 import Stage2
+from .stage2 import Stage2, split_prefix
+from .tokenizer import Tokenizer
 from .train import autocast, best_device, load_weights, train, write_beside
 
 
@@ -30,6 +31,20 @@ def stage1_losses(model: Stage1, batch: Batch, weights: tuple[float, float, floa
     loss = sum(weight * part for weight, part in zip(weights, (out.itc, out.itm, out.itg), strict=True))
     right = (out.match_logits.argmax(dim=1) == out.match_labels).float().mean()
     return dict(loss=loss, itc=out.itc, itm=out.itm, itg=out.itg, itm_accuracy=right, temperature=model.temperature)
+
+
+def divide(batch: Batch, tokenizer: Tokenizer, prompt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the language model is given of a batch's texts, and what it learns to write: ids and mask (b t) of each.
+
+    All are given the prompt, with which the batch's ids begin. Without one, an encoder-decoder is given the beginning
+    of the text itself: see `split_prefix`.
+    """
+    if tokenizer.prompt_end and not prompt:
+        return split_prefix(batch.text_ids, batch.text_mask, tokenizer.end)
+    ids = tokenizer.encode_prompt(prompt)
+    given = torch.tensor(ids, device=batch.text_ids.device).long().expand(len(batch.text_ids), -1)
+    first = len(ids) - len(tokenizer.prompt_end)
+    return given, torch.ones_like(given, dtype=torch.bool), batch.text_ids[:, first:], batch.text_mask[:, first:]
 
 
 @dataclass
@@ -131,10 +146,9 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
 
     bridge.stage2 = recipe.new_stage2(parts, bridge.stage1).to(bridge.device)
     bridge.stage2.calibrate(torch.from_numpy(np.array(views[0][:256], dtype=np.float32)).to(bridge.device))
-    given = len(parts.lm_tokenizer.encode_prompt(recipe.prompt))
 
     def stage2_losses(model: Stage2, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": model(batch.image, batch.text_ids, batch.text_mask, given).loss}
+        return {"loss": model(batch.image, *divide(batch, parts.lm_tokenizer, recipe.prompt)).loss}
 
     settings |= dict(stage1=weights_checksum(bridge.stage1), lm=weights_checksum(parts.lm), prompt=recipe.prompt)
     train(bridge.stage2, stage2_losses, bridge.pairs(split, views, for_lm=True), recipe.stage2, out / "stage2",

@@ -7,7 +7,7 @@ which of its tokens are not padding, and `logits` (b vocabulary) are the predict
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,17 @@ Step = Callable[[Tensor, Tensor, KVCache], Tensor]
 IMPOSSIBLE = -1e9  # a score that no sequence has; finite, so that sums and comparisons stay defined
 
 
-def adjust(scores: Tensor, written: Tensor, end: int, min_length: int, repetition_penalty: float) -> Tensor:
-    """Scores (n vocabulary) after two rules: what is `written` (n t) is penalised, and no end before `min_length`."""
-    if repetition_penalty != 1.0 and written.shape[1]:
-        seen = scores.gather(1, written)
+def adjust(scores: Tensor, written: Tensor, end: int, min_length: int, repetition_penalty: float,
+           begun: Sequence[int] = ()) -> Tensor:
+    """Scores (n vocabulary) after two rules: what is `written` (n t) is penalised, and no end before `min_length`.
+
+    Ids that each text has `begun` with are penalised as well, though they are not counted.
+    """
+    if repetition_penalty != 1.0:
+        there = torch.cat([written, written.new_tensor(begun).expand(len(written), -1)], dim=1)
+        seen = scores.gather(1, there)
         seen = torch.where(seen < 0, seen * repetition_penalty, seen / repetition_penalty)
-        scores = scores.scatter(1, written, seen)
+        scores = scores.scatter(1, there, seen)
     if written.shape[1] < min_length:
         scores = scores.index_fill(1, torch.tensor([end], device=scores.device), -torch.inf)
     return scores
@@ -43,12 +48,12 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
 @torch.no_grad()
 def sample(step: Step, logits: Tensor, visible: Tensor, cache: KVCache, *, end: int, max_length: int = 30,
            min_length: int = 0, repetition_penalty: float = 1.0, top_p: float | None = None, temperature: float = 1.0,
-           generator: torch.Generator | None = None) -> Tensor:
+           generator: torch.Generator | None = None, begun: Sequence[int] = ()) -> Tensor:
     """Write the likeliest token each time, or with `top_p` draw from the nucleus: ids (b t), filled with `end`."""
     written = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
     finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     while True:
-        scores = adjust(logits.float(), written, end, min_length, repetition_penalty)
+        scores = adjust(logits.float(), written, end, min_length, repetition_penalty, begun)
         if top_p is None:
             token = scores.argmax(dim=1)
         else:
@@ -65,7 +70,7 @@ def sample(step: Step, logits: Tensor, visible: Tensor, cache: KVCache, *, end: 
 @torch.no_grad()
 def beam_search(step: Step, logits: Tensor, visible: Tensor, cache: KVCache, *, end: int, beams: int,
                 max_length: int = 30, min_length: int = 0, repetition_penalty: float = 1.0,
-                length_penalty: float = 1.0) -> Tensor:
+                length_penalty: float = 1.0, begun: Sequence[int] = ()) -> Tensor:
     """Keep the `beams` likeliest beginnings at each step; return the finished text (b t) of highest score.
 
     A text's score is its log-probability divided by its length to the power `length_penalty`. An image is done when its
@@ -86,7 +91,7 @@ def beam_search(step: Step, logits: Tensor, visible: Tensor, cache: KVCache, *, 
 
     for length in range(1, max_length + 1):
         log_p = adjust(logits.float().log_softmax(dim=1), rearrange(written[..., : length - 1], "b n t -> (b n) t"),
-                       end, min_length, repetition_penalty)
+                       end, min_length, repetition_penalty, begun)
         log_p = rearrange(log_p, "(b n) k -> b n k", n=beams) + scores[..., None]
         # Twice as many candidates as beams: if all the best ones end here, as many are left to go on.
         best, index = rearrange(log_p, "b n k -> b (n k)").topk(2 * beams)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from .attention import KVCache, attend
+from .attention import GatedFeedForward, KVCache, attend
+from .lm import DecoderOnly
 
 
 @dataclass(frozen=True)
@@ -68,20 +69,6 @@ class Attention(nn.Module):
         return self.out(rearrange(attend(query, key, value, mask), "b h s d -> b s (h d)"))
 
 
-class GatedFeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202): one projection opens or closes the other."""
-
-    def __init__(self, config: LlamaConfig):
-        super().__init__()
-        self.gate = nn.Linear(config.width, config.mlp_width, bias=False)
-        self.up = nn.Linear(config.width, config.mlp_width, bias=False)
-        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform x (b s e)."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
-
-
 class Block(nn.Module):
     """Pre-norm decoder block with root-mean-square norms."""
 
@@ -90,7 +77,7 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(config.width, eps=config.eps)
         self.attention = Attention(config)
         self.mlp_norm = nn.RMSNorm(config.width, eps=config.eps)
-        self.mlp = GatedFeedForward(config)
+        self.mlp = GatedFeedForward(config.width, config.mlp_width, F.silu)  # SwiGLU
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None) -> Tensor:
         """Transform x (b s e)."""
@@ -98,7 +85,7 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Llama(nn.Module):
+class Llama(DecoderOnly):
     """Decoder-only language model behind the same names as `OPT`."""
 
     def __init__(self, config: LlamaConfig):

@@ -1,210 +1,158 @@
-"""Other people's checkpoints into our modules: configuration, names and shapes of the model hub's folders.
-
-Each table maps their parameter names to ours; `{i}` stands for a layer's number, and a name without `.weight` or
-`.bias` for both. Every tensor of a file is used or listed as ignored with the reason; anything else is an error.
-"""
+"""Models as their authors published them, loaded into ours: the model hub's folders, and LAVIS's own files."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
-from . import UserError
+from . import UserError, names
+from .attention import ACTIVATIONS
+from .checkpoint import HubConfig, fill, open_hub, open_lavis, read_config
 from .llama import Llama, LlamaConfig
-from .opt import OPT
+from .names import Naming, translate
+from .opt import OPT, OPTConfig
 from .qformer import QFormer, QFormerConfig
-from .vit import ViT, ViTConfig
-
-Table = Mapping[str, str | tuple[str, ...]]
-
-DINOV2: Table = {
-    "embeddings.cls_token": "class_token",
-    "embeddings.position_embeddings": "positions",
-    "embeddings.patch_embeddings.projection": "patches",
-    "encoder.layer.{i}.norm1": "blocks.{i}.attention_norm",
-    "encoder.layer.{i}.attention.attention.query": "blocks.{i}.attention.query",
-    "encoder.layer.{i}.attention.attention.key": "blocks.{i}.attention.key",
-    "encoder.layer.{i}.attention.attention.value": "blocks.{i}.attention.value",
-    "encoder.layer.{i}.attention.output.dense": "blocks.{i}.attention.out",
-    "encoder.layer.{i}.layer_scale1.lambda1": "blocks.{i}.attention_scale",
-    "encoder.layer.{i}.norm2": "blocks.{i}.mlp_norm",
-    "encoder.layer.{i}.mlp.fc1": "blocks.{i}.mlp.up",
-    "encoder.layer.{i}.mlp.fc2": "blocks.{i}.mlp.down",
-    "encoder.layer.{i}.layer_scale2.lambda1": "blocks.{i}.mlp_scale",
-    "layernorm": "norm",
-}
-DINOV2_IGNORED = {"embeddings.mask_token": "used only while DINOv2 itself was trained"}
-
-BERT: Table = {
-    "embeddings.word_embeddings.weight": "words.weight",
-    "embeddings.position_embeddings.weight": "positions.weight",
-    "embeddings.LayerNorm": "norm",
-    "encoder.layer.{i}.attention.self.query": "blocks.{i}.self_attention.query",
-    "encoder.layer.{i}.attention.self.key": "blocks.{i}.self_attention.key",
-    "encoder.layer.{i}.attention.self.value": "blocks.{i}.self_attention.value",
-    "encoder.layer.{i}.attention.output.dense": "blocks.{i}.self_attention.out",
-    "encoder.layer.{i}.attention.output.LayerNorm": "blocks.{i}.self_norm",
-    # one feed-forward becomes two: queries start from a copy of the text's
-    "encoder.layer.{i}.intermediate.dense": ("blocks.{i}.text_mlp.up", "blocks.{i}.query_mlp.up"),
-    "encoder.layer.{i}.output.dense": ("blocks.{i}.text_mlp.down", "blocks.{i}.query_mlp.down"),
-    "encoder.layer.{i}.output.LayerNorm": ("blocks.{i}.text_norm", "blocks.{i}.query_norm"),
-    "cls.predictions.transform.dense": "lm_head.dense",
-    "cls.predictions.transform.LayerNorm": "lm_head.norm",
-    "cls.predictions.bias": "lm_head.bias",
-}
-BERT_IGNORED = {
-    "embeddings.token_type_embeddings.weight": "the Q-Former has no token types (as in LAVIS)",
-    "embeddings.position_ids": "a constant",
-    "pooler": "the Q-Former has no pooler",
-    "cls.predictions.decoder": "tied to the word embeddings",
-    "cls.seq_relationship": "next-sentence prediction is not used",
-}
-
-LLAMA: Table = {
-    "model.embed_tokens.weight": "tokens.weight",
-    "model.layers.{i}.input_layernorm.weight": "blocks.{i}.attention_norm.weight",
-    "model.layers.{i}.self_attn.q_proj.weight": "blocks.{i}.attention.query.weight",
-    "model.layers.{i}.self_attn.k_proj.weight": "blocks.{i}.attention.key.weight",
-    "model.layers.{i}.self_attn.v_proj.weight": "blocks.{i}.attention.value.weight",
-    "model.layers.{i}.self_attn.o_proj.weight": "blocks.{i}.attention.out.weight",
-    "model.layers.{i}.post_attention_layernorm.weight": "blocks.{i}.mlp_norm.weight",
-    "model.layers.{i}.mlp.gate_proj.weight": "blocks.{i}.mlp.gate.weight",
-    "model.layers.{i}.mlp.up_proj.weight": "blocks.{i}.mlp.up.weight",
-    "model.layers.{i}.mlp.down_proj.weight": "blocks.{i}.mlp.down.weight",
-    "model.norm.weight": "norm.weight",
-    "lm_head.weight": "unembed.weight",
-}
+from .stage1 import Stage1
+from .stage2 import Stage2
+from .t5 import T5, T5Config
+from .vit import CLIP_L, EVA_G, ViT, ViTConfig
 
 
-class HubConfig(dict):
-    """A model's settings; reading one that is not there raises a UserError that names it."""
-
-    def __missing__(self, key: str):
-        raise UserError(f"this model's config.json lacks {key!r}: fetch it again")
+def sizes(hub: HubConfig, naming: Naming) -> dict[str, Any]:
+    """Their settings under our names. Raises UserError for one that is not there."""
+    return {ours: hub[theirs] for theirs, ours in naming.settings.items()}
 
 
-def read_config(folder: str | Path) -> HubConfig:
-    """The `config.json` of a hub folder. Raises UserError when it is missing or not JSON."""
-    path = Path(folder) / "config.json"
-    try:
-        return HubConfig(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json: give the folder of a downloaded model") from None
-    except (TypeError, ValueError) as error:  # no object, no JSON, no UTF-8
-        raise UserError(f"{path} is not JSON ({error}): fetch it again") from None
+def complete(part: Mapping[str, Any], naming: Naming, usual: Any) -> HubConfig:
+    """The settings of a part of a model, with the `usual` ones: files leave out what transformers takes as known."""
+    return HubConfig({theirs: getattr(usual, ours) for theirs, ours in naming.settings.items()} | part)
 
 
-def read_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a hub folder's safetensors files, one at a time. Raises UserError when there are none."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder} has no .safetensors file: fetch the weights in that format")
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():
-                    yield name, file.get_tensor(name)
-        except SafetensorError as error:
-            raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
+def refuse(source: object, kind: Any, wanted: str) -> UserError:
+    """The error that a folder holds another kind of model."""
+    return UserError(f"{source} holds a {kind!r} model; {wanted}")
 
 
-def translate(name: str, table: Table) -> list[str]:
-    """Our names for one of theirs; none when the table does not know it."""
-    for theirs, ours in table.items():
-        pattern = re.escape(theirs).replace(r"\{i\}", r"(\d+)") + r"(\.weight|\.bias)?"
-        if found := re.fullmatch(pattern, name):
-            *layer, ending = found.groups()
-            ours = (ours,) if isinstance(ours, str) else ours
-            return [target.replace("{i}", layer[0] if layer else "") + (ending or "") for target in ours]
-    return []
+# --- image encoders ---------------------------------------------------------------------------------------------------
 
 
-def fill(module: nn.Module, tensors: Iterator[tuple[str, Tensor]], table: Table, ignored: Mapping[str, str],
-         source: str, prefix: str = "", optional: tuple[str, ...] = (), dtype: torch.dtype = torch.float32) -> None:
-    """Put translated tensors into `module` in place; what is `optional` keeps its value when the file lacks it.
+def dinov2(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+    """DINOv2, all blocks and the final norm (transformers `Dinov2Model`)."""
+    if hub.get("use_swiglu_ffn"):
+        raise UserError(f"{folder} is a DINOv2 with gated feed-forwards (giant): use small, base or large")
+    mlp_width = int(hub["hidden_size"] * hub["mlp_ratio"])
+    return ViTConfig(**sizes(hub, names.DINOV2), mlp_width=mlp_width), names.DINOV2
 
-    A table of embeddings may have more rows here than in the file: the added rows keep their values.
-    Raises UserError naming any tensor that is unknown, missing or of the wrong shape.
-    """
-    wanted = module.state_dict()
-    filled: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        # the original BERT files still call a LayerNorm's parameters gamma and beta
-        name = re.sub("LayerNorm.gamma$", "LayerNorm.weight", re.sub("LayerNorm.beta$", "LayerNorm.bias", name))
-        name = name.removeprefix(prefix)
-        if any(name == known or name.startswith(known + ".") for known in ignored):
-            continue
-        targets = translate(name, table)
-        if not targets or any(target not in wanted for target in targets):
-            raise UserError(f"{source} holds {name}, which this architecture does not have: check its config.json")
-        for target in targets:
-            here = wanted[target]
-            grown = target in ("words.weight", "lm_head.bias") and here.shape[0] == tensor.shape[0] + 1
-            if here.shape != tensor.shape and not grown:
-                raise UserError(f"{source}: {name} has shape {tuple(tensor.shape)}, needed is {tuple(here.shape)}: "
-                                "weights and config.json disagree")
-            tensor = tensor.to(dtype)
-            filled[target] = torch.cat([tensor, here[-1:].to(dtype)]) if grown else tensor
-    missing = [name for name in wanted if name not in filled and not name.startswith(optional or ("\0",))]
-    if missing:
-        raise UserError(f"{source} lacks the weights of {missing[0]} ({len(missing)} tensors in all): fetch it again")
-    # Tensors that two modules share in the file must not be shared here: the feed-forwards grow apart in training.
-    module.load_state_dict({name: tensor.clone() for name, tensor in filled.items()}, strict=False, assign=True)
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
+
+def clip(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+    """The image side of CLIP as BLIP-2 takes it: without the last block and the final norm (`CLIPVisionModel`)."""
+    base = replace(CLIP_L, width=768, layers=12, heads=12, mlp_width=3072, patch_size=32)
+    config = replace(CLIP_L, **sizes(complete(hub.get("vision_config", hub), names.CLIP, base), names.CLIP))
+    last = f"encoder.layers.{config.layers - 1}"
+    ignored = {**names.CLIP.ignored, last: "BLIP-2 takes the second-to-last block"}
+    return replace(config, layers=config.layers - 1), replace(names.CLIP, ignored=ignored)
+
+
+def eva(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+    """BLIP-2's own encoder, out of a whole BLIP-2 (transformers `Blip2VisionModel`); its last norm is the bridge's."""
+    config = complete(hub.get("vision_config", hub), names.EVA, EVA_G)
+    return replace(EVA_G, **sizes(config, names.EVA)), names.EVA
+
+
+ENCODERS = {"dinov2": dinov2, "clip": clip, "clip_vision_model": clip, "blip-2": eva, "blip_2_vision_model": eva}
 
 
 def load_vit(folder: str | Path, dtype: torch.dtype = torch.float32) -> ViT:
-    """A frozen DINOv2 vision transformer from a hub folder (transformers `Dinov2Model`, final norm included)."""
-    config = read_config(folder)
-    if config.get("model_type") != "dinov2":
-        raise UserError(f"{folder} holds a {config.get('model_type')!r} model; the image encoder must be a dinov2")
-    if config.get("use_swiglu_ffn"):
-        raise UserError(f"{folder} is a DINOv2 with gated feed-forwards (giant): use small, base or large")
-    with torch.device("meta"):
-        vit = ViT(ViTConfig(
-            image_size=config["image_size"], patch_size=config["patch_size"], width=config["hidden_size"],
-            layers=config["num_hidden_layers"], heads=config["num_attention_heads"],
-            mlp_width=int(config["hidden_size"] * config["mlp_ratio"]), eps=config["layer_norm_eps"]))
-    fill(vit, read_tensors(folder), DINOV2, DINOV2_IGNORED, str(folder), dtype=dtype)
+    """A frozen image encoder from a hub folder: CLIP, DINOv2, or the EVA of a BLIP-2, as BLIP-2 uses each of them."""
+    hub = read_config(folder)
+    kind = hub.get("model_type")
+    if kind not in ENCODERS:
+        raise refuse(folder, kind, f"the image encoder must be one of {', '.join(ENCODERS)}")
+    config, naming = ENCODERS[kind](folder, hub)
+    vit = empty_vit(config, dtype)
+    fill(vit, open_hub(folder).tensors, naming, str(folder))
     return vit.requires_grad_(False).eval()
 
 
-def load_lm(folder: str | Path, dtype: torch.dtype = torch.float32) -> OPT | Llama:
-    """A frozen language model of the Llama family from a hub folder (transformers `LlamaForCausalLM`)."""
-    config = read_config(folder)
-    if config.get("model_type") != "llama":
-        raise UserError(f"{folder} holds a {config.get('model_type')!r} model; the language model must be a llama")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise UserError(f"{folder} scales its rotary positions ({rope}), which is not supported: use a plain Llama")
-    tied = config.get("tie_word_embeddings", False)
+def empty_vit(config: ViTConfig, dtype: torch.dtype) -> ViT:
+    """An image encoder that still waits for its weights."""
+    if config.activation not in ACTIVATIONS:
+        raise UserError(f"the activation {config.activation!r} is unknown: there are {', '.join(ACTIVATIONS)}")
     with torch.device("meta"):
-        lm = Llama(LlamaConfig(
-            vocabulary=config["vocab_size"], width=config["hidden_size"], layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"], mlp_width=config["intermediate_size"],
-            kv_heads=config.get("num_key_value_heads", config["num_attention_heads"]), eps=config["rms_norm_eps"],
-            rope_theta=rope.get("rope_theta", config.get("rope_theta", 10_000.0)), tied=tied))
-    ignored = {"lm_head": "tied to the word embeddings"} if tied else {}
-    fill(lm, read_tensors(folder), LLAMA, ignored, str(folder), dtype=dtype)
+        return ViT(config).to(dtype)
+
+
+# --- language models --------------------------------------------------------------------------------------------------
+
+
+def opt(hub: HubConfig, own_head: bool) -> tuple[OPT, Naming]:
+    """OPT of any size (transformers `OPTForCausalLM`)."""
+    if hub.get("activation_function", "relu") != "relu" or hub.get("_remove_final_layer_norm"):
+        raise UserError("this OPT has another activation than ReLU or lacks its final norm: use one of Meta's own")
+    return OPT(OPTConfig(**sizes(hub, names.OPT))), names.OPT
+
+
+def llama(hub: HubConfig, own_head: bool) -> tuple[Llama, Naming]:
+    """A language model of the Llama family (transformers `LlamaForCausalLM`)."""
+    rope = hub.get("rope_parameters") or hub.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise UserError(f"this Llama scales its rotary positions ({rope}), which is not supported: use a plain one")
+    hub = HubConfig({"num_key_value_heads": hub["num_attention_heads"], "tie_word_embeddings": False,
+                     "rope_theta": rope.get("rope_theta", 10_000.0)} | hub)
+    return Llama(LlamaConfig(**sizes(hub, names.LLAMA))), names.LLAMA
+
+
+def t5(hub: HubConfig, own_head: bool) -> tuple[T5, Naming]:
+    """T5, T5 1.1 or FlanT5 (transformers `T5ForConditionalGeneration`); its head is its own if the file has one."""
+    kind = hub.get("feed_forward_proj", "relu")  # "gated-gelu" has always meant the approximation
+    activation = hub.get("dense_act_fn") or ("gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-"))
+    if activation not in ACTIVATIONS:
+        raise UserError(f"the activation {activation!r} is unknown: there are {', '.join(ACTIVATIONS)}")
+    gated = kind.startswith("gated-")
+    hub = HubConfig({"num_decoder_layers": None, "relative_attention_max_distance": T5Config().farthest} | hub)
+    # Newer files say whether the head is scaled; in older ones it is scaled where it is tied.
+    scaled = hub.get("scale_decoder_outputs", hub.get("tie_word_embeddings", True))
+    config = T5Config(**sizes(hub, names.T5_GATED), activation=activation, gated=gated, tied=not own_head,
+                      scaled=scaled, start=hub.get("decoder_start_token_id") or 0)
+    return T5(config), names.T5_GATED if gated else names.T5_PLAIN
+
+
+LANGUAGE_MODELS = {"opt": opt, "llama": llama, "t5": t5}
+USUAL = {"opt": (names.OPT, OPTConfig()), "t5": (names.T5_GATED, T5Config())}  # what transformers takes as known
+
+
+def empty_lm(source: object, hub: HubConfig, own_head: bool, dtype: torch.dtype) -> tuple[nn.Module, Naming]:
+    """A language model that still waits for its weights, and how they are called."""
+    kind = hub.get("model_type")
+    if kind not in LANGUAGE_MODELS:
+        raise refuse(source, kind, f"the language model must be one of {', '.join(LANGUAGE_MODELS)}")
+    with torch.device("meta"):
+        lm, naming = LANGUAGE_MODELS[kind](hub, own_head)
+        return lm.to(dtype), naming
+
+
+def load_lm(folder: str | Path, dtype: torch.dtype = torch.float32) -> OPT | Llama | T5:
+    """A frozen language model from a hub folder: OPT, the Llama family, or T5."""
+    checkpoint = open_hub(folder)
+    lm, naming = empty_lm(folder, read_config(folder), "lm_head.weight" in checkpoint.shapes, dtype)
+    fill(lm, checkpoint.tensors, naming, str(folder))
     return lm.requires_grad_(False).eval()
+
+
+# --- the Q-Former -----------------------------------------------------------------------------------------------------
 
 
 def bert_sizes(folder: str | Path, **changes) -> QFormerConfig:
     """The Q-Former configuration that fits the BERT in a hub folder, its vocabulary grown by [DEC]."""
-    config = read_config(folder)
-    if config.get("model_type") != "bert":
-        raise UserError(f"{folder} holds a {config.get('model_type')!r} model; a Q-Former starts from a bert")
-    sizes = dict(width=config["hidden_size"], layers=config["num_hidden_layers"], heads=config["num_attention_heads"],
-                 mlp_width=config["intermediate_size"], vocabulary=config["vocab_size"] + 1,
-                 positions=config["max_position_embeddings"], eps=config["layer_norm_eps"])
-    return QFormerConfig(**sizes | changes)
+    hub = read_config(folder)
+    if hub.get("model_type") != "bert":
+        raise refuse(folder, hub.get("model_type"), "a Q-Former starts from a bert")
+    return QFormerConfig(**{**sizes(hub, names.BERT), "vocabulary": hub["vocab_size"] + 1} | changes)
 
 
 def init_from_bert(qformer: QFormer, folder: str | Path) -> QFormer:
@@ -214,6 +162,84 @@ def init_from_bert(qformer: QFormer, folder: str | Path) -> QFormer:
     none (sentence encoders do not). Source: LAVIS `Blip2Base.init_Qformer` and `Blip2Qformer.__init__`.
     """
     fresh = tuple(f"blocks.{i}.cross_{part}" for i in range(len(qformer.blocks)) for part in ("attention", "norm"))
-    fill(qformer, read_tensors(folder), BERT, BERT_IGNORED, str(folder), prefix="bert.",
-         optional=("query_tokens", "lm_head", *fresh))
+    fill(qformer, open_hub(folder).tensors, names.BERT, str(folder), optional=("query_tokens", "lm_head", *fresh))
     return qformer
+
+
+def stage1_sizes(source: object, shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> tuple[QFormerConfig, int]:
+    """The sizes of a Q-Former, and of the space it shares with texts, from the shapes of its tensors (our names).
+
+    Without `heads`, each is taken to be 64 wide, as BERT's are.
+    """
+    def size(name: str, axis: int) -> int:
+        if name not in shapes:
+            raise UserError(f"{source} lacks the weights of {name}: it holds no stage 1")
+        if axis >= len(shapes[name]):
+            raise UserError(f"{source}: {name} has the shape {shapes[name]}, which no stage 1 has: fetch it again")
+        return shapes[name][axis]
+
+    width = size("qformer.query_tokens", 2)
+    layers = sum(f"qformer.blocks.{i}.self_norm.weight" in shapes for i in range(len(shapes)))
+    reading = [i for i in range(layers) if f"qformer.blocks.{i}.cross_norm.weight" in shapes]
+    config = QFormerConfig(
+        width=width, layers=layers, heads=heads or width // 64, queries=size("qformer.query_tokens", 1),
+        mlp_width=size("qformer.blocks.0.query_mlp.up.weight", 0),
+        image_width=size("qformer.blocks.0.cross_attention.key.weight", 1),
+        cross_every=reading[1] if len(reading) > 1 else layers,
+        vocabulary=size("qformer.words.weight", 0), positions=size("qformer.positions.weight", 0))
+    if not config.heads or width % config.heads:
+        raise UserError(f"{source} does not say how many attention heads share its width of {width}: give heads=")
+    return config, size("vision_projection.weight", 0)
+
+
+def load_stage1(source: str | Path, heads: int | None = None) -> Stage1:
+    """Stage 1 from a hub folder of `Blip2ForImageTextRetrieval`, or from a LAVIS checkpoint (.pth).
+
+    Sizes are read from the tensors. A LAVIS file does not tell the number of attention `heads`; without it each is
+    taken to be 64 wide. A hub folder holds neither the LM head, which starts afresh, nor the temperature.
+    """
+    if Path(source).is_dir():
+        hub, checkpoint, naming = read_config(source), open_hub(source), names.STAGE1
+        if hub.get("model_type") != "blip-2":
+            raise refuse(source, hub.get("model_type"), "stage 1 is read from a blip-2 or a LAVIS .pth file")
+        hub_sizes = sizes(complete(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()), names.QFORMER)
+        heads, qformer_eps, absent = heads or hub_sizes["heads"], hub_sizes["eps"], ("qformer.lm_head", "temperature")
+        norm_eps = eva(source, hub)[0].eps
+    else:
+        checkpoint, naming, absent = open_lavis(source), names.LAVIS_STAGE1, ()
+        qformer_eps, norm_eps = QFormerConfig().eps, nn.LayerNorm(1).eps
+    shapes = {ours: shape for name, shape in checkpoint.shapes.items() for ours in translate(name, naming.tensors)}
+    config, shared_width = stage1_sizes(source, shapes, heads)
+    with torch.device("meta"):
+        stage1 = Stage1(replace(config, eps=qformer_eps), shared_width)
+    stage1.vision_norm.eps = norm_eps
+    if absent:
+        stage1.start_heads()
+    fill(stage1, checkpoint.tensors, naming, str(source), optional=absent)
+    return stage1.eval()
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def load_blip2(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[ViT, Stage2]:
+    """BLIP-2 from a hub folder of `Blip2ForConditionalGeneration`, with OPT, T5 or a Llama.
+
+    `dtype` is that of the two frozen parts; the bridge between them stays in float32, as in transformers.
+    """
+    hub, checkpoint = read_config(folder), open_hub(folder)
+    if hub.get("model_type") != "blip-2":
+        raise refuse(folder, hub.get("model_type"), "give the folder of a blip-2")
+    config, _ = eva(folder, hub)
+    text = {"model_type": "opt"} | hub.get("text_config", {})
+    if text["model_type"] in USUAL:
+        text = complete(text, *USUAL[text["model_type"]])
+    lm, naming = empty_lm(folder, HubConfig(text), "language_model.lm_head.weight" in checkpoint.shapes, dtype)
+    bridge = sizes(complete(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()), names.QFORMER)
+    vit = empty_vit(config, dtype)
+    with torch.device("meta"):
+        qformer = QFormer(QFormerConfig(**bridge | dict(image_width=vit.width),
+                                        queries=hub.get("num_query_tokens", QFormerConfig().queries)))
+        stage2 = Stage2(nn.LayerNorm(vit.width, eps=config.eps), qformer, lm)
+    fill(nn.ModuleDict(dict(vit=vit, stage2=stage2)), checkpoint.tensors, names.blip2(naming), str(folder))
+    return vit.requires_grad_(False).eval(), stage2.eval()

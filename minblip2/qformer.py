@@ -110,11 +110,12 @@ class QFormer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, i % config.cross_every == 0) for i in range(config.layers))
         self.lm_head = LMHead(config)
-        self.apply(self._initialise)
+        self.apply(self.initialise)
         # Never zeros: queries that start equal stay equal, for they have no position to tell them apart.
         nn.init.normal_(self.query_tokens, std=config.init_std)
 
-    def _initialise(self, module: nn.Module) -> None:
+    def initialise(self, module: nn.Module) -> None:
+        """Give a fresh linear layer or table of embeddings its random weights."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.init_std)
         if isinstance(module, nn.Linear):

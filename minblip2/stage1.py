@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import UserError, masks
 from .attention import KVCache
 from .generation import generate
-from .qformer import ImageKV, QFormer, QFormerConfig
+from .qformer import ImageKV, LMHead, QFormer, QFormerConfig
 
 
 class Stage1Output(NamedTuple):
@@ -39,6 +39,8 @@ class Stage1Output(NamedTuple):
 class Stage1(nn.Module):
     """The Q-Former with its three heads. `image` is what a frozen encoder gave: (b v image_width)."""
 
+    TEMPERATURE = 0.07  # at the start of training
+
     def __init__(self, config: QFormerConfig = QFormerConfig(), shared_width: int = 256, label_smoothing: float = 0.1):
         super().__init__()
         self.label_smoothing = label_smoothing
@@ -47,7 +49,12 @@ class Stage1(nn.Module):
         self.vision_projection = nn.Linear(config.width, shared_width)
         self.text_projection = nn.Linear(config.width, shared_width)
         self.match_head = nn.Linear(config.width, 2)
-        self.temperature = nn.Parameter(torch.tensor(0.07))
+        self.temperature = nn.Parameter(torch.tensor(self.TEMPERATURE))
+
+    def start_heads(self) -> None:
+        """Give the parts that files for retrieval leave out, LM head and temperature, their values before training."""
+        self.qformer.lm_head = LMHead(self.qformer.config).apply(self.qformer.initialise)
+        self.temperature = nn.Parameter(torch.tensor(self.TEMPERATURE))
 
     # --- what a retrieval system uses ---------------------------------------------------------------------------------
 
@@ -74,6 +81,11 @@ class Stage1(nn.Module):
         mask = masks.bidirectional(self.qformer.config.queries, text_mask)
         states = self.qformer(image, text_ids, mask).queries
         return reduce(self.match_head(states), "b q n -> b n", "mean")
+
+    def score(self, image: ImageKV, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """How well each text fits its image (b), as LAVIS ranks them: the logit of a match + the cosine."""
+        cosine = self.similarity(self.embed_image(image), self.embed_text(text_ids, text_mask)).diagonal()
+        return self.match(image, text_ids, text_mask)[:, 1] + cosine
 
     # --- the three losses ---------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Stage 2: what the queries read becomes a soft prompt for a frozen language model (paper §3.3).
 
-Source: LAVIS `lavis/models/blip2_models/blip2_opt.py`; transformers `Blip2ForConditionalGeneration`. Unlike LAVIS, the
-language model stays in evaluation mode while the bridge trains: frozen means frozen.
+Source: LAVIS `lavis/models/blip2_models/blip2_opt.py` and `blip2_t5.py`; transformers `Blip2ForConditionalGeneration`.
+Unlike LAVIS, the language model stays in evaluation mode while the bridge trains: frozen means frozen.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from . import UserError, masks
@@ -28,7 +29,7 @@ class Stage2Output(NamedTuple):
 
 
 class Stage2(nn.Module):
-    """Vision norm, query branch, projection (trained) and a decoder-only language model (frozen).
+    """Vision norm, query branch, projection (trained) and a language model (frozen) of either kind; see `lm`.
 
     Raises UserError when the language model's vocabulary is smaller than `vocabulary_needed`, its tokenizer's.
     """
@@ -55,7 +56,8 @@ class Stage2(nn.Module):
 
     def soft_prompt(self, image: Tensor) -> Tensor:
         """Image features (b v image_width) as tokens (b q e) of the language model's width."""
-        return self.projection(self.qformer(self.qformer.project_image(self.vision_norm(image))).queries)
+        image = self.vision_norm(image.to(self.vision_norm.weight.dtype))
+        return self.projection(self.qformer(self.qformer.project_image(image)).queries)
 
     @torch.no_grad()
     def calibrate(self, image: Tensor) -> None:
@@ -71,19 +73,27 @@ class Stage2(nn.Module):
         self.projection.weight.mul_(gain)
         self.projection.bias.copy_(shift)
 
-    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor, prompt_length: int = 0) -> Stage2Output:
-        """Loss of the texts given the images: features (b v image_width), ids (b t), mask (b t), padded on the right.
+    def read(self, image: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """Let the language model take in [image ; prompt]; see `lm` for what comes back."""
+        words = self.lm.embed(prompt_ids)
+        soft = self.soft_prompt(image).to(words.dtype)
+        visible = F.pad(prompt_mask, (soft.shape[1], 0), value=True)
+        return self.lm.read(torch.cat([soft, words], dim=1), visible, cache)
 
-        The first `prompt_length` ids are given, not learned. Every other word is predicted from the one before it, the
-        first of all from the last query; only those positions meet the vocabulary.
+    def forward(self, image: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, text_ids: Tensor,
+                text_mask: Tensor) -> Stage2Output:
+        """Loss of texts (b t), padded on the right, given image features (b v image_width) and prompts (b t).
+
+        Prompts may be empty, and padded on any side. Every word of a text is learned: the first is predicted from what
+        was read, each other one from the words before it as well. Only those positions meet the vocabulary.
         """
-        prompt = self.soft_prompt(image)
-        q = prompt.shape[1]
-        embeds = torch.cat([prompt, self.lm.embed(text_ids)], dim=1)
-        hidden = self.lm(embeds, masks.causal(F.pad(text_mask, (q, 0), value=True)))
-        supervised = text_mask & (torch.arange(text_ids.shape[1], device=text_ids.device) >= prompt_length)
-        logits = self.lm.head(hidden[:, q - 1 : -1][supervised]).float()
-        return Stage2Output(F.cross_entropy(logits, text_ids[supervised]), logits)
+        cache = KVCache()
+        first, visible = self.read(image, prompt_ids, prompt_mask, cache)
+        seen = torch.cat([visible, text_mask[:, :-1]], dim=1)
+        later = self.lm(self.lm.embed(text_ids[:, :-1]), masks.causal(seen)[:, :, visible.shape[1]:], cache)
+        hidden = torch.cat([rearrange(first, "b e -> b 1 e"), later], dim=1)
+        logits = self.lm.head(hidden[text_mask]).float()
+        return Stage2Output(F.cross_entropy(logits, text_ids[text_mask]), logits)
 
     @torch.no_grad()
     def generate(self, image: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, end: int, **decoding) -> Tensor:
@@ -91,14 +101,26 @@ class Stage2(nn.Module):
 
         A prompt may be empty. See `generation.generate` for the ways of decoding.
         """
-        soft, cache = self.soft_prompt(image), KVCache()
-        embeds = torch.cat([soft, self.lm.embed(prompt_ids).to(soft.dtype)], dim=1)
-        visible = F.pad(prompt_mask, (soft.shape[1], 0), value=True)
-        hidden = self.lm(embeds, masks.causal(visible), cache)
-        newest = visible.long().cumsum(dim=1).argmax(dim=1)  # not -1: an empty prompt ends in padding
-        logits = self.lm.head(hidden[torch.arange(len(hidden), device=newest.device), newest])
+        cache = KVCache()
+        first, visible = self.read(image, prompt_ids, prompt_mask, cache)
 
         def step(ids: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
             return self.lm.head(self.lm(self.lm.embed(ids), mask, cache)[:, -1])
 
-        return generate(step, logits, visible, cache, end=end, **decoding)
+        return generate(step, self.lm.head(first), visible, cache, end=end, begun=self.lm.begun, **decoding)
+
+
+def split_prefix(text_ids: Tensor, text_mask: Tensor, end: int,
+                 generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cut texts [words end] (b t) in two for an encoder-decoder: the first part is given, the rest is to be written.
+
+    The cut falls anywhere from after the first word to the middle (paper §3.3; the authors in LAVIS issue 139); a text
+    of one word is written whole. Returns prompt ids and mask, closed by `end`, then text ids and mask: all (b t).
+    """
+    words = reduce(text_mask.long(), "b t -> b 1", "sum") - 1
+    place = repeat(torch.arange(text_ids.shape[1], device=text_ids.device), "t -> b t", b=len(text_ids))
+    draw = torch.rand(len(text_ids), 1, generator=generator).to(text_ids.device)
+    cut = (1 + (draw * (words // 2)).long()).clamp(max=words // 2)
+    after = (place + cut).clamp(max=text_ids.shape[1] - 1)
+    return (text_ids.masked_fill(place >= cut, end), place <= cut,
+            text_ids.gather(1, after), place <= words - cut)

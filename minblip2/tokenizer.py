@@ -19,12 +19,14 @@ class Tokenizer:
     """Encodes a text as [start] words [end].
 
     For the Q-Former start is [CLS], end is [SEP] and `dec`, one more id at the end of the vocabulary, is [DEC], which
-    takes the place of [CLS] when the task is to generate (paper §3.1). A language model has its own start and end.
+    takes the place of [CLS] when the task is to generate (paper §3.1). A language model has its own start and end. A
+    prompt is closed by `prompt_end`: nothing, but for an encoder, which reads it as a text of its own.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, start: Sequence[int], end: int, pad: int,
-                 dec: int | None = None):
+                 dec: int | None = None, prompt_end: Sequence[int] = ()):
         self.backend, self.start, self.end, self.pad_id, self.dec = backend, list(start), end, pad, dec
+        self.prompt_end = list(prompt_end)
         self.backend.no_padding()
         self.backend.no_truncation()
 
@@ -56,6 +58,7 @@ class Tokenizer:
     def from_folder(cls, folder: str | Path) -> Tokenizer:
         """Read a hub folder's `tokenizer.json`; start, end and padding come from the configuration files beside it.
 
+        In a BLIP-2 with OPT a text ends with its line (LAVIS `Blip2OPT`): OPT's own end is what its texts start with.
         Raises UserError when the file is missing or unreadable, or when no end token is named.
         """
         folder = Path(folder)
@@ -76,6 +79,9 @@ class Tokenizer:
                     raise UserError(f"{folder / name} is not JSON ({error}): fetch it again") from None
                 settings |= {k: v for k, v in found.items() if v is not None}
 
+        text = settings.pop("text_config", {})
+        settings = text | settings
+
         def special(name: str) -> int | None:
             token = settings.get(f"{name}_token", settings.get(f"{name}_token_id"))
             token = token.get("content") if isinstance(token, dict) else token
@@ -86,12 +92,15 @@ class Tokenizer:
         if end is None:
             raise UserError(f"{folder} names no eos_token: add it to tokenizer_config.json")
         pad = special("pad")
-        return cls(backend, [] if begin is None else [begin], end, end if pad is None else pad)
+        if text.get("model_type") == "opt":
+            end = backend.encode("\n", add_special_tokens=False).ids[-1]
+        prompt_end = [end] if (text or settings).get("model_type") == "t5" else []
+        return cls(backend, [] if begin is None else [begin], end, end if pad is None else pad, prompt_end=prompt_end)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one JSON file, read back by `load`."""
         state = dict(backend=json.loads(self.backend.to_str()), start=self.start, end=self.end, pad=self.pad_id,
-                     dec=self.dec)
+                     dec=self.dec, prompt_end=self.prompt_end)
         Path(path).write_text(json.dumps(state))
 
     @classmethod
@@ -111,7 +120,7 @@ class Tokenizer:
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """[start] prompt: what stands before a text that a language model is to write."""
-        return [*self.start, *self.tokens(prompt)]
+        return [*self.start, *self.tokens(prompt), *self.prompt_end]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end token; special tokens are left out."""

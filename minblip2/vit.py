@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from .attention import FeedForward, MultiHeadAttention
+from .attention import ACTIVATIONS, FeedForward, MultiHeadAttention
 
 
 @dataclass(frozen=True)
 class ViTConfig:
     """Sizes of a vision transformer; the defaults are those of DINOv2-small (transformers `Dinov2Model`).
 
-    image_size and patch_size in pixels. `stem` lists the widths of 3x3 convolutions of stride 2 that replace the one
-    patch convolution: a small ViT on little data learns shapes far sooner with it (arXiv 2106.14881).
+    image_size and patch_size in pixels. `embedding_norm` normalises before the first block, `final_norm` after the
+    last. `align_corners` is how positions are resized to another image: whether the outermost stay where they are.
+    `stem` lists the widths of 3x3 convolutions of stride 2 that replace the one patch convolution: a small ViT on
+    little data learns shapes far sooner with it (arXiv 2106.14881).
     """
 
     image_size: int = 518
@@ -30,12 +33,23 @@ class ViTConfig:
     class_token: bool = True
     layer_scale: bool = True
     final_norm: bool = True
+    embedding_norm: bool = False
+    patch_bias: bool = True
+    activation: str = "gelu"
+    align_corners: bool = False
     stem: tuple[int, ...] = ()
 
     @property
     def grid(self) -> int:
         """Patches along one side of the image."""
         return self.image_size // self.patch_size
+
+
+# BLIP-2's two encoders, without their last block and without a final norm (paper §4). EVA's original has no bias for
+# keys; here it is zero, or whatever a file holds: the same number added to all scores of a query changes no softmax.
+EVA_G = ViTConfig(image_size=224, width=1408, layers=39, heads=16, mlp_width=6144, layer_scale=False, final_norm=False)
+CLIP_L = ViTConfig(image_size=224, width=1024, layers=23, heads=16, mlp_width=4096, eps=1e-5, layer_scale=False,
+                   final_norm=False, embedding_norm=True, patch_bias=False, activation="quick_gelu", align_corners=True)
 
 
 class Block(nn.Module):
@@ -46,7 +60,7 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.attention = MultiHeadAttention(config.width, config.heads)
         self.mlp_norm = nn.LayerNorm(config.width, eps=config.eps)
-        self.mlp = FeedForward(config.width, config.mlp_width)
+        self.mlp = FeedForward(config.width, config.mlp_width, ACTIVATIONS[config.activation])
         self.attention_scale = nn.Parameter(torch.ones(config.width)) if config.layer_scale else 1.0
         self.mlp_scale = nn.Parameter(torch.ones(config.width)) if config.layer_scale else 1.0
 
@@ -75,11 +89,13 @@ class ViT(nn.Module):
         self.config, self.width = config, config.width
         patch = config.patch_size
         self.patches = (conv_stem(config.stem, config.width) if config.stem
-                        else nn.Conv2d(3, config.width, patch, stride=patch))
+                        else nn.Conv2d(3, config.width, patch, stride=patch, bias=config.patch_bias))
         self.class_token = nn.Parameter(torch.randn(1, 1, config.width) * 0.02) if config.class_token else None
         self.positions = nn.Parameter(torch.randn(1, config.class_token + config.grid**2, config.width) * 0.02)
+        norm = partial(nn.LayerNorm, config.width, eps=config.eps)
+        self.embedding_norm = norm() if config.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width, eps=config.eps) if config.final_norm else nn.Identity()
+        self.norm = norm() if config.final_norm else nn.Identity()
 
     def positions_for(self, gh: int, gw: int) -> Tensor:
         """Position embeddings (1 v e), resized bicubically when the image's patch grid is not the trained one."""
@@ -87,7 +103,8 @@ class ViT(nn.Module):
         if (gh, gw) == (grid, grid):
             return self.positions
         patches = rearrange(self.positions[:, special:], "1 (gh gw) e -> 1 e gh gw", gh=grid)
-        patches = F.interpolate(patches.float(), size=(gh, gw), mode="bicubic", align_corners=False)
+        patches = F.interpolate(patches.float(), size=(gh, gw), mode="bicubic",
+                                align_corners=self.config.align_corners)
         patches = rearrange(patches, "1 e gh gw -> 1 (gh gw) e").to(self.positions.dtype)
         return torch.cat([self.positions[:, :special], patches], dim=1)
 
@@ -98,7 +115,7 @@ class ViT(nn.Module):
         x = rearrange(patches, "b e gh gw -> b (gh gw) e")
         if self.class_token is not None:
             x = torch.cat([repeat(self.class_token, "1 1 e -> b 1 e", b=len(x)), x], dim=1)
-        x = x + positions
+        x = self.embedding_norm(x + positions)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

@@ -88,12 +88,12 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
                      zip(line[1:], widths[1:], strict=True))]) + " |" for line in lines)
 
 
-def fill(text: str, content: str) -> str:
+def fill(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
     """The text with `content` between the markers. Raises ValueError unless each marker is there once, in order."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"README.md needs {BEGIN} and, below it, {END}, each once: put them where the table belongs")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"README.md needs {begin} and, below it, {end}, each once: put them where the table belongs")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
 def picture(run: Path) -> bytes:

@@ -1,5 +1,7 @@
 """What the tests of equality share: weights in which nothing is zero, and a difference relative to the scale."""
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -23,10 +25,19 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
+MEASURED: dict[str, list[float]] = {}  # test -> what it has compared so far; parity_table.py makes a table of it
+
+
+def note(value: float) -> float:
+    """Remember a figure under the test that measured it."""
+    MEASURED.setdefault(os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0], []).append(value)
+    return value
+
+
 def difference(ours: Tensor, theirs: Tensor) -> float:
     """Largest absolute difference as a fraction of the largest value; shapes must agree."""
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    return note(((ours - theirs).abs().max() / theirs.abs().max()).item())
 
 
 def lengths_mask(lengths: list[int], side: str = "right") -> Tensor:

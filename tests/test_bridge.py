@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from minblip2 import UserError, __main__, evaluation, experts, grounding
-from minblip2.bridge import load_bridge, train_bridge
+from minblip2.batches import Batch
+from minblip2.bridge import divide, load_bridge, train_bridge
 from minblip2.data import CocoCaptions
 from minblip2.features import weights_checksum
 from minblip2.recipes import RECIPES, SCENES, clean, find_recipe
@@ -43,6 +44,36 @@ def cli(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+class Words:
+    """A tokenizer whose words are digits, for a decoder or, with `prompt_end`, for an encoder."""
+
+    def __init__(self, start, prompt_end):
+        self.start, self.prompt_end, self.end = start, prompt_end, 9
+
+    def encode_prompt(self, prompt):
+        return [*self.start, *map(int, prompt), *self.prompt_end]
+
+
+@pytest.mark.parametrize("start, prompt_end, prompt, given", [
+    ([1], [], "", [1]), ([1], [], "23", [1, 2, 3]), ([], [], "", []), ([], [9], "23", [2, 3, 9])], ids=str)
+def test_a_text_is_divided_into_what_is_given_and_what_is_learned(start, prompt_end, prompt, given):
+    row = [*start, *map(int, prompt), 5, 6, 7, 9]
+    ids = torch.tensor([row, [*row[:-2], 9, 0]])
+    batch = Batch(torch.zeros(2, 1, 1), ids, torch.tensor([[True] * len(row), [True] * (len(row) - 1) + [False]]),
+                  torch.arange(2))
+    prompt_ids, prompt_mask, text_ids, text_mask = divide(batch, Words(start, prompt_end), prompt)
+    assert prompt_ids.tolist() == [given, given] and prompt_ids.dtype == torch.long and prompt_mask.all()
+    assert [i[m].tolist() for i, m in zip(text_ids, text_mask, strict=True)] == [[5, 6, 7, 9], [5, 6, 9]]
+
+
+def test_an_encoder_without_a_prompt_is_given_the_beginning_of_the_text():
+    ids = torch.tensor([[4, 5, 6, 7, 9]] * 50)
+    batch = Batch(torch.zeros(50, 1, 1), ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(50))
+    prompt_ids, prompt_mask, text_ids, text_mask = divide(batch, Words([], [9]), "")
+    seen = {(*prompt_ids[i, prompt_mask[i]].tolist(), 0, *text_ids[i, text_mask[i]].tolist()) for i in range(50)}
+    assert seen == {(4, 9, 0, 5, 6, 7, 9), (4, 5, 9, 0, 6, 7, 9)}
 
 
 def test_the_frozen_stay_frozen(run):

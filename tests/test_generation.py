@@ -3,30 +3,39 @@
 import pytest
 import torch
 
-from minblip2 import masks
 from minblip2.attention import KVCache
 from minblip2.generation import adjust, generate, nucleus
 
 from .parity import lengths_mask
 from .test_llama import llama_pair
 from .test_opt import opt_pair
+from .test_t5 import t5_pair
 
 END = 2
 
 
-@pytest.fixture(scope="module", params=["opt", "llama"])
+PAIRS = {"opt": (opt_pair, 3.0), "llama": (llama_pair, 1.5), "t5": (t5_pair, 2.0)}
+
+
+@pytest.fixture(scope="module", params=PAIRS)
 def pair(request):
-    ours, theirs = (opt_pair if request.param == "opt" else llama_pair)(seed=3)
+    make, louder = PAIRS[request.param]
+    ours, theirs = make(seed=3)
     with torch.no_grad():  # now and then the end is the likeliest word, so texts of many lengths appear
-        for table in (ours.tokens, theirs.get_input_embeddings()):
-            table.weight[END] *= 3.0 if request.param == "opt" else 1.5
+        for table in ((ours.tokens, theirs.get_input_embeddings()) if theirs.config.tie_word_embeddings and
+                      not hasattr(ours, "encoder") else (ours.unembed, theirs.get_output_embeddings())):
+            table.weight[END] *= louder
     return ours, theirs
 
 
 def prompts(ours, lengths=(2, 4, 1, 1, 3), seed=0):
-    """Embeddings and mask laid out as in BLIP-2: two visual tokens, padding, a text of `lengths` tokens."""
+    """Embeddings and mask laid out as in BLIP-2: two visual tokens, padding, a text of `lengths` tokens.
+
+    For an encoder padding comes last: where it stands between tokens, transformers' T5 takes it for distance.
+    """
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.cat([torch.ones(len(lengths), 2, dtype=torch.bool), lengths_mask([*lengths], "left")], dim=1)
+    texts = lengths_mask([*lengths], "right" if ours.begun else "left")
+    mask = torch.cat([torch.ones(len(lengths), 2, dtype=torch.bool), texts], dim=1)
     return torch.randn(*mask.shape, ours.width, generator=generator), mask
 
 
@@ -39,13 +48,15 @@ def write(lm, embeds, mask, **settings):
         return lm.head(lm(lm.embed(ids), visible, cache)[:, -1])
 
     with torch.no_grad():
-        logits = lm.head(lm(embeds, masks.causal(mask), cache)[:, -1])
-    return generate(step, logits, mask, cache, end=END, **settings)
+        first, visible = lm.read(embeds, mask, cache)
+        logits = lm.head(first)
+    return generate(step, logits, visible, cache, end=END, begun=lm.begun, **settings)
 
 
 def expected(theirs, embeds, mask, **settings):
-    return theirs.generate(inputs_embeds=embeds, attention_mask=mask.long(), do_sample=False, eos_token_id=END,
-                           pad_token_id=END, bos_token_id=None, early_stopping=False, **settings)
+    ids = theirs.generate(inputs_embeds=embeds, attention_mask=mask.long(), do_sample=False, eos_token_id=END,
+                          pad_token_id=END, bos_token_id=None, early_stopping=False, **settings)
+    return ids[:, 1:] if theirs.config.is_encoder_decoder else ids  # without the id that a decoder begins with
 
 
 @pytest.mark.parametrize("repetition_penalty", [1.0, 1.5])

@@ -5,8 +5,9 @@ import torch
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
+from minblip2 import names
+from minblip2.checkpoint import fill
 from minblip2.llama import Llama, LlamaConfig
-from minblip2.pretrained import LLAMA, fill
 
 from .parity import randomise
 from .test_opt import check_parity
@@ -27,7 +28,7 @@ def llama_pair(sizes=SIZES[0], seed=0, **extra):
         tie_word_embeddings=sizes["tied"], max_position_embeddings=64, **extra))
     randomise(theirs, seed)
     ours = Llama(LlamaConfig(**sizes))
-    fill(ours, iter(theirs.state_dict().items()), LLAMA, {"lm_head": "tied"} if sizes["tied"] else {}, "transformers")
+    fill(ours, theirs.state_dict().items(), names.LLAMA, "transformers")
     return ours.eval(), theirs
 
 

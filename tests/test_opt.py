@@ -5,33 +5,28 @@ import torch
 from transformers import OPTConfig as TheirConfig
 from transformers import OPTForCausalLM
 
-from minblip2 import masks
+from minblip2 import masks, names
 from minblip2.attention import KVCache
+from minblip2.checkpoint import fill
 from minblip2.opt import OPT, OPTConfig
-from minblip2.pretrained import fill
 
 from .parity import difference, lengths_mask, randomise
 
-LAYER = "layers.{i}."
-NAMES = {"embed_tokens": "tokens", "embed_positions": "positions", "final_layer_norm": "norm"} | {
-    LAYER + theirs: "blocks.{i}." + ours for theirs, ours in {
-        "self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
-        "self_attn.v_proj": "attention.value", "self_attn.out_proj": "attention.out",
-        "self_attn_layer_norm": "attention_norm", "fc1": "mlp.up", "fc2": "mlp.down",
-        "final_layer_norm": "mlp_norm"}.items()}
 SIZES = [dict(vocabulary=40, width=24, layers=2, heads=3, mlp_width=48, positions=32),
-         dict(vocabulary=101, width=16, layers=3, heads=4, mlp_width=20, positions=64)]
+         dict(vocabulary=101, width=16, layers=3, heads=4, mlp_width=20, positions=64),
+         dict(vocabulary=40, width=24, layers=3, heads=2, mlp_width=28, positions=32, pre_norm=False, word_width=10)]
 
 
 def opt_pair(sizes=SIZES[0], seed=0, **extra):
     """Our OPT and transformers' with the same random weights."""
     theirs = OPTForCausalLM(TheirConfig(
-        vocab_size=sizes["vocabulary"], hidden_size=sizes["width"], word_embed_proj_dim=sizes["width"],
+        vocab_size=sizes["vocabulary"], hidden_size=sizes["width"],
+        word_embed_proj_dim=sizes.get("word_width", sizes["width"]), do_layer_norm_before=sizes.get("pre_norm", True),
         num_hidden_layers=sizes["layers"], num_attention_heads=sizes["heads"], ffn_dim=sizes["mlp_width"],
         max_position_embeddings=sizes["positions"], **extra))
     randomise(theirs, seed)
     ours = OPT(OPTConfig(**sizes))
-    fill(ours, iter(theirs.state_dict().items()), NAMES, {"lm_head": "tied"}, "transformers", prefix="model.decoder.")
+    fill(ours, theirs.state_dict().items(), names.OPT, "transformers")
     return ours.eval(), theirs
 
 
@@ -52,7 +47,7 @@ def check_parity(ours, theirs, lengths, side):
     assert difference(cached[mask], expected[mask]) < 1e-5
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=["heads3", "heads4"])
+@pytest.mark.parametrize("sizes", SIZES, ids=["heads3", "heads4", "350m"])
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("lengths, side", [([7, 7], "right"), ([3, 8, 1], "right"), ([3, 8, 1], "left"), ([1], "left")])
 def test_equals_transformers(sizes, seed, lengths, side):
@@ -62,3 +57,5 @@ def test_equals_transformers(sizes, seed, lengths, side):
 def test_defaults_are_opt_125m():
     with torch.device("meta"):
         assert sum(p.numel() for p in OPT(OPTConfig()).parameters()) == 125_239_296
+        opt_2_7b = OPTConfig(vocabulary=50304, width=2560, layers=32, heads=32, mlp_width=10240)  # padded as on the hub
+        assert sum(p.numel() for p in OPT(opt_2_7b).parameters()) == 2_651_678_720

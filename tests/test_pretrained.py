@@ -141,11 +141,21 @@ def cut(folder):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+@pytest.mark.parametrize("kind", ["vit", "lm", "bert"])
+def test_what_is_loaded_no_longer_depends_on_the_file(tmp_path, kind):
+    build(kind, tmp_path)
+    before = {name: tensor.clone() for name, tensor in LOADERS[kind](tmp_path).state_dict().items()}
+    loaded, path = LOADERS[kind](tmp_path), tmp_path / "model.safetensors"
+    with open(path, "r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.state_dict().items())
+
+
 SPOILED = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
     "half a config": (lambda folder: (folder / "config.json").write_text('{"model_'), "config.json is not JSON"),
     "config without a size": (configure(num_attention_heads=None), "num_attention_heads"),
-    "another model": (configure(model_type="t5"), "'t5'"),
+    "another model": (configure(model_type="gpt2"), "'gpt2'"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors file"),
     "truncated": (cut, "model.safetensors cannot be read"),
     "empty file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors cannot be read"),

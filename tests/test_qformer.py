@@ -7,24 +7,15 @@ import torch
 from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from minblip2 import masks
+from minblip2 import masks, names
 from minblip2.attention import KVCache
-from minblip2.pretrained import fill
+from minblip2.checkpoint import fill
 from minblip2.qformer import QFormer, QFormerConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 
 from .parity import TINY, difference, lengths_mask, randomise
 
-NAMES = {"layernorm": "norm"} | {
-    "encoder.layer.{i}." + theirs: "blocks.{i}." + ours for theirs, ours in {
-        "attention.output.LayerNorm": "self_norm", "crossattention.output.LayerNorm": "cross_norm",
-        "intermediate.dense": "text_mlp.up", "output.dense": "text_mlp.down", "output.LayerNorm": "text_norm",
-        "intermediate_query.dense": "query_mlp.up", "output_query.dense": "query_mlp.down",
-        "output_query.LayerNorm": "query_norm",
-        **{f"{a}attention.{theirs}": f"{b}_attention.{ours}" for a, b in (("", "self"), ("cross", "cross"))
-           for theirs, ours in {"attention.query": "query", "attention.key": "key", "attention.value": "value",
-                                "output.dense": "out"}.items()}}.items()}
 SIZES = [TINY, replace(TINY, width=33, heads=11, mlp_width=17, image_width=13, queries=5, cross_every=1, layers=2),
          replace(TINY, width=20, heads=5, mlp_width=64, queries=1, cross_every=3, layers=4)]
 
@@ -59,7 +50,7 @@ def pair(config, seed):
         intermediate_size=config.mlp_width, encoder_hidden_size=config.image_width, vocab_size=config.vocabulary,
         cross_attention_frequency=config.cross_every, use_qformer_text_input=True)), seed)
     ours = randomise(QFormer(config), seed)
-    fill(ours, iter(theirs.state_dict().items()), NAMES, {}, "transformers",
+    fill(ours, theirs.state_dict().items(), names.QFORMER, "transformers",
          optional=("query_tokens", "words", "positions", "lm_head"))
     return ours.eval(), theirs
 

@@ -78,11 +78,12 @@ def test_padding_on_either_side(small):
 
 
 def test_save_and_load(small, bert, tmp_path):
-    for tokenizer in (small, bert):
+    for_an_encoder = Tokenizer(small.backend, [], small.end, small.pad_id, prompt_end=[small.end])
+    for tokenizer in (small, bert, for_an_encoder):
         tokenizer.save(tmp_path / "tokenizer.json")
         again = Tokenizer.load(tmp_path / "tokenizer.json")
         assert len(again) == len(tokenizer) and vars(again).keys() == vars(tokenizer).keys()
-        for name in ("start", "end", "pad_id", "dec"):
+        for name in ("start", "end", "pad_id", "dec", "prompt_end"):
             assert getattr(again, name) == getattr(tokenizer, name)
         assert again.encode("Two green stars!") == tokenizer.encode("Two green stars!")
 
@@ -103,6 +104,13 @@ def folder(path, **files):
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
         (path / f"{name}.json").write_text(text, encoding="utf-8")
     return path
+
+
+def test_an_encoder_reads_a_closed_prompt(tmp_path):
+    files = {"tokenizer_config": {"eos_token": "<end>", "bos_token": "é"}}
+    for kind, ids in (("t5", [1, 0, 2]), ("opt", [1, 0])):
+        tokenizer = Tokenizer.from_folder(folder(tmp_path, config={"model_type": kind}, **files))
+        assert tokenizer.encode_prompt("a") == ids and tokenizer.encode("a") == [1, 0, 2]
 
 
 @pytest.mark.parametrize("files, end", [

@@ -1,45 +1,110 @@
-"""The vision transformer against transformers' Dinov2Model on random weights."""
+"""The vision transformer against transformers' DINOv2, CLIP and BLIP-2's EVA on random weights, through their files."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model
+import torch.nn.functional as F
+from transformers import (
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+)
 
+from minblip2 import UserError
 from minblip2.pretrained import load_vit
-from minblip2.vit import ViT, ViTConfig
+from minblip2.vit import CLIP_L, EVA_G, ViT, ViTConfig
 
 from .parity import difference, randomise
 
-SIZES = [dict(image_size=42, patch_size=14, width=24, layers=2, heads=3, mlp_width=96),
-         dict(image_size=32, patch_size=8, width=16, layers=3, heads=2, mlp_width=32)]
+SIZES = [dict(image_size=42, patch_size=14, hidden_size=24, num_hidden_layers=2, num_attention_heads=3),
+         dict(image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=3, num_attention_heads=2)]
+MLP = dict(intermediate_size=37)
 
 
-def pair(sizes, seed, folder):
-    """Our ViT and transformers' with the same random weights, through the files that transformers writes."""
-    theirs = randomise(Dinov2Model(Dinov2Config(
-        image_size=sizes["image_size"], patch_size=sizes["patch_size"], hidden_size=sizes["width"],
-        num_hidden_layers=sizes["layers"], num_attention_heads=sizes["heads"],
-        mlp_ratio=sizes["mlp_width"] // sizes["width"])), seed)
-    theirs.save_pretrained(folder)
-    return load_vit(folder), theirs
+def dinov2(sizes):
+    model = Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2))
+    return model, lambda image: model(image).last_hidden_state
 
 
+def clip(sizes):
+    model = CLIPVisionModel(CLIPVisionConfig(**sizes, **MLP))
+    return model, lambda image: model(image, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-2]
+
+
+def both_sides_of_clip(sizes):
+    model = CLIPModel(CLIPConfig(vision_config=sizes | MLP, text_config=dict(
+        hidden_size=12, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)))
+    return model, lambda image: model.vision_model(image, interpolate_pos_encoding=True,
+                                                   output_hidden_states=True).hidden_states[-2]
+
+
+def eva(sizes):
+    model = Blip2VisionModel(Blip2VisionConfig(**sizes, **MLP))
+    return model, lambda image: model.encoder(model.embeddings(image, interpolate_pos_encoding=True)).last_hidden_state
+
+
+KINDS = {"dinov2": dinov2, "clip": clip, "both sides of clip": both_sides_of_clip, "eva": eva}
+
+
+def pair(kind, sizes, seed, folder):
+    """Our ViT and transformers' features with the same random weights, through the files that transformers writes."""
+    model, features = KINDS[kind](sizes)
+    randomise(model, seed).save_pretrained(folder)
+    return load_vit(folder), features
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", SIZES, ids=["patch14", "patch8"])
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("grid", [None, (5, 3), (1, 1), (2, 7), (8, 8)], ids=str)
-def test_equals_transformers(sizes, seed, grid, tmp_path):
-    ours, theirs = pair(sizes, seed, tmp_path)
+@pytest.mark.parametrize("seed, batch", [(0, 2), (1, 1)])
+@torch.no_grad()
+def test_equals_transformers(kind, sizes, seed, batch, tmp_path):
+    ours, features = pair(kind, sizes, seed, tmp_path)
+    assert not ours.training and not any(p.requires_grad for p in ours.parameters())
+    ours.config = replace(ours.config, align_corners=False)  # transformers resizes CLIP's positions as all others
     side = sizes["image_size"] // sizes["patch_size"]
-    gh, gw = grid or (side, side)
-    image = torch.randn(2, 3, gh * sizes["patch_size"], gw * sizes["patch_size"])
-    with torch.no_grad():
-        assert difference(ours(image), theirs(image).last_hidden_state) < 1e-5
-    assert ours(image).shape == (2, 1 + gh * gw, ours.width)
+    for gh, gw in [(side, side), (5, 3), (1, 1), (2, 7), (8, 8)]:
+        image = torch.randn(batch, 3, gh * sizes["patch_size"], gw * sizes["patch_size"])
+        assert ours(image).shape == (batch, 1 + gh * gw, ours.width)
+        assert difference(ours(image), features(image)) < 1e-5
 
 
-def test_positions_of_the_trained_size_are_used_as_they_are(tmp_path):
-    ours, _ = pair(SIZES[0], 0, tmp_path)
-    assert ours.positions_for(3, 3) is ours.positions
+@pytest.mark.parametrize("kind, corners", [("dinov2", False), ("clip", True), ("eva", False)])
+def test_positions_are_resized_as_blip2_does_for_each_encoder(kind, corners, tmp_path):
+    ours, _ = pair(kind, SIZES[0], 0, tmp_path)
+    table = ours.positions[0, 1:].T.reshape(1, 24, 3, 3)
+    expected = F.interpolate(table, (6, 2), mode="bicubic", align_corners=corners).reshape(24, 12).T
+    assert torch.equal(ours.positions_for(6, 2)[0, 1:], expected)
     assert torch.equal(ours.positions_for(6, 2)[:, 0], ours.positions[:, 0])
+    assert ours.positions_for(3, 3) is ours.positions
+
+
+@pytest.mark.parametrize("kind", ["clip", "eva"])
+def test_half_precision_is_kept(kind, tmp_path):
+    ours, features = pair(kind, SIZES[0], 0, tmp_path)
+    half = load_vit(tmp_path, torch.bfloat16)
+    assert all(p.dtype == torch.bfloat16 for p in half.parameters())
+    image = torch.randn(1, 3, 42, 42)
+    assert difference(half(image.bfloat16()).float(), ours(image)) < 0.05
+
+
+def test_sizes_of_blip2s_encoders():
+    with torch.device("meta"):
+        counts = [sum(p.numel() for p in ViT(config).parameters()) for config in (EVA_G, CLIP_L)]
+    last_norm, last_block = 2 * 1408, 12 * 1024**2 + 13 * 1024
+    # transformers' Blip2VisionModel counts the norm that is the bridge's here; CLIP ViT-L's 303,179,776 count two norms
+    assert counts == [985_952_256 - last_norm, 303_179_776 - last_block - 2 * 1024]
+
+
+def test_an_unknown_activation_is_named(tmp_path):
+    randomise(CLIPVisionModel(CLIPVisionConfig(**SIZES[0], **MLP, hidden_act="tanh"))).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="'tanh' is unknown"):
+        load_vit(tmp_path)
 
 
 @pytest.mark.parametrize("class_token", [False, True])

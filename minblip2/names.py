@@ -1,0 +1,293 @@
+"""What other people call our settings and tensors: one table for each kind of model, theirs -> ours.
+
+In a table of tensors `{i}` stands for a layer's number, and a name without `.weight` or `.bias` for both. Several of
+our names in a tuple are copies of one tensor; `Stacked`, they lie one below the other in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+
+class Stacked(tuple):
+    """Our names of the parts that one of their tensors holds, first rows first."""
+
+
+Targets = str | tuple[str, ...]
+Table = Mapping[str, Targets]
+
+
+def renamed(ours: Targets, change: Callable[[str], str]) -> Targets:
+    """Each of our names changed alike; what kind of tuple they are in stays."""
+    return change(ours) if isinstance(ours, str) else type(ours)(map(change, ours))
+
+
+def within(theirs: str, ours: str, table: Table) -> dict[str, Targets]:
+    """The table of a part: each name with the prefix that the part has in the whole."""
+    return {theirs + name: renamed(target, lambda one: ours + one) for name, target in table.items()}
+
+
+def spelt(ours: Targets, layer: str, ending: str) -> tuple[str, ...]:
+    """Full names of ours, in a tuple even if there is one only."""
+    return renamed((ours,) if isinstance(ours, str) else ours, lambda one: one.replace("{i}", layer) + ending)
+
+
+def translate(name: str, table: Table) -> tuple[str, ...]:
+    """Our names for one of theirs; none when the table does not know it."""
+    for theirs, ours in table.items():
+        pattern = re.escape(theirs).replace(r"\{i\}", r"(\d+)") + r"(\.weight|\.bias)?"
+        if found := re.fullmatch(pattern, name):
+            *layer, ending = found.groups(default="")
+            return spelt(ours, "".join(layer), ending)
+    return ()
+
+
+def spell_out(table: Table, layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every pair of full names that a table can stand for in a model of so many layers."""
+    for theirs, ours in table.items():
+        for layer in map(str, range(layers if "{i}" in theirs else 1)):
+            for ending in ("", ".weight", ".bias"):
+                yield theirs.replace("{i}", layer) + ending, spelt(ours, layer, ending)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a kind of model is written elsewhere: settings, tensors, and which tensors are left aside for what reason.
+
+    `prefix` stands before all tensors in some files, and in others not.
+    """
+
+    settings: Mapping[str, str]
+    tensors: Table
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+
+    def markdown(self) -> str:
+        """The tensors as a table in Markdown."""
+        rows = [(f"`{self.prefix}{theirs}`", f"`{ours}`" if isinstance(ours, str) else f"`{'`, `'.join(ours)}`")
+                for theirs, ours in self.tensors.items()]
+        rows += [(f"`{theirs}`", f"left aside: {reason}") for theirs, reason in self.ignored.items()]
+        return "\n".join(f"| {theirs} | {ours} |" for theirs, ours in [("theirs", "ours"), ("---", "---"), *rows])
+
+
+CONSTANT = "a constant"
+COUNTS = {"hidden_size": "width", "num_hidden_layers": "layers", "num_attention_heads": "heads"}
+
+# --- image encoders ---------------------------------------------------------------------------------------------------
+
+DINOV2 = Naming(
+    {**COUNTS, "image_size": "image_size", "patch_size": "patch_size", "layer_norm_eps": "eps"},
+    {"embeddings.cls_token": "class_token",
+     "embeddings.position_embeddings": "positions",
+     "embeddings.patch_embeddings.projection": "patches",
+     "layernorm": "norm",
+     **within("encoder.layer.{i}.", "blocks.{i}.", {
+         "norm1": "attention_norm",
+         "attention.attention.query": "attention.query",
+         "attention.attention.key": "attention.key",
+         "attention.attention.value": "attention.value",
+         "attention.output.dense": "attention.out",
+         "layer_scale1.lambda1": "attention_scale",
+         "norm2": "mlp_norm",
+         "mlp.fc1": "mlp.up",
+         "mlp.fc2": "mlp.down",
+         "layer_scale2.lambda1": "mlp_scale"})},
+    {"embeddings.mask_token": "used only while DINOv2 itself was trained"})
+
+EMBEDDINGS = {"embeddings.class_embedding": "class_token", "embeddings.patch_embedding": "patches"}
+MLP = {"layer_norm1": "attention_norm", "layer_norm2": "mlp_norm", "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}
+
+CLIP = Naming(
+    {**DINOV2.settings, "intermediate_size": "mlp_width", "hidden_act": "activation"},
+    {**EMBEDDINGS,
+     "embeddings.position_embedding.weight": "positions",
+     "pre_layrnorm": "embedding_norm",  # so spelt in the files
+     **within("encoder.layers.{i}.", "blocks.{i}.", {
+         **MLP,
+         "self_attn.q_proj": "attention.query",
+         "self_attn.k_proj": "attention.key",
+         "self_attn.v_proj": "attention.value",
+         "self_attn.out_proj": "attention.out"})},
+    {"embeddings.position_ids": CONSTANT,
+     "post_layernorm": "BLIP-2 takes the second-to-last block, without a final norm",
+     "text_model": "BLIP-2 uses CLIP's images only",
+     "text_projection": "BLIP-2 uses CLIP's images only",
+     "visual_projection": "BLIP-2 takes all visual tokens, not CLIP's one vector",
+     "logit_scale": "CLIP's own loss is not used"},
+    prefix="vision_model.")
+
+EVA = Naming(
+    CLIP.settings,
+    {**EMBEDDINGS,
+     "embeddings.position_embedding": "positions",
+     **within("encoder.layers.{i}.", "blocks.{i}.", {
+         **MLP,
+         "self_attn.qkv": Stacked(("attention.query", "attention.key", "attention.value")),
+         "self_attn.projection": "attention.out"})},
+    dict.fromkeys(("post_layernorm", "query_tokens", "qformer", "embeddings.word_embeddings",
+                   "embeddings.position_embeddings", "vision_projection", "text_projection", "itm_head",
+                   "language_projection", "language_model"), "not the image encoder's"),
+    prefix="vision_model.")
+
+# --- BERT and the Q-Former --------------------------------------------------------------------------------------------
+
+
+def qformer_blocks(inner: str) -> Table:
+    """The Q-Former's blocks, named after BERT's; `inner` is what a file calls the inside of an attention."""
+    block = {}
+    for theirs, ours in (("attention", "self"), ("crossattention", "cross")):
+        block |= {f"{theirs}.{inner}.{part}": f"{ours}_attention.{part}" for part in ("query", "key", "value")}
+        block |= {f"{theirs}.output.dense": f"{ours}_attention.out", f"{theirs}.output.LayerNorm": f"{ours}_norm"}
+    for ending, ours in (("", "text"), ("_query", "query")):
+        block |= {f"intermediate{ending}.dense": f"{ours}_mlp.up", f"output{ending}.dense": f"{ours}_mlp.down",
+                  f"output{ending}.LayerNorm": f"{ours}_norm"}
+    return within("encoder.layer.{i}.", "blocks.{i}.", block)
+
+
+BERT_EMBEDDINGS: Table = {
+    "embeddings.word_embeddings.weight": "words.weight",
+    "embeddings.position_embeddings.weight": "positions.weight",
+    "embeddings.LayerNorm": "norm",
+}
+BERT_HEAD: Table = {
+    "cls.predictions.transform.dense": "lm_head.dense",
+    "cls.predictions.transform.LayerNorm": "lm_head.norm",
+    "cls.predictions.bias": "lm_head.bias",
+}
+BERT = Naming(
+    {**COUNTS, "intermediate_size": "mlp_width", "max_position_embeddings": "positions", "layer_norm_eps": "eps"},
+    # BERT reads no image, and its one feed-forward becomes two: queries start from a copy of the text's
+    {**BERT_EMBEDDINGS, **BERT_HEAD, **{theirs: (ours, ours.replace("text_", "query_")) if "text_" in ours else ours
+                                        for theirs, ours in qformer_blocks("self").items()
+                                        if "cross" not in theirs and "_query" not in theirs}},
+    {"embeddings.token_type_embeddings.weight": "the Q-Former has no token types (as in LAVIS)",
+     "embeddings.position_ids": CONSTANT,
+     "pooler": "the Q-Former has no pooler",
+     "cls.predictions.decoder": "tied to the word embeddings",
+     "cls.seq_relationship": "next-sentence prediction is not used"},
+    prefix="bert.")
+
+QFORMER = Naming({**BERT.settings, "cross_attention_frequency": "cross_every", "encoder_hidden_size": "image_width"},
+                 {"layernorm": "norm", **qformer_blocks("attention")})
+
+# --- stage 1: transformers' Blip2ForImageTextRetrieval, and LAVIS's own files -----------------------------------------
+
+STAGE1 = Naming(
+    {},
+    {"query_tokens": "qformer.query_tokens",
+     "vision_model.post_layernorm": "vision_norm",
+     "embeddings.word_embeddings.weight": "qformer.words.weight",
+     "embeddings.position_embeddings.weight": "qformer.positions.weight",
+     **within("qformer.", "qformer.", QFORMER.tensors),
+     "vision_projection": "vision_projection",
+     "text_projection": "text_projection",
+     "itm_head": "match_head"},
+    {"vision_model": "the frozen image encoder: `load_vit` reads it", "embeddings.position_ids": CONSTANT})
+
+LAVIS_STAGE1 = Naming(
+    {},
+    {"query_tokens": "qformer.query_tokens",
+     "ln_vision": "vision_norm",
+     **within("Qformer.bert.", "qformer.", {**BERT_EMBEDDINGS, **qformer_blocks("self")}),
+     **within("Qformer.", "qformer.", BERT_HEAD),
+     "vision_proj": "vision_projection",
+     "text_proj": "text_projection",
+     "itm_head": "match_head",
+     "temp": "temperature"},
+    {"visual_encoder": "the frozen image encoder",
+     "Qformer.bert.embeddings.position_ids": CONSTANT,
+     "Qformer.cls.predictions.decoder": "tied to the word embeddings"})
+
+# --- language models --------------------------------------------------------------------------------------------------
+
+TIED = "tied to the word embeddings"
+PROJECTIONS = {"self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
+               "self_attn.v_proj": "attention.value"}
+
+OPT = Naming(
+    {**COUNTS, "vocab_size": "vocabulary", "ffn_dim": "mlp_width", "max_position_embeddings": "positions",
+     "do_layer_norm_before": "pre_norm", "word_embed_proj_dim": "word_width"},
+    within("decoder.", "", {
+        "embed_tokens.weight": "tokens.weight",
+        "embed_positions.weight": "positions.weight",
+        "project_in.weight": "widen.weight",
+        "project_out.weight": "narrow.weight",
+        "final_layer_norm": "norm",
+        **within("layers.{i}.", "blocks.{i}.", {
+            **PROJECTIONS,
+            "self_attn.out_proj": "attention.out",
+            "self_attn_layer_norm": "attention_norm",
+            "fc1": "mlp.up",
+            "fc2": "mlp.down",
+            "final_layer_norm": "mlp_norm"})}),
+    {"lm_head": TIED},
+    prefix="model.")
+
+LLAMA = Naming(
+    {**COUNTS, "vocab_size": "vocabulary", "intermediate_size": "mlp_width", "rms_norm_eps": "eps",
+     "num_key_value_heads": "kv_heads", "rope_theta": "rope_theta", "tie_word_embeddings": "tied"},
+    {"lm_head.weight": "unembed.weight",
+     **within("model.", "", {
+         "embed_tokens.weight": "tokens.weight",
+         "norm.weight": "norm.weight",
+         **within("layers.{i}.", "blocks.{i}.", {
+             **PROJECTIONS,
+             "self_attn.o_proj": "attention.out",
+             "input_layernorm.weight": "attention_norm.weight",
+             "post_attention_layernorm.weight": "mlp_norm.weight",
+             "mlp.gate_proj": "mlp.gate",
+             "mlp.up_proj": "mlp.up",
+             "mlp.down_proj": "mlp.down"})})},
+    {"lm_head": TIED})
+
+
+def t5_stack(stack: str, feed_forward: Table, layers: Table) -> Table:
+    """The encoder or the decoder of a T5; `layers` says what their numbered layers of a block are."""
+    block = {}
+    for number, ours in layers.items():
+        inner = "SelfAttention" if ours == "attention" else "EncDecAttention"
+        parts = feed_forward if ours == "mlp" else {f"{inner}.{theirs}.weight": f"{part}.weight" for theirs, part in
+                                                    zip("qkvo", ("query", "key", "value", "out"), strict=True)}
+        block |= within(f"layer.{number}.", f"{ours}.", parts)
+        block[f"layer.{number}.layer_norm.weight"] = f"{ours.removesuffix('_attention')}_norm.weight"
+    return within(f"{stack}.", f"{stack}.", {
+        "block.0.layer.0.SelfAttention.relative_attention_bias.weight": "distances.groups.weight",
+        "final_layer_norm.weight": "norm.weight",
+        **within("block.{i}.", "blocks.{i}.", block)})
+
+
+def t5(feed_forward: Table) -> Naming:
+    """A T5 with this kind of feed-forward."""
+    feed_forward = within("DenseReluDense.", "", feed_forward)
+    return Naming(
+        {"vocab_size": "vocabulary", "d_model": "width", "num_layers": "layers", "num_decoder_layers": "decoder_layers",
+         "num_heads": "heads", "d_kv": "head_width", "d_ff": "mlp_width", "layer_norm_epsilon": "eps",
+         "relative_attention_num_buckets": "buckets", "relative_attention_max_distance": "farthest"},
+        {"shared.weight": "tokens.weight",
+         "lm_head.weight": "unembed.weight",
+         **t5_stack("encoder", feed_forward, {"0": "attention", "1": "mlp"}),
+         **t5_stack("decoder", feed_forward, {"0": "attention", "1": "cross_attention", "2": "mlp"})},
+        {"encoder.embed_tokens": "the same as shared",
+         "decoder.embed_tokens": "the same as shared",
+         "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias": "in old files only; it was never used"})
+
+
+T5_GATED = t5({"wi_0": "gate", "wi_1": "up", "wo": "down"})
+T5_PLAIN = t5({"wi": "up", "wo": "down"})
+
+# --- the whole: transformers' Blip2ForConditionalGeneration -----------------------------------------------------------
+
+
+def blip2(lm: Naming) -> Naming:
+    """The whole BLIP-2 as the hub has it, with one of the language models: image encoder `vit`, and `stage2`."""
+    return Naming(
+        {},
+        {**within(EVA.prefix, "vit.", EVA.tensors),
+         "vision_model.post_layernorm": "stage2.vision_norm",
+         "query_tokens": "stage2.qformer.query_tokens",
+         **within("qformer.", "stage2.qformer.", QFORMER.tensors),
+         "language_projection": "stage2.projection",
+         **within(f"language_model.{lm.prefix}", "stage2.lm.", lm.tensors)},
+        within("language_model.", "", lm.ignored))

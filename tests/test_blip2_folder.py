@@ -1,0 +1,145 @@
+"""From a photograph to words as in transformers: preprocessing, prompts, stop token, settings; and the command line."""
+
+import sys
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from PIL import Image
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from transformers import Blip2ForConditionalGeneration, Blip2Processor, PreTrainedTokenizerFast
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from minblip2 import UserError
+from minblip2.__main__ import main
+from minblip2.blip2 import Blip2
+from minblip2.data import Transform
+
+from .parity import difference, randomise
+from .test_blip2 import config
+
+TEXTS = ["a photo of two dogs\n", "Question: what is the dog doing? Short answer:", "a red bus in the rain\n"] * 2
+QUESTIONS = ["Question: what is the dog doing? Answer:", "Question: a bus? Answer:"]
+Q = 5
+
+
+def tokenizer(lm):
+    """A small tokenizer of the kind that the language model has, as transformers holds it."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    specials = ["<s>", "<pad>", "</s>"] if lm == "opt" else ["<pad>", "</s>"]
+    backend.train_from_iterator(TEXTS, trainers.BpeTrainer(
+        vocab_size=120, special_tokens=[*specials, "<image>"], initial_alphabet=["Ċ"]))
+    end = ("</s>", backend.token_to_id("</s>"))
+    backend.post_processor = processors.TemplateProcessing(
+        single="</s> $A" if lm == "opt" else "$A </s>", special_tokens=[end])
+    bos = dict(bos_token="</s>") if lm == "opt" else {}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", **bos,
+                                   padding_side="left" if lm == "opt" else "right")
+
+
+@pytest.fixture(params=["opt", "t5"])
+def original(request, tmp_path):
+    """A small BLIP-2 with tokenizer and preprocessing: transformers' model and processor, and the folder."""
+    lm = request.param
+    words = tokenizer(lm)
+    settings = config(lm, 1)
+    settings.image_token_index = words.convert_tokens_to_ids("<image>")
+    text = settings.text_config
+    text.vocab_size = len(words) + 3  # padded, as on the hub
+    text.eos_token_id = words.convert_tokens_to_ids("Ċ") if lm == "opt" else 1
+    settings.vision_config.image_size = 42
+    model = randomise(Blip2ForConditionalGeneration(settings), 3)
+    with torch.no_grad():
+        end = model.get_output_embeddings().weight[text.eos_token_id]
+        end.mul_(1.4 if lm == "opt" else 2.0)  # now and then a text ends before its greatest length
+    processor = Blip2Processor(BlipImageProcessorPil(size=dict(height=42, width=42)), words, num_query_tokens=Q)
+    model.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    return model, processor, tmp_path
+
+
+def pictures():
+    noise = np.random.default_rng(0)
+    return [Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in ((60, 33), (42, 42))]
+
+
+# what LAVIS sets, in transformers' words: for captions, and for answers with the paper's length penalty
+CAPTION = dict(num_beams=5, max_new_tokens=30, min_new_tokens=1)
+ANSWER = dict(num_beams=5, max_new_tokens=10, min_new_tokens=1, length_penalty=-1.0)
+
+
+def theirs(model, processor, prompts, settings):
+    inputs = processor(images=pictures(), text=prompts, padding=True, return_tensors="pt")
+    ids = model.generate(**inputs, do_sample=False, early_stopping=False, **settings)
+    given = 0 if model.config.text_config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    return [text.strip() for text in processor.tokenizer.batch_decode(ids[:, given:], skip_special_tokens=True)]
+
+
+def test_captions_and_answers_equal_transformers(original):
+    model, processor, folder = original
+    blip2 = Blip2.from_folder(folder, torch.float32, torch.device("cpu"))
+    for prompts, expected_prompts in (("", ["", ""]), ("a photo of", ["a photo of"] * 2)):
+        expected = theirs(model, processor, expected_prompts, CAPTION)
+        assert blip2.caption(pictures(), prompts) == expected
+    answers = blip2.ask(pictures(), QUESTIONS)
+    assert answers == theirs(model, processor, QUESTIONS, ANSWER)
+    assert blip2.ask(pictures(), QUESTIONS, batch_size=1) == answers
+    assert any(answers) and blip2.caption(pictures(), beams=1, max_length=2) != answers
+
+
+def test_prompts_are_tokenised_as_by_the_processor(original):
+    _, processor, folder = original
+    blip2 = Blip2.from_folder(folder, torch.float32, torch.device("cpu"))
+    for prompt in ["", "a photo of", *QUESTIONS]:
+        expected = processor(images=pictures()[0], text=prompt, return_tensors="pt")["input_ids"][0, Q:].tolist()
+        assert blip2.tokenizer.encode_prompt(prompt) == expected
+    assert blip2.tokenizer.backend.id_to_token(blip2.tokenizer.end) in ("Ċ", "</s>")
+
+
+def test_pixels_equal_transformers_on_photographs(photos):
+    files = sorted((photos / "images").iterdir())[:5]
+    processor = BlipImageProcessorPil(size=dict(height=224, width=224))
+    for path in files:
+        with Image.open(path) as picture:
+            picture = picture.convert("RGB").resize((301, 200))
+        expected = processor(picture, return_tensors="pt")["pixel_values"][0]
+        assert difference(Transform()(picture), expected) < 1e-6
+
+
+def test_saved_folders_load_here_and_there(original, tmp_path):
+    model, processor, folder = original
+    blip2 = Blip2.from_folder(folder, torch.float32, torch.device("cpu"))
+    blip2.save(tmp_path / "saved")
+    again = Blip2.from_folder(tmp_path / "saved", torch.float32, torch.device("cpu"))
+    assert again.tokenizer.encode_prompt("a bus") == blip2.tokenizer.encode_prompt("a bus")
+    assert again.caption(pictures()) == blip2.caption(pictures())
+    there = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
+    assert theirs(there, processor, QUESTIONS, ANSWER) == blip2.ask(pictures(), QUESTIONS)
+    blip2.transform = Transform(size=42, mode="crop", resize_to=50)
+    with pytest.raises(UserError, match="square"):
+        blip2.save(tmp_path / "cut")
+
+
+def test_commands(original, tmp_path, monkeypatch, capsys):
+    _, _, folder = original
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for picture, path in zip(pictures(), files, strict=True):
+        picture.save(path)
+    blip2 = Blip2.from_folder(folder)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["minblip2", *map(str, arguments)])
+        code = main()
+        return code, capsys.readouterr()
+
+    code, said = run("caption", "--model", folder, *files, "--prompt", "a photo of")
+    expected = blip2.caption(pictures(), "a photo of")
+    assert code == 0 and said.out == "".join(f"{path}: {text}\n" for path, text in zip(files, expected, strict=True))
+    code, said = run("ask", "--model", folder, files[0], QUESTIONS[0])
+    assert code == 0 and said.out == f"{QUESTIONS[0]} {blip2.ask(pictures()[:1], QUESTIONS[:1])[0]}\n"
+    code, said = run("ask", "--model", tmp_path / "nowhere", files[0], "?")
+    assert code == 2 and "nowhere" in said.err and said.err.count("\n") == 1

@@ -1,0 +1,88 @@
+"""T5 against transformers' T5ForConditionalGeneration on random weights: every variant, padding, with a cache."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import T5Config as TheirConfig
+from transformers import T5ForConditionalGeneration
+
+from minblip2 import masks, names
+from minblip2.attention import KVCache
+from minblip2.checkpoint import fill
+from minblip2.t5 import T5, DistanceBias, T5Config
+
+from .parity import difference, lengths_mask, randomise
+
+FLAN = dict(vocabulary=40, width=24, layers=2, heads=3, head_width=8, mlp_width=40, buckets=8, farthest=20,
+            activation="gelu", gated=True, tied=False, scaled=False)
+SIZES = {"flan, as in blip-2": FLAN,
+         "flan, as trained": FLAN | dict(activation="gelu_new", head_width=5, layers=3, decoder_layers=1),
+         "1.1, tied": FLAN | dict(activation="gelu_new", tied=True, layers=1, decoder_layers=2, buckets=32),
+         "1.0": FLAN | dict(activation="relu", gated=False, tied=True, scaled=True, heads=2, head_width=12),
+         "1.0, untied, scaled": FLAN | dict(activation="relu", gated=False, scaled=True)}
+
+
+def t5_pair(sizes=FLAN, seed=0, **extra):
+    """Our T5 and transformers' with the same random weights."""
+    kind = ("gated-" if sizes["gated"] else "") + sizes["activation"].removesuffix("_new")
+    theirs = T5ForConditionalGeneration(TheirConfig(
+        vocab_size=sizes["vocabulary"], d_model=sizes["width"], d_kv=sizes["head_width"], d_ff=sizes["mlp_width"],
+        num_layers=sizes["layers"], num_decoder_layers=sizes.get("decoder_layers", sizes["layers"]),
+        num_heads=sizes["heads"], relative_attention_num_buckets=sizes["buckets"],
+        relative_attention_max_distance=sizes["farthest"], feed_forward_proj=kind, dense_act_fn=sizes["activation"],
+        tie_word_embeddings=sizes["scaled"], decoder_start_token_id=0, **extra))
+    if not sizes["tied"]:  # T5Config ties them whatever one asks for
+        theirs.lm_head.weight = nn.Parameter(torch.empty_like(theirs.shared.weight))
+    randomise(theirs, seed)
+    ours = T5(T5Config(**sizes))
+    state = theirs.state_dict()
+    if sizes["tied"]:
+        del state["lm_head.weight"]
+    fill(ours, state.items(), names.T5_GATED if sizes["gated"] else names.T5_PLAIN, "transformers")
+    return ours.eval(), theirs
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("lengths, side", [((30, 30), "right"), ((3, 8, 1), "right"), ((3, 8, 1), "left"),
+                                           ((1,), "right")], ids=str)
+@torch.no_grad()
+def test_equals_transformers(sizes, seed, lengths, side):
+    ours, theirs = t5_pair(sizes, seed)
+    generator = torch.Generator().manual_seed(5)
+    given, mask = lengths_mask([*lengths], side), lengths_mask([n + 2 for n in reversed(lengths)])
+    embeds = torch.randn(*given.shape, ours.width, generator=generator)
+    ids = torch.randint(0, ours.vocabulary, mask.shape, generator=generator)
+    ids[:, 0] = 0
+    expected = theirs(inputs_embeds=embeds, attention_mask=given.long(), decoder_input_ids=ids,
+                      decoder_attention_mask=mask.long(), output_hidden_states=True)
+    memory = ours.encode(embeds, given)
+    assert difference(memory[given], expected.encoder_last_hidden_state[given]) < 1e-5
+
+    cache = KVCache()
+    first, visible = ours.read(embeds, given, cache)
+    whole = masks.causal(mask)
+    pieces, half = [first[:, None]], 1 + ids.shape[1] // 2
+    for rows in (slice(1, half), *(slice(i, i + 1) for i in range(half, ids.shape[1]))):
+        pieces.append(ours(ours.embed(ids[:, rows]), whole[:, :, rows, :rows.stop], cache))
+    states = torch.cat(pieces, dim=1)
+    assert visible.tolist() == [[True]] * len(lengths)
+    assert difference(states[mask], expected.decoder_hidden_states[-1][mask]) < 1e-5
+    assert difference(ours.head(states)[mask], expected.logits[mask]) < 1e-5
+
+
+@pytest.mark.parametrize("both_sides", [True, False])
+@pytest.mark.parametrize("buckets, farthest", [(32, 128), (8, 20), (6, 9)])
+def test_every_distance_falls_into_the_group_that_transformers_says(both_sides, buckets, farthest):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    ahead = torch.arange(-300, 301)
+    ours = DistanceBias(T5Config(buckets=buckets, farthest=farthest), both_sides).group(ahead)
+    assert torch.equal(ours, T5Attention._relative_position_bucket(ahead, both_sides, buckets, farthest))
+
+
+def test_sizes_of_flan_t5_xl():
+    with torch.device("meta"):
+        xl = T5(T5Config(width=2048, layers=24, heads=32, mlp_width=5120, activation="gelu", gated=True, tied=False,
+                         scaled=False))
+    assert sum(p.numel() for p in xl.parameters()) == 2_783_959_040 + 32128 * 2048  # and its own head
