@@ -12,10 +12,11 @@ import torch
 
 from . import UserError, __version__
 from .bridge import load_bridge, train_bridge
-from .data import CocoCaptions, load_image
+from .data import CocoCaptions
 from .evaluation import evaluate_run
+from .files import write_beside
+from .pictures import load_image
 from .recipes import RECIPES, Recipe, find_recipe
-from .train import write_beside
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:

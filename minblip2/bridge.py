@@ -17,10 +17,11 @@ from . import UserError
 from .batches import Batch, PairBatches
 from .data import CocoCaptions
 from .features import feature_cache, weights_checksum
+from .files import write_json
 from .recipes import Parts, Recipe, clean, default_data, find_recipe
 from .stage1 import Stage1
 from .stage2 import Stage2
-from .train import autocast, best_device, load_weights, train, write_beside
+from .train import autocast, best_device, load_weights, train
 
 
 def stage1_losses(model: Stage1, batch: Batch) -> dict[str, Tensor]:
@@ -113,7 +114,7 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     out.mkdir(parents=True, exist_ok=True)
     told = dict(recipe=recipe.name, data=str(data.resolve()),
                 parts=str(parts_folder.resolve()) if parts_folder else None)
-    write_beside(out / "run.json", lambda path: path.write_text(json.dumps(told, indent=1)))
+    write_json(out / "run.json", told)
 
     split = CocoCaptions(data, "train")
     views = [bridge.features(split, out / "cache", flip) for flip in ([False, True] if recipe.flips else [False])]

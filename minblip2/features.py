@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import UserError
-from .data import Transform, ahead, load_image
+from .files import write_json
+from .pictures import load_image
+from .transforms import Transform
+from .workers import ahead
 
 
 def weights_checksum(module: nn.Module) -> str:
@@ -52,7 +55,7 @@ def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, path
     part, note = complete.with_suffix(".npy.part"), complete.with_suffix(".json")
 
     def write_note(done: int, shape: tuple[int, ...]) -> None:
-        _write_json(note, {**identity, "shape": list(shape), "done": done})
+        write_json(note, {**identity, "shape": list(shape), "done": done})
 
     if (ready := _trusted(complete, note, identity)) is not None and ready[1] == len(paths):
         return ready[0]
@@ -95,12 +98,6 @@ def _trusted(file: Path, note: Path, identity: dict, mode: str = "r") -> tuple[n
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         pass  # absent or garbled: not trusted, so built again
     return None
-
-
-def _write_json(path: Path, content: object) -> None:
-    beside = path.with_suffix(".json.part")
-    beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _hash(content: object) -> str:

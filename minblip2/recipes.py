@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from . import UserError, experts, pretrained, scenes
-from .data import Transform
 from .qformer import QFormerConfig
 from .stage1 import Stage1
 from .stage2 import Stage2
 from .tokenizer import Tokenizer
 from .train import TrainConfig, best_device, computes_in_bfloat16
+from .transforms import Transform
 
 
 @dataclass

@@ -13,6 +13,7 @@ from tokenizers.models import WordPiece
 from torch import Tensor
 
 from . import UserError
+from .files import read_json, write_json
 
 
 class Tokenizer:
@@ -90,15 +91,17 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one JSON file, read back by `load`."""
-        state = dict(backend=json.loads(self.backend.to_str()), start=self.start, end=self.end, pad=self.pad_id,
-                     dec=self.dec)
-        Path(path).write_text(json.dumps(state))
+        write_json(Path(path), dict(backend=json.loads(self.backend.to_str()), start=self.start, end=self.end,
+                                    pad=self.pad_id, dec=self.dec))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read what `save` wrote."""
-        state = json.loads(Path(path).read_text())
-        return cls(tokenizers.Tokenizer.from_str(json.dumps(state.pop("backend"))), **state)
+        """Read what `save` wrote. Raises UserError for a file that is absent or anything else."""
+        state = read_json(Path(path))
+        try:
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(state.pop("backend"))), **state)
+        except Exception as error:  # the library raises bare Exception for a malformed state
+            raise UserError(f"{path} is not a saved tokenizer ({error!r}): save it again") from None
 
     def tokens(self, text: str) -> list[int]:
         """The ids of the text alone."""

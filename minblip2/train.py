@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import UserError
+from .files import write_beside
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,6 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     frozen_modules = {name.rpartition(".")[0] for name in frozen}
     return {name: tensor.detach() for name, tensor in model.state_dict().items()
             if name not in frozen and name.rpartition(".")[0] not in frozen_modules}
-
-
-def write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file next to `path`, then rename it into place: nobody ever sees half a file."""
-    partial = path.with_name(path.name + ".part")
-    write(partial)
-    os.replace(partial, path)
 
 
 def save_weights(model: nn.Module, path: Path, fingerprint: str) -> None:

@@ -87,6 +87,28 @@ def test_save_and_load(small, bert, tmp_path):
         assert again.encode("Two green stars!") == tokenizer.encode("Two green stars!")
 
 
+@pytest.mark.parametrize("content, names", [(None, "cannot be read"), ("{", "is not JSON"), ("[]", "holds a list"),
+                                            ("{}", "KeyError"), ('{"backend": 3}', "not a saved tokenizer"),
+                                            (b"\xff\xfe", "is not JSON")])
+def test_what_save_did_not_write_is_refused(tmp_path, content, names):
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=f"tokenizer.json .*{names}") as error:
+        Tokenizer.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_save_that_fails_keeps_the_old_file(small, tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.json"
+    small.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr("pathlib.Path.write_text", lambda self, *_, **__: self.write_bytes(b"{") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        small.save(path)
+    assert path.read_bytes() == before
+
+
 def test_language_model_folder(parts):
     lm = Tokenizer.from_folder(parts / "SmolLM2-135M-Instruct")
     assert lm.dec is None and lm.end == 2 and len(lm) == 49152
