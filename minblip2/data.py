@@ -30,7 +30,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture with its captions and boxes; width and height in pixels."""
+    """One picture with its captions and boxes; width and height in pixels; `credit` says whose it is, if it is told."""
 
     id: int
     path: Path
@@ -38,6 +38,7 @@ class Record:
     boxes: tuple[Box, ...]
     width: int
     height: int
+    credit: str = ""
 
 
 class CocoCaptions:
@@ -73,7 +74,9 @@ class CocoCaptions:
             else:
                 self._skip("empty caption", f"{file}, image id {number}")
         boxes = self._boxes(file.with_name(file.name.replace("captions_", "instances_", 1)), set(images))
-        records = ahead(lambda entry: self._record(entry, folder, captions, boxes, file, check), images.values(), 2)
+        licences = {entry.get("id"): entry for entry in content.get("licenses", ()) if isinstance(entry, dict)}
+        records = ahead(lambda entry: self._record(entry, folder, captions, boxes, file, check, licences),
+                        images.values(), 2)
         total = min(limit or len(images), len(images))
         with tqdm(total=total, desc=f"check {split}", unit="image", disable=not check) as bar:
             for reason, record in itertools.takewhile(lambda _: len(self.images) < total, records):
@@ -125,8 +128,8 @@ class CocoCaptions:
                 found.setdefault(number, []).append(Box(label[category], *box))
         return found
 
-    def _record(self, entry: dict, folder: Path, captions: dict, boxes: dict, file: Path, check: bool
-                ) -> tuple[str, Any]:
+    def _record(self, entry: dict, folder: Path, captions: dict, boxes: dict, file: Path, check: bool,
+                licences: dict) -> tuple[str, Any]:
         """("", Record), or the reason to skip the picture and its name. Runs in threads: changes nothing."""
         number, name = entry["id"], field(entry, "file_name", str, file)
         width, height = field(entry, "width", int, file), field(entry, "height", int, file)
@@ -143,7 +146,9 @@ class CocoCaptions:
                 load_image(path)
         except UserError as error:
             return "unreadable picture", error
-        return "", Record(number, path, tuple(captions[number]), tuple(boxes.get(number, ())), width, height)
+        source, licence = entry.get("flickr_url"), licences.get(entry.get("license"), {})
+        credit = ", ".join(str(part) for part in (source, licence.get("name"), licence.get("url")) if part)
+        return "", Record(number, path, tuple(captions[number]), tuple(boxes.get(number, ())), width, height, credit)
 
     def _skip(self, reason: str, what: object) -> None:
         if self.strict:
