@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from fetch import sha256_of
 from minblip2 import UserError
 from minblip2.files import field
 from minblip2.pictures import MAX_PIXELS
@@ -45,12 +46,9 @@ def check_archive(path: Path, members: list[str], sha256: str | None = None) -> 
     except Exception as error:  # a damaged archive makes the decompressors raise almost anything
         raise UserError(f"{path} is not a whole zip archive ({error}): fetch it again") from error
     if sha256 is not None:
-        with open(path, "rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-        if digest.hexdigest() != sha256:
-            raise UserError(f"{path} has the sha256 {digest.hexdigest()} instead of {sha256}: fetch it again")
+        found = sha256_of(path)
+        if found != sha256:
+            raise UserError(f"{path} has the sha256 {found} instead of {sha256}: fetch it again")
 
 
 class Entries:

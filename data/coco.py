@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import time
@@ -15,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from annotations import check_archive, choose, entries, read_images, short_name
-from fetch import Fetcher, Item
+from fetch import Fetcher, Item, sha256_of
 from minblip2 import UserError
 from minblip2.files import field, read_json, write_json
 from minblip2.pictures import check_image
@@ -88,7 +87,7 @@ def verify(out: Path) -> int:
             return f"{manifest} lists {entry['file']!r}, which is outside {out}"
         if not path.is_file():
             return f"{path} is missing"
-        found = path.stat().st_size, _sha256(path)
+        found = path.stat().st_size, sha256_of(path)
         told = field(entry, "bytes", int, manifest), field(entry, "sha256", str, manifest)
         return None if found == told else f"{path} has {found[0]} bytes and sha256 {found[1][:12]}..., not {told[0]} " \
                                           f"and {told[1][:12]}..."
@@ -167,7 +166,7 @@ def _split(fetcher: Fetcher, out: Path, name: str, images: list[dict], table: li
         for entry in field(read_json(manifest), "files", list, manifest):
             trusted[out / field(entry, "file", str, manifest)] = field(entry, "sha256", str, manifest)
     items = [_picture(entry, folder) for entry in images]
-    there = ahead(lambda item: _sha256(item.path) == trusted[item.path] if item.path in trusted and item.path.exists()
+    there = ahead(lambda item: sha256_of(item.path) == trusted[item.path] if item.path in trusted and item.path.exists()
                   else _is_there(item), items, os.cpu_count() or 1)
     looked = tqdm(zip(items, there, strict=True), total=len(items), desc=f"{name}: look at what is there",
                   disable=not any(folder.iterdir()), leave=False)
@@ -194,7 +193,7 @@ def _split(fetcher: Fetcher, out: Path, name: str, images: list[dict], table: li
     pictures = [{"file": f"{name}/{entry['file_name']}", "url": entry["coco_url"], "license": entry.get("license"),
                  "flickr_url": entry.get("flickr_url")} for entry in images]
     digests = ahead(lambda entry: {"bytes": (out / entry["file"]).stat().st_size,
-                                   "sha256": _sha256(out / entry["file"])}, [*notes, *pictures], os.cpu_count() or 1)
+                                   "sha256": sha256_of(out / entry["file"])}, [*notes, *pictures], os.cpu_count() or 1)
     files = [entry | found for entry, found in zip([*notes, *pictures], digests, strict=True)]
     write_json(manifest, {"terms": TERMS, "split": name, **request, "licenses": table, "files": files})
     short = {entry["id"]: short_name(entry) for entry in table}
@@ -218,14 +217,6 @@ def _is_there(item: Item) -> bool:
             item.check(item.path)
             return True
     return False
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 import coco
 from fetch import Fetcher
 from minblip2 import UserError
+from minblip2.hub import MODELS, RECIPE_MODELS
 
 
 def coco_command(args: argparse.Namespace) -> None:
@@ -24,6 +25,13 @@ def coco_command(args: argparse.Namespace) -> None:
         return
     coco.download(out, args.split, args.images, args.seed, args.base_url, args.karpathy_url, args.licenses,
                   Fetcher(args.workers, args.timeout))
+
+
+def weights_command(args: argparse.Namespace) -> None:
+    """Fetch frozen models from the hub, by their names or a recipe's."""
+    import weights  # only here: the hub's library is slow to load
+
+    weights.download(args.names, args.out, args.yes)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--timeout", type=float, default=30.0, help="seconds that a connection may say nothing")
     sub.add_argument("--base-url", default=coco.OFFICIAL, help="a mirror with the same paths (default: %(default)s)")
     sub.add_argument("--karpathy-url", default=coco.KARPATHY, help="where the split lies (default: %(default)s)")
+
+    sub = commands.add_parser("weights", help=weights_command.__doc__, description=weights_command.__doc__)
+    sub.set_defaults(execute=weights_command)
+    sub.add_argument("names", nargs="+", metavar="NAME",
+                     help=f"a recipe ({', '.join(RECIPE_MODELS)}) or among {', '.join(MODELS)}")
+    sub.add_argument("--out", type=Path, default=Path("data/parts"), help="folder (default: %(default)s)")
+    sub.add_argument("--yes", action="store_true", help="do not ask before fetching")
     return top
 
 

@@ -225,6 +225,15 @@ class Fetcher:
             return self._pools[proxy]
 
 
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, read piece by piece."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 

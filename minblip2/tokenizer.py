@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tokenizers
 import torch
-from tokenizers.models import WordPiece
+from tokenizers.models import BPE, WordPiece
 from torch import Tensor
 
 from . import UserError
@@ -60,12 +60,19 @@ class Tokenizer:
         Raises UserError when the file is missing or unreadable, or when no end token is named.
         """
         folder = Path(folder)
+        source, bytes_of = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
         try:
-            backend = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            if not source.exists() and all(path.exists() for path in bytes_of):  # all that OPT's folders hold
+                source = bytes_of[0]
+                backend = tokenizers.Tokenizer(BPE.from_file(*map(str, bytes_of)))
+                backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+                backend.decoder = tokenizers.decoders.ByteLevel()
+            else:
+                backend = tokenizers.Tokenizer.from_str(source.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{folder} has no tokenizer.json: download the model's tokenizer files as well") from None
         except Exception as error:  # the library raises bare Exception for a malformed file
-            raise UserError(f"{folder / 'tokenizer.json'} is not a tokenizer file ({error}): fetch it again") from None
+            raise UserError(f"{source} is not a tokenizer file ({error}): fetch it again") from None
         if backend.token_to_id("[CLS]") is not None:
             return cls.bert(backend)
         settings: dict = {}
@@ -87,6 +94,8 @@ class Tokenizer:
         if end is None:
             raise UserError(f"{folder} names no eos_token: add it to tokenizer_config.json")
         pad = special("pad")
+        if source != folder / "tokenizer.json":  # which would tell that these are no words
+            backend.add_special_tokens([backend.id_to_token(i) for i in {end, begin, pad} - {None}])
         return cls(backend, [] if begin is None else [begin], end, end if pad is None else pad)
 
     def save(self, path: str | Path) -> None:

@@ -57,6 +57,7 @@ class CocoServer(ThreadingHTTPServer):
     def __init__(self, files: dict[str, bytes], port: int = 0, latency: float = 0.0):
         super().__init__(("127.0.0.1", port), Handler)
         self.files, self.latency = files, latency
+        self.headers: dict[str, dict[str, str]] = {}
         self.tricks: dict[str, list[str] | str] = {}
         self.asked: dict[str, int] = defaultdict(int)
         self.served: dict[str, int] = defaultdict(int)
@@ -98,15 +99,23 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status, body=b"", length=None, **headers):
         """Send a whole answer; a `length` that is not the body's ends in a cut connection."""
         self.send_response(status)
+        headers |= self.server.headers.get(self.path, {})
         if self.server.amazon and status in (200, 206):
             self.send_header("ETag", f'"{hashlib.md5(self.server.files[self.path]).hexdigest()}"')
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", len(body) if length is None else length)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
         if length is not None and length != len(body):
             self.close_connection = True
+
+    def do_HEAD(self):
+        """What GET would say, without the body."""
+        if self.path in self.server.files:
+            return self.answer(200, self.server.files[self.path])
+        return self.answer(404)
 
     def version_string(self):
         """What stands in the header Server."""
@@ -114,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         """Serve a file, whole or from a byte on, or misbehave."""
-        server, path = self.server, self.path
+        server, path = self.server, self.path.partition("?")[0]
         server.on_request(path)
         with server.lock:
             server.asked[path] += 1

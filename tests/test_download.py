@@ -288,7 +288,7 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(files, tmp_path):
         words = ["coco", "--base-url", server.url, "--workers", "4", "--out", str(tmp_path / "out")]
         fork = multiprocessing.get_context("forkserver")  # twenty processes that import everything but once
         fork.set_forkserver_preload(["pytest", "download"])
-        server.tricks[ARCHIVE] = [f"cut {draw.random()}" for _ in range(8)]
+        server.tricks[ARCHIVE] = [f"cut {draw.random()}" for _ in range(2)]
         kept, kills, broken = set(), 0, set()
         for _ in range(20):
             state = {"countdown": draw.randint(1, 15), "there": pictures(tmp_path)}
@@ -313,6 +313,26 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(files, tmp_path):
         assert not broken and sum(server.served.values()) <= 160 + 4 * kills, "only what was under way comes again"
         assert run(server, tmp_path / "calm") == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "calm") and len(pictures(tmp_path / "calm")) == 159
+
+
+@pytest.mark.parametrize("rename", [0, 1, 7, 12, 13, 14, 15])  # archive, 12 pictures, captions, boxes, manifest
+def test_stopped_at_any_rename_it_ends_with_the_same_bytes(site, tmp_path, monkeypatch, rename):
+    assert chosen(site, tmp_path / "calm")
+    real, renames = os.replace, []
+
+    def stop(source, target):
+        renames.append(target)
+        if len(renames) > rename:
+            raise MemoryError  # which nobody expects, as little as a kill
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", stop)
+        with pytest.raises(MemoryError):
+            few(site, tmp_path / "out")
+    assert few(site, tmp_path / "out") == 0 and tree(tmp_path / "out") == tree(tmp_path / "calm")
+    again = [path for path, count in site.served.items() if count > 2]
+    assert len(again) <= 1, "only the file that was under way beside it may be asked for again"
 
 
 def test_a_full_disk_is_one_sentence_and_room_mends_it(site, tmp_path, monkeypatch, capsys):

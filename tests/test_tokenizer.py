@@ -127,6 +127,28 @@ def folder(path, **files):
     return path
 
 
+def test_opts_vocabulary_and_merges_are_gpt2s_form(tmp_path):
+    from transformers import GPT2Tokenizer
+
+    text = "a cat on a mat, a cat at a hat: naïve 東京!\n"
+    symbols = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    merges = [("a", "t"), ("Ġ", "c"), ("Ġc", "at"), ("Ġ", "a"), ("m", "at")]
+    words = ["<s>", "<pad>", "</s>", *symbols, *("".join(pair) for pair in merges)]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+        {"bos_token": {"content": "</s>"}, "eos_token": {"content": "</s>"}, "pad_token": {"content": "<pad>"}}))
+    ours = Tokenizer.from_folder(tmp_path)
+    original = GPT2Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    assert ours.tokens(text) == original.encode(text, add_special_tokens=False) and len(ours.tokens(text)) < len(text)
+    assert (ours.start, ours.end, ours.pad_id) == ([2], 2, 1)
+    assert ours.encode(text, max_length=99) == [2, *ours.tokens(text), 2]
+    assert ours.decode(ours.tokens(text)) == text.strip() and ours.decode([1, *ours.tokens("at")]) == "at"
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nx\n")
+    with pytest.raises(UserError, match="vocab.json is not a tokenizer file"):
+        Tokenizer.from_folder(tmp_path)
+
+
 @pytest.mark.parametrize("files, end", [
     ({"tokenizer_config": {"eos_token": "<end>"}}, 2), ({"tokenizer_config": {"eos_token": {"content": "é"}}}, 1),
     ({"config": {"eos_token_id": 1}}, 1), ({"config": {"eos_token_id": [2, 1]}}, 2)], ids=str)
