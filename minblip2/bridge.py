@@ -48,9 +48,12 @@ class Bridge:
         with autocast(self.device):
             return encoder(image.to(self.device)).float()
 
-    def features(self, data: CocoCaptions, cache: Path, flip: bool = False) -> np.memmap:
-        """Frozen features (n v e) float16 of a split's pictures, computed once and kept in `cache`."""
-        transform = replace(self.parts.transform, flip=flip)
+    def features(self, data: CocoCaptions, cache: Path, **view) -> np.memmap:
+        """Frozen features (n v e) float16 of a split's pictures, computed once and kept in `cache`.
+
+        `view` changes the transform: flip=True for mirrored pictures, crop=3 for the third random crop of each.
+        """
+        transform = replace(self.parts.transform, **view)
         return feature_cache(self.encode, transform, [record.path for record in data.images], cache,
                              weights_checksum(self.parts.encoder))
 
@@ -117,7 +120,7 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     write_json(out / "run.json", told)
 
     split = CocoCaptions(data, "train")
-    views = [bridge.features(split, out / "cache", flip) for flip in ([False, True] if recipe.flips else [False])]
+    views = [bridge.features(split, out / "cache", **view) for view in recipe.views]
     texts = hashlib.sha256(repr(split.pairs).encode()).hexdigest()
     settings = dict(recipe=recipe.name, qformer=parts.qformer, pairs=texts,
                     encoder=weights_checksum(parts.encoder), shared_width=recipe.shared_width)

@@ -42,9 +42,9 @@ class Parts:
 class Recipe:
     """Everything that is chosen before training. `prompt` stands before each caption that the language model reads.
 
-    `flips` also trains on mirrored images, `keep` is how many visual tokens of an image training sees at a time,
-    `max_length` counts the ids of a text. `qformer` holds what differs from
-    the sizes that the parts dictate.
+    `flips` also trains on mirrored images, `crops` on so many random crops of each, `keep` is how many visual tokens of
+    an image training sees at a time, `max_length` counts the ids of a text. `qformer` holds what differs from the sizes
+    that the parts dictate.
     """
 
     name: str
@@ -56,9 +56,15 @@ class Recipe:
     prompt: str = ""
     max_length: int = 32
     flips: bool = False
+    crops: int = 0
     keep: int | None = None
     beams: int = 5
     experts: dict[str, TrainConfig] = field(default_factory=dict)
+
+    @property
+    def views(self) -> list[dict[str, Any]]:
+        """What is trained on, as changes to the transform: every picture, its mirror image, its random crops."""
+        return [{}, *([{"flip": True}] if self.flips else []), *({"crop": i} for i in range(self.crops))]
 
     def new_stage1(self, parts: Parts) -> Stage1:
         """A fresh stage 1 on these parts, from BERT where there is one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from torch import Tensor
 from . import UserError
 from .files import read_json
 
+LOG_RATIO = math.log(4 / 3)  # the longest and the tallest random crop
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -20,7 +24,9 @@ class Transform:
 
     mode "square" resizes straight to size x size pixels, as BLIP-2 evaluates (transformers `BlipImageProcessor`);
     "crop" resizes the shortest edge to `resize_to` pixels and cuts out the centre (DINOv2: `BitImageProcessor`).
-    `flip` mirrors the picture: the other half of a doubled data set.
+    `flip` mirrors the picture: the other half of a doubled data set. `crop` numbers one of the random crops that BLIP-2
+    trains on: 50 to 100 % of the area, sides 3:4 to 4:3, stretched to the square, mirrored every other time (LAVIS
+    `BlipImageTrainProcessor` without its colours). It is drawn from the picture itself: the same picture has the same.
     """
 
     size: int = 224
@@ -29,6 +35,7 @@ class Transform:
     mode: str = "square"
     resize_to: int | None = None
     flip: bool = False
+    crop: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("square", "crop"):
@@ -59,6 +66,8 @@ class Transform:
 
     def shown(self, image: Image.Image) -> Image.Image:
         """The part of a picture that the encoder sees, size x size pixels."""
+        if self.crop is not None:
+            return self._random_crop(image)
         width, height = self.size, self.size
         if self.mode == "crop":
             short, resize_to = min(image.size), self.resize_to or self.size
@@ -68,8 +77,27 @@ class Transform:
         image = image.crop((left, top, left + self.size, top + self.size))
         return ImageOps.mirror(image) if self.flip else image
 
+    def _random_crop(self, image: Image.Image) -> Image.Image:
+        random = np.random.default_rng([self.crop, zlib.crc32(image.tobytes())])
+        for _ in range(10):
+            area = random.uniform(0.5, 1) * image.width * image.height
+            ratio = math.exp(random.uniform(-1, 1) * LOG_RATIO)
+            width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if width <= image.width and height <= image.height:
+                break
+        else:  # too long or too tall for any such part: the largest in the middle
+            width = min(image.width, round(image.height * math.exp(LOG_RATIO)))
+            height = min(image.height, round(image.width * math.exp(LOG_RATIO)))
+        left, top = (int(random.integers(0, room + 1)) for room in (image.width - width, image.height - height))
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return ImageOps.mirror(image) if random.random() < 0.5 else image
+
+    def normalise(self, pixels: np.ndarray) -> Tensor:
+        """What `shown` gives, as numbers 0..255 (... h w c), as the encoder wants it: (... c h w) float32."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (torch.from_numpy(pixels).movedim(-1, -3).float() / 255 - mean) / std
+
     def __call__(self, image: Image.Image) -> Tensor:
         """Resize, cut, scale to 0..1 and normalise. Returns (c size size) float32."""
-        pixels = torch.from_numpy(np.array(self.shown(image))).permute(2, 0, 1).float() / 255
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        return (pixels - mean) / std
+        return self.normalise(np.array(self.shown(image)))
