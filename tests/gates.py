@@ -14,7 +14,7 @@ from course import STAMP, source_hash
 # lowest floor first: a file imports only from files before it
 FLOORS = ("files", "attention", "masks", "vit", "opt", "llama", "tokenizer", "generation", "qformer", "stage1",
           "stage2", "pretrained", "hub", "scenes", "workers", "pictures", "transforms", "data", "features", "batches",
-          "train", "experts", "recipes", "bridge", "metrics", "viz", "grounding", "evaluation", "__main__")
+          "train", "experts", "recipes", "budget", "bridge", "metrics", "viz", "grounding", "evaluation", "__main__")
 CORE = FLOORS[:FLOORS.index("stage2") + 1]
 CORE_LINES = 1000
 LETTERS = set("b h d e q t v s k c n p1 p2 gh gw".split())
