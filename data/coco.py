@@ -103,7 +103,7 @@ def _archive(fetcher: Fetcher, url: str, out: Path, members: list[str], sha256: 
     """The archive of that URL, fetched unless it is there. It stays, for choices that are made later."""
     (out / "archives").mkdir(exist_ok=True)
     path = out / "archives" / url.rpartition("/")[2]
-    item = Item(url, path, LARGEST_ARCHIVE, lambda part: check_archive(part, members, sha256))
+    item = Item(url, path, LARGEST_ARCHIVE, lambda part, proven: check_archive(part, members, sha256))
     if not _is_there(item):
         with tqdm(desc=path.name, unit="B", unit_scale=True) as bar:
             def progress(done: int, total: int | None) -> None:
@@ -203,8 +203,8 @@ def _split(fetcher: Fetcher, out: Path, name: str, images: list[dict], table: li
 
 
 def _picture(entry: dict, folder: Path) -> Item:
-    def check(path: Path) -> None:
-        found, told = check_image(path), (entry["width"], entry["height"])
+    def check(path: Path, proven: bool) -> None:
+        found, told = check_image(path, decode=not proven), (entry["width"], entry["height"])
         if sorted(found) != sorted(told):  # a camera may have lain on its side
             raise UserError(f"{path} is {found[0]}x{found[1]} pixels, not {told[0]}x{told[1]} as in the annotations")
 
@@ -214,7 +214,7 @@ def _picture(entry: dict, folder: Path) -> Item:
 def _is_there(item: Item) -> bool:
     with contextlib.suppress(UserError):
         if item.path.exists():
-            item.check(item.path)
+            item.check(item.path, False)
             return True
     return False
 

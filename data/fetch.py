@@ -24,19 +24,23 @@ from urllib3.exceptions import HTTPError, InvalidHeader, LocationValueError, Max
 
 from minblip2 import UserError
 
-CHUNK = 2**16  # bytes
+CHUNK = 2**18  # bytes: most pictures come in one
 LONGEST_WAIT = 120  # seconds that a server may ask for with Retry-After
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file to fetch: from where, to where, at most how many bytes; `check(path)` raises UserError if it is wrong."""
+    """A file to fetch: from where, to where, at most how many bytes.
+
+    check(path, proven) raises UserError if it is wrong; `proven` means that the server published this very content's
+    MD5, so that only what was published need be judged, not the way here.
+    """
 
     url: str
     path: Path
     limit: int
-    check: Callable[[Path], object]
+    check: Callable[[Path, bool], object]
 
 
 class Failed(UserError):
@@ -68,7 +72,7 @@ class Fetcher:
         self._settings = dict(
             maxsize=workers, timeout=timeout, headers={"User-Agent": "minblip2", "Accept-Encoding": "identity"},
             retries=urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5))
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str, str], urllib3.PoolManager] = {}
 
     def all(self, items: Iterable[Item]) -> Iterator[Item]:
         """Fetch every item, those first that come first; yields each when it is there.
@@ -184,9 +188,9 @@ class Fetcher:
     def _judge(self, item: Item, part: Path, kind: str, md5: str | None) -> None:
         """Raise _Trouble and throw `part` away if it is not what it should be."""
         try:
-            item.check(part)
             if md5 is not None and hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest() != md5:
                 raise UserError(f"its MD5 is not the {md5} that the server tells")
+            item.check(part, md5 is not None)
         except UserError as error:
             part.unlink()
             raise _Trouble(f"{error} (the server called it {kind or 'nothing'})", spoiled=True) from None
@@ -216,13 +220,13 @@ class Fetcher:
     def _pool(self, url: str) -> urllib3.PoolManager:
         """Connections by way of the proxy that the environment names for the URL, if any."""
         scheme, _, rest = url.partition("://")
-        host = rest.partition("/")[0]
-        proxy = "" if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme, "")
+        site = scheme, rest.partition("/")[0]
         with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = (urllib3.ProxyManager(proxy, **self._settings) if proxy
-                                      else urllib3.PoolManager(**self._settings))
-            return self._pools[proxy]
+            if site not in self._pools:
+                proxy = None if urllib.request.proxy_bypass(site[1]) else urllib.request.getproxies().get(scheme)
+                self._pools[site] = (urllib3.ProxyManager(proxy, **self._settings) if proxy
+                                     else urllib3.PoolManager(**self._settings))
+            return self._pools[site]
 
 
 def sha256_of(path: Path) -> str:

@@ -48,10 +48,14 @@ def load_image(path: str | Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def check_image(path: str | Path) -> tuple[int, int]:
-    """Width and height in pixels, as stored, of a picture that decodes to its end. Raises UserError as `load_image`."""
+def check_image(path: str | Path, decode: bool = True) -> tuple[int, int]:
+    """Width and height in pixels, as stored, of a picture that decodes to its end. Raises UserError as `load_image`.
+
+    Without `decode` only its header is read.
+    """
     with _opened(path) as image:
         size = image.size
-        image.draft(None, (1, 1))  # a JPEG at an eighth of its size: every byte is still read, in half the time
-        image.load()
+        if decode:
+            image.draft("L", (1, 1))  # a JPEG's greys at an eighth of its size: every byte is read, in half the time
+            image.load()
         return size

@@ -483,13 +483,15 @@ def encoded(picture, kind):
     return stream.getvalue()
 
 
+@pytest.mark.parametrize("amazon", [False, True])  # the right MD5 of a wrong picture saves nothing
 @pytest.mark.parametrize(("content", "message"), [
     (png_header(10**4, 10**4), "10000x10000 pixels, beyond 50 million"),
     (encoded(Image.new("RGB", (10, 10)), "JPEG"), "is 10x10 pixels, not"),
     (b"<html>hello</html>", "cannot identify image file"),
     (b"", "cannot identify image file"),
 ])
-def test_hostile_pictures_are_refused_by_name(site, quick, tmp_path, capsys, content, message):
+def test_hostile_pictures_are_refused_by_name(site, quick, tmp_path, capsys, content, message, amazon):
+    site.amazon = amazon
     paths = chosen(site, tmp_path / "calm")
     site.files[paths[5]] = content
     capsys.readouterr()
