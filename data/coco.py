@@ -173,7 +173,7 @@ def _split(fetcher: Fetcher, out: Path, name: str, images: list[dict], table: li
     missing = [item for item, found in looked if not found]
     needed, free = len(missing) * TYPICAL_PICTURE, shutil.disk_usage(out).free
     if needed > free:
-        raise UserError(f"{len(missing)} pictures need about {needed / 1e9:.2f} GB but {free / 1e9:.2f} are free in "
+        raise UserError(f"{len(missing)} pictures need about {needed / 1e6:,.0f} MB but {free / 1e6:,.0f} are free in "
                         f"{out}: make room, choose another --out or fewer --images")
     with tqdm(total=len(items), initial=len(items) - len(missing), desc=name, unit="image") as bar:
         started, received = time.perf_counter(), fetcher.received

@@ -72,6 +72,10 @@ def main(words: list[str] | None = None) -> int:
     except UserError as error:
         print(f"download: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # the network's errors are told by then: this is the folder's
+        print(f"download: {error.filename or 'a file'} cannot be written or read ({error.strerror or error}): make "
+              "room or choose another --out, then run the same command again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("download: stopped; the same command goes on from here", file=sys.stderr)
         sys.stderr.flush()

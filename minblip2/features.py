@@ -92,6 +92,7 @@ def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, path
                                     "make room, use fewer images or choose another folder")
                 write_note(0, shape)  # first: the note of an earlier file must not vouch for the empty new one
                 array = np.lib.format.open_memmap(part, "w+", np.float16, shape)
+                _reserve(part)
             written.result()  # one batch at a time: after a write that failed, the counter must not go on
             written = writer.submit(write, array, done, features.numpy())
             done += len(batch)
@@ -105,6 +106,18 @@ def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, path
 def _pixels(transform: Transform, path: str | Path) -> np.ndarray:
     """What the encoder will see of a picture, (h w c) uint8: a quarter of the bytes of what `normalise` makes of it."""
     return np.array(transform.shown(load_image(path)))
+
+
+def _reserve(path: Path) -> None:
+    """Take the disk's blocks now, where the system can: others may fill the disk while the features are computed."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                path.unlink()
+                raise UserError(f"the features cannot be kept in {path.parent} ({error.strerror}): make room, use "
+                                "fewer images or choose another folder") from error
 
 
 def _trusted(file: Path, note: Path, identity: dict, mode: str = "r") -> tuple[np.memmap, int] | None:

@@ -600,6 +600,11 @@ def test_cache_refuses(pictures, tmp_path, monkeypatch):
         patch.setattr("minblip2.features.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
         with pytest.raises(UserError, match="features need 4.2e.03 bytes .* but 1.0e.02 are free"):
             build(Counting(), pictures, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("minblip2.features.os.posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "full")),
+                      raising=False)
+        with pytest.raises(UserError, match="features cannot be kept in .*full"):
+            build(Counting(), pictures, folder)
     pictures[7].write_bytes(b"")
     with pytest.raises(UserError, match="7.png cannot be read"):
         build(Counting(), pictures, folder)

@@ -361,8 +361,32 @@ def test_a_full_disk_is_one_sentence_and_room_mends_it(site, tmp_path, monkeypat
 def test_too_small_a_disk_is_told_before_the_first_picture(site, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000_000}))
     assert few(site, tmp_path) == 2
-    assert "12 pictures need about 0.00 GB but 0.00 are free" in capsys.readouterr().err
+    assert "12 pictures need about 2 MB but 1 are free" in capsys.readouterr().err
     assert not any("val2017/" in path for path in site.asked)
+
+
+@pytest.mark.parametrize("name", ["captions_val2017.json.part", "manifest-val2017.json.part"])
+def test_a_disk_that_is_full_at_the_end_is_one_sentence_too(site, tmp_path, monkeypatch, capsys, name):
+    real = Path.write_text
+
+    def full(path, *arguments, **options):
+        if path.name == name:
+            raise OSError(28, "No space left on device", str(path))
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        assert few(site, tmp_path / "out") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("download: ")]
+    assert f"{name} cannot be written or read (No space left on device)" in line
+    asked = sum(site.asked.values())
+    assert few(site, tmp_path / "out") == 0 and sum(site.asked.values()) == asked
+
+
+def test_a_folder_that_cannot_be_made_is_named(site, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert few(site, tmp_path / "file" / "out") == 2
+    assert f"{tmp_path}/file/out" in capsys.readouterr().err and not site.asked
 
 
 def test_two_at_once_in_one_folder(site, tmp_path, capsys):

@@ -180,22 +180,29 @@ def test_a_broken_picture_is_named_from_a_process(pictures, tmp_path):
 def test_a_cache_killed_again_and_again_ends_as_if_it_had_not(pictures, tmp_path):
     whole = np.array(build(pictures, tmp_path / "whole"))
     context = multiprocessing.get_context("fork")
+
+    def count():
+        notes = list((tmp_path / "killed").glob("*.json"))
+        return json.loads(notes[0].read_text())["done"] if notes else -1
+
     done = []
-    for delay in (0.05, 0.1, 0.15, 0.2):
+    for reached in (0, 8, 24, 48):
         process = context.Process(target=build, args=(pictures, tmp_path / "killed"))
         process.start()
-        time.sleep(delay)
+        deadline = time.monotonic() + 60
+        while count() < reached:
+            assert time.monotonic() < deadline and process.is_alive()
+            time.sleep(0.002)
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         orphans = [int(child) for child in workers.read_text().split()] if workers.exists() else []
         process.kill()
         process.join()
-        notes = list((tmp_path / "killed").glob("*.json"))
-        done.append(json.loads(notes[0].read_text())["done"] if notes else 0)
+        done.append(count())
         deadline = time.monotonic() + 10
         while any(Path(f"/proc/{orphan}").exists() for orphan in orphans):
             assert time.monotonic() < deadline, "worker processes outlive a killed parent"
             time.sleep(0.01)
-    assert done == sorted(done) and 0 < done[-1], done
+    assert done == sorted(done) and 48 <= done[-1] < 80, done
     assert np.array_equal(build(pictures, tmp_path / "killed"), whole)
     assert sorted(path.suffix for path in (tmp_path / "killed").iterdir()) == [".json", ".npy"]
 
