@@ -7,8 +7,6 @@ to 32, the vocabulary at every position), or without the cached queries that LAV
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from minblip2 import masks
 from minblip2.attention import KVCache
+from minblip2.files import write_json
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 
@@ -150,9 +149,7 @@ def main() -> None:
                               for clock, times in median.items()))
     path = Path("runs/benchmarks") / f"stage1_{options.size}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(vars(options) | {"torch": torch.__version__, "seconds": seconds, "median": median}))
-    os.replace(beside, path)
+    write_json(path, vars(options) | {"torch": torch.__version__, "seconds": seconds, "median": median})
     print(f"wrote {path}")
 
 

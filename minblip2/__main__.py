@@ -13,10 +13,12 @@ import torch
 from . import UserError, __version__
 from .blip2 import Blip2
 from .bridge import load_bridge, train_bridge
-from .data import CocoCaptions, load_image
+from .budget import dry_run
+from .data import CocoCaptions
 from .evaluation import evaluate_run
+from .files import write_beside
+from .pictures import load_image
 from .recipes import RECIPES, Recipe, find_recipe
-from .train import write_beside
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
@@ -37,6 +39,9 @@ def train_command(args: argparse.Namespace) -> None:
     """Run a recipe, then measure it on its validation split."""
     recipe = with_seed(find_recipe(args.recipe), args.seed)
     out = args.out or Path("runs") / recipe.name
+    if args.dry_run:
+        print(dry_run(recipe, args.data, args.parts))
+        return
     bridge = train_bridge(recipe, args.data, args.parts, out, resume=not args.restart)
     print_table(evaluate_run(out, bridge, args.split))
     print(f"kept in {out}; try: python -m minblip2 caption --run {out} PICTURE")
@@ -122,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--data", type=Path, help="folder in COCO layout (scenes draws its own)")
     train.add_argument("--parts", type=Path, help="folder of pretrained models, each in the hub's layout")
     train.add_argument("--out", type=Path, help="where everything is kept (default runs/RECIPE)")
+    train.add_argument("--dry-run", action="store_true", help="only say what it takes and what is missing")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--split", default="val", help="what is measured at the end")
     train.add_argument("--resume", action="store_true", help="go on where a killed run stopped (the default)")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import UserError
-from .data import ahead
+from .workers import ahead
 
 
 @dataclass

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from . import UserError
-from .checkpoint import write_beside
-from .data import Transform
 from .export import save_pretrained
+from .files import write_beside
 from .pretrained import load_blip2
 from .stage2 import Stage2
 from .tokenizer import Tokenizer
 from .train import best_device, computes_in_bfloat16
+from .transforms import Transform
 from .vit import ViT
 
 # LAVIS `Blip2OPT.generate` and `predict_answers`; answers with the length penalty of the paper (§4.2): short ones win

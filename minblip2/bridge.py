@@ -18,11 +18,12 @@ from . import UserError
 from .batches import Batch, PairBatches
 from .data import CocoCaptions
 from .features import feature_cache, weights_checksum
+from .files import write_json
 from .recipes import Parts, Recipe, clean, default_data, find_recipe
 from .stage1 import Stage1
 from .stage2 import Stage2, split_prefix
 from .tokenizer import Tokenizer
-from .train import autocast, best_device, load_weights, train, write_beside
+from .train import autocast, best_device, load_weights, train
 
 
 def stage1_losses(model: Stage1, batch: Batch, weights: tuple[float, float, float] = (1, 1, 1)) -> dict[str, Tensor]:
@@ -64,9 +65,12 @@ class Bridge:
         with autocast(self.device):
             return encoder(image.to(self.device)).float()
 
-    def features(self, data: CocoCaptions, cache: Path, flip: bool = False) -> np.memmap:
-        """Frozen features (n v e) float16 of a split's pictures, computed once and kept in `cache`."""
-        transform = replace(self.parts.transform, flip=flip)
+    def features(self, data: CocoCaptions, cache: Path, **view) -> np.memmap:
+        """Frozen features (n v e) float16 of a split's pictures, computed once and kept in `cache`.
+
+        `view` changes the transform: flip=True for mirrored pictures, crop=3 for the third random crop of each.
+        """
+        transform = replace(self.parts.transform, **view)
         return feature_cache(self.encode, transform, [record.path for record in data.images], cache,
                              weights_checksum(self.parts.encoder))
 
@@ -130,10 +134,10 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     out.mkdir(parents=True, exist_ok=True)
     told = dict(recipe=recipe.name, data=str(data.resolve()),
                 parts=str(parts_folder.resolve()) if parts_folder else None)
-    write_beside(out / "run.json", lambda path: path.write_text(json.dumps(told, indent=1)))
+    write_json(out / "run.json", told)
 
     split = CocoCaptions(data, "train")
-    views = [bridge.features(split, out / "cache", flip) for flip in ([False, True] if recipe.flips else [False])]
+    views = [bridge.features(split, out / "cache", **view) for view in recipe.views]
     texts = hashlib.sha256(repr(split.pairs).encode()).hexdigest()
     settings = dict(recipe=recipe.name, qformer=parts.qformer, pairs=texts,
                     encoder=weights_checksum(parts.encoder), shared_width=recipe.shared_width, weights=recipe.weights)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,13 +32,6 @@ def read_config(folder: str | Path) -> HubConfig:
         raise UserError(f"{folder} has no config.json: give the folder of a downloaded model") from None
     except (TypeError, ValueError) as error:  # no object, no JSON, no UTF-8
         raise UserError(f"{path} is not JSON ({error}): fetch it again") from None
-
-
-def write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file next to `path`, then rename it into place: nobody ever sees half a file."""
-    partial = path.with_name(path.name + ".part")
-    write(partial)
-    os.replace(partial, path)
 
 
 @dataclass

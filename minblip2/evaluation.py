@@ -15,8 +15,9 @@ from torch import Tensor
 from . import metrics, scenes
 from .bridge import Bridge
 from .data import CocoCaptions
+from .files import write_json
 from .grounding import text_map, to_grid
-from .train import autocast, write_beside
+from .train import autocast
 
 
 @torch.no_grad()
@@ -214,5 +215,5 @@ def evaluate_run(out: Path, bridge: Bridge, split: str, top: int = 16) -> dict[s
     for stage in ("vit", "lm", "stage1", "stage2"):
         if (out / stage / "seconds.json").exists():
             results[f"seconds_{stage}"] = json.loads((out / stage / "seconds.json").read_text())["seconds"]
-    write_beside(out / f"results-{split}.json", lambda path: path.write_text(json.dumps(results, indent=1)))
+    write_json(out / f"results-{split}.json", results)
     return results

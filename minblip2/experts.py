@@ -18,11 +18,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import masks
-from .data import CocoCaptions, Transform, load_image
+from .data import CocoCaptions
 from .opt import OPT, OPTConfig
+from .pictures import load_image
 from .scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VERSION, Scene, load_scenes, write_texts
 from .tokenizer import Tokenizer
 from .train import TrainConfig, train
+from .transforms import Transform
 from .vit import ViT, ViTConfig
 
 TRANSFORM = Transform(size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

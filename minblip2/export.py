@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from . import UserError, names
-from .checkpoint import HubConfig, collect, write_beside
+from .checkpoint import HubConfig, collect
+from .files import write_beside, write_json
 from .llama import LlamaConfig
 from .names import Naming
 from .opt import OPTConfig
@@ -72,4 +72,4 @@ def save_pretrained(folder: str | Path, vit: ViT, stage2: Stage2, image_token: i
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     write_beside(folder / "model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
-    write_beside(folder / "config.json", lambda path: path.write_text(json.dumps(hub, indent=1)))
+    write_json(folder / "config.json", hub)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from . import UserError, experts, pretrained, scenes
-from .data import Transform
+from .hub import RECIPE_MODELS
 from .qformer import QFormerConfig
 from .stage1 import Stage1
 from .stage2 import Stage2
 from .tokenizer import Tokenizer
 from .train import TrainConfig, best_device, computes_in_bfloat16
+from .transforms import Transform
+
+FETCHED_DATA, FETCHED_PARTS = Path("data/coco"), Path("data/parts")  # where data/download.py puts things
 
 
 @dataclass
@@ -42,9 +45,10 @@ class Parts:
 class Recipe:
     """Everything that is chosen before training. `prompt` stands before each caption that the language model reads.
 
-    `flips` also trains on mirrored images, `keep` is how many visual tokens of an image training sees at a time,
-    `max_length` counts the ids of a text. `qformer` holds what differs from
-    the sizes that the parts dictate. `weights` are those of ITC, ITM and ITG in stage 1; the paper's are equal.
+    `flips` also trains on mirrored images, `crops` on so many random crops of each, `keep` is how many visual tokens of
+    an image training sees at a time, `max_length` counts the ids of a text. `qformer` holds what differs from the sizes
+    that the parts dictate. `models` names the hub models it builds on, `pictures` is how many it is meant for.
+    `weights` are those of ITC, ITM and ITG in stage 1; the paper's are equal.
     """
 
     name: str
@@ -57,9 +61,17 @@ class Recipe:
     prompt: str = ""
     max_length: int = 32
     flips: bool = False
+    crops: int = 0
     keep: int | None = None
     beams: int = 5
     experts: dict[str, TrainConfig] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+    pictures: int = 0
+
+    @property
+    def views(self) -> list[dict[str, Any]]:
+        """What is trained on, as changes to the transform: every picture, its mirror image, its random crops."""
+        return [{}, *([{"flip": True}] if self.flips else []), *({"crop": i} for i in range(self.crops))]
 
     def new_stage1(self, parts: Parts) -> Stage1:
         """A fresh stage 1 on these parts, from BERT where there is one."""
@@ -89,19 +101,22 @@ def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path) -> P
     return Parts(vit, experts.TRANSFORM, tokenizer, lm, lm_tokenizer, config)
 
 
-def build_laptop(recipe: Recipe, data: Path, parts: Path | None, out: Path) -> Parts:
+def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path) -> Parts:
     """Load three pretrained models from hub folders below `parts`."""
-    if parts is None:
-        raise UserError(f"the recipe {recipe.name} needs pretrained models: name their folder with --parts")
-    vit, bert, lm = (parts / name for name in ("dinov2-small", "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"))
+    fetch = f"fetch it with `python data/download.py weights {recipe.name}`"
+    if parts is None and not (parts := FETCHED_PARTS).is_dir():
+        raise UserError(f"the recipe {recipe.name} needs pretrained models: name their folder with --parts, or {fetch}")
+    vit, bert, lm = (parts / recipe.models[role] for role in ("encoder", "bert", "lm"))
     for folder in (vit, bert, lm):
         if not folder.is_dir():
-            raise UserError(f"{folder} does not exist: put the model's hub folder there, or name another --parts")
+            raise UserError(f"{folder} does not exist: put the model's hub folder there, or {fetch}")
     encoder = pretrained.load_vit(vit)
+    # BLIP-2 squeezes a picture into the square where CLIP would cut its sides off.
+    transform = Transform() if pretrained.read_config(vit)["model_type"] == "clip" else Transform.from_folder(vit)
     # The language model is never trained: where the device computes in bfloat16, its weights may be kept so as well.
     dtype = torch.bfloat16 if computes_in_bfloat16(best_device()) else torch.float32
     config = pretrained.bert_sizes(bert, image_width=encoder.width, **recipe.qformer)
-    return Parts(encoder, Transform.from_folder(vit), Tokenizer.from_folder(bert),
+    return Parts(encoder, transform, Tokenizer.from_folder(bert),
                  pretrained.load_lm(lm, dtype), Tokenizer.from_folder(lm), config, bert)
 
 
@@ -117,7 +132,7 @@ SCENES = Recipe(
 )
 
 LAPTOP = Recipe(
-    name="laptop", build=build_laptop,
+    name="laptop", build=build_pretrained, models=RECIPE_MODELS["laptop"], pictures=2500,
     qformer=dict(queries=16, dropout=0.0),
     stage1=TrainConfig(steps=1000, batch_size=64, learning_rate=4e-4, warmup=60, checkpoint_every=50),
     # At the projection's rate the Q-Former forgets what it read before the language model has learned to listen.
@@ -127,7 +142,16 @@ LAPTOP = Recipe(
     flips=True, keep=129, beams=5,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (SCENES, LAPTOP)}
+# The paper's settings (§3.4), for ten passes over as many pictures as it takes hours, not days, to train on.
+GPU = Recipe(
+    name="gpu", build=build_pretrained, models=RECIPE_MODELS["gpu"], pictures=10_000,
+    qformer=dict(queries=32),
+    stage1=TrainConfig(steps=8000, batch_size=64, learning_rate=1e-4, warmup=400),
+    stage2=TrainConfig(steps=8000, batch_size=32, learning_rate=1e-4, warmup=400),
+    crops=2, beams=5,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (SCENES, LAPTOP, GPU)}
 
 
 def find_recipe(name: str) -> Recipe:
@@ -142,6 +166,7 @@ def default_data(recipe: Recipe, out: Path, data: Path | None) -> Path:
     if data is None and recipe.name == "scenes":
         data = out.parent / "scenes-data"
         scenes.write_scenes(data)
-    if data is None:
-        raise UserError(f"the recipe {recipe.name} needs pictures: name a folder in COCO layout with --data")
+    if data is None and not (data := FETCHED_DATA).is_dir():
+        raise UserError(f"the recipe {recipe.name} needs pictures: name a folder in COCO layout with --data, or fetch "
+                        f"one with `python data/download.py coco --images {recipe.pictures}`")
     return data

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import tokenizers
 import torch
-from tokenizers.models import WordPiece
+from tokenizers.models import BPE, WordPiece
 from torch import Tensor
 
 from . import UserError
+from .files import read_json, write_json
 
 
 class Tokenizer:
@@ -62,12 +63,19 @@ class Tokenizer:
         Raises UserError when the file is missing or unreadable, or when no end token is named.
         """
         folder = Path(folder)
+        source, bytes_of = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
         try:
-            backend = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            if not source.exists() and all(path.exists() for path in bytes_of):  # all that OPT's folders hold
+                source = bytes_of[0]
+                backend = tokenizers.Tokenizer(BPE.from_file(*map(str, bytes_of)))
+                backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+                backend.decoder = tokenizers.decoders.ByteLevel()
+            else:
+                backend = tokenizers.Tokenizer.from_str(source.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{folder} has no tokenizer.json: download the model's tokenizer files as well") from None
         except Exception as error:  # the library raises bare Exception for a malformed file
-            raise UserError(f"{folder / 'tokenizer.json'} is not a tokenizer file ({error}): fetch it again") from None
+            raise UserError(f"{source} is not a tokenizer file ({error}): fetch it again") from None
         if backend.token_to_id("[CLS]") is not None:
             return cls.bert(backend)
         settings: dict = {}
@@ -92,6 +100,8 @@ class Tokenizer:
         if end is None:
             raise UserError(f"{folder} names no eos_token: add it to tokenizer_config.json")
         pad = special("pad")
+        if source != folder / "tokenizer.json":  # which would tell that these are no words
+            backend.add_special_tokens([backend.id_to_token(i) for i in {end, begin, pad} - {None}])
         if text.get("model_type") == "opt":
             end = backend.encode("\n", add_special_tokens=False).ids[-1]
         prompt_end = [end] if (text or settings).get("model_type") == "t5" else []
@@ -99,15 +109,17 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one JSON file, read back by `load`."""
-        state = dict(backend=json.loads(self.backend.to_str()), start=self.start, end=self.end, pad=self.pad_id,
-                     dec=self.dec, prompt_end=self.prompt_end)
-        Path(path).write_text(json.dumps(state))
+        write_json(Path(path), dict(backend=json.loads(self.backend.to_str()), start=self.start, end=self.end,
+                                    pad=self.pad_id, dec=self.dec, prompt_end=self.prompt_end))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read what `save` wrote."""
-        state = json.loads(Path(path).read_text())
-        return cls(tokenizers.Tokenizer.from_str(json.dumps(state.pop("backend"))), **state)
+        """Read what `save` wrote. Raises UserError for a file that is absent or anything else."""
+        state = read_json(Path(path))
+        try:
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(state.pop("backend"))), **state)
+        except Exception as error:  # the library raises bare Exception for a malformed state
+            raise UserError(f"{path} is not a saved tokenizer ({error!r}): save it again") from None
 
     def tokens(self, text: str) -> list[int]:
         """The ids of the text alone."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import UserError
-from .checkpoint import write_beside
+from .files import write_beside
 
 
 @dataclass(frozen=True)

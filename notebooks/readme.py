@@ -100,7 +100,8 @@ def picture(run: Path) -> bytes:
     """The first pictures of the validation split with the captions that a trained bridge gives them, as PNG."""
     from minblip2 import evaluation, viz
     from minblip2.bridge import load_bridge
-    from minblip2.data import CocoCaptions, load_image
+    from minblip2.data import CocoCaptions
+    from minblip2.pictures import load_image
 
     bridge = load_bridge(run)
     told = json.loads((run / "run.json").read_text(encoding="utf-8"))

@@ -176,7 +176,7 @@ def test_the_lm_has_read_of_pairs_that_no_captioned_picture_shows():
 
 
 @pytest.mark.parametrize("words, said", [
-    (["train", "--recipe", "desktop"], "there is no recipe 'desktop': choose one of scenes, laptop"),
+    (["train", "--recipe", "desktop"], "there is no recipe 'desktop': choose one of scenes, laptop, gpu"),
     (["train", "--recipe", "laptop"], "name a folder in COCO layout with --data"),
     (["caption", "--run", "{tmp}/nothing", "{photo}"], "holds no trained bridge"),
     (["caption", "--run", "{run}", "{tmp}/absent.jpg"], "absent.jpg cannot be read"),
@@ -217,7 +217,7 @@ def test_clean_is_the_originals_caption_processor():
 
 
 def test_unknown_recipe():
-    with pytest.raises(UserError, match="choose one of scenes, laptop"):
+    with pytest.raises(UserError, match="choose one of scenes, laptop, gpu"):
         find_recipe("cloud")
 
 

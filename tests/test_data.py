@@ -18,8 +18,10 @@ from PIL import Image
 
 from minblip2 import UserError
 from minblip2.batches import Batch, PairBatches
-from minblip2.data import MAX_PIXELS, CocoCaptions, Transform, load_image
+from minblip2.data import CocoCaptions
 from minblip2.features import feature_cache, weights_checksum
+from minblip2.pictures import MAX_PIXELS, load_image
+from minblip2.transforms import Transform
 
 # ---------------------------------------------------------------- pictures
 
@@ -499,7 +501,7 @@ def test_a_build_killed_between_data_and_counter_repeats_one_batch(pictures, tmp
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("minblip2.features.os.replace", killed)
+        patch.setattr("minblip2.files.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             build(Counting(), pictures, tmp_path)
     rest = Counting()
@@ -597,6 +599,11 @@ def test_cache_refuses(pictures, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("minblip2.features.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
         with pytest.raises(UserError, match="features need 4.2e.03 bytes .* but 1.0e.02 are free"):
+            build(Counting(), pictures, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("minblip2.features.os.posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "full")),
+                      raising=False)
+        with pytest.raises(UserError, match="features cannot be kept in .*full"):
             build(Counting(), pictures, folder)
     pictures[7].write_bytes(b"")
     with pytest.raises(UserError, match="7.png cannot be read"):

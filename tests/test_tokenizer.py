@@ -88,6 +88,28 @@ def test_save_and_load(small, bert, tmp_path):
         assert again.encode("Two green stars!") == tokenizer.encode("Two green stars!")
 
 
+@pytest.mark.parametrize("content, names", [(None, "cannot be read"), ("{", "is not JSON"), ("[]", "holds a list"),
+                                            ("{}", "KeyError"), ('{"backend": 3}', "not a saved tokenizer"),
+                                            (b"\xff\xfe", "is not JSON")])
+def test_what_save_did_not_write_is_refused(tmp_path, content, names):
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=f"tokenizer.json .*{names}") as error:
+        Tokenizer.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_save_that_fails_keeps_the_old_file(small, tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.json"
+    small.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr("pathlib.Path.write_text", lambda self, *_, **__: self.write_bytes(b"{") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        small.save(path)
+    assert path.read_bytes() == before
+
+
 def test_language_model_folder(parts):
     lm = Tokenizer.from_folder(parts / "SmolLM2-135M-Instruct")
     assert lm.dec is None and lm.end == 2 and len(lm) == 49152
@@ -111,6 +133,28 @@ def test_an_encoder_reads_a_closed_prompt(tmp_path):
     for kind, ids in (("t5", [1, 0, 2]), ("opt", [1, 0])):
         tokenizer = Tokenizer.from_folder(folder(tmp_path, config={"model_type": kind}, **files))
         assert tokenizer.encode_prompt("a") == ids and tokenizer.encode("a") == [1, 0, 2]
+
+
+def test_opts_vocabulary_and_merges_are_gpt2s_form(tmp_path):
+    from transformers import GPT2Tokenizer
+
+    text = "a cat on a mat, a cat at a hat: naïve 東京!\n"
+    symbols = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    merges = [("a", "t"), ("Ġ", "c"), ("Ġc", "at"), ("Ġ", "a"), ("m", "at")]
+    words = ["<s>", "<pad>", "</s>", *symbols, *("".join(pair) for pair in merges)]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+        {"bos_token": {"content": "</s>"}, "eos_token": {"content": "</s>"}, "pad_token": {"content": "<pad>"}}))
+    ours = Tokenizer.from_folder(tmp_path)
+    original = GPT2Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    assert ours.tokens(text) == original.encode(text, add_special_tokens=False) and len(ours.tokens(text)) < len(text)
+    assert (ours.start, ours.end, ours.pad_id) == ([2], 2, 1)
+    assert ours.encode(text, max_length=99) == [2, *ours.tokens(text), 2]
+    assert ours.decode(ours.tokens(text)) == text.strip() and ours.decode([1, *ours.tokens("at")]) == "at"
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nx\n")
+    with pytest.raises(UserError, match="vocab.json is not a tokenizer file"):
+        Tokenizer.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("files, end", [

@@ -1,0 +1,136 @@
+"""What a recipe will take: counts against the originals' modules, memory against what autograd keeps, the text."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from minblip2 import UserError, budget
+from minblip2.budget import dry_run, encoder_parameters, lm_parameters, settings_of, trained_parameters
+from minblip2.hub import MODELS
+from minblip2.opt import OPT, OPTConfig
+from minblip2.pretrained import load_lm, load_vit
+from minblip2.qformer import QFormerConfig
+from minblip2.recipes import GPU, LAPTOP, SCENES
+from minblip2.stage1 import Stage1
+from minblip2.stage2 import Stage2
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_clip_is_counted_as_blip2_takes_it():
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    told = MODELS["clip-vit-large-patch14"].config
+    with torch.device("meta"):
+        model = CLIPVisionModel(CLIPVisionConfig(**told["vision_config"]))
+    vision = getattr(model, "vision_model", model)
+    left_out = count(vision.encoder.layers[-1]) + count(vision.post_layernorm)
+    assert encoder_parameters(told) == (count(model) - left_out, 257, 1024)
+
+
+def test_opt_is_counted_as_it_is():
+    from transformers import OPTConfig as Theirs
+    from transformers import OPTForCausalLM
+
+    for name in ("opt-125m", "opt-1.3b"):
+        with torch.device("meta"):
+            model = OPTForCausalLM(Theirs(**{k: v for k, v in MODELS[name].config.items() if k != "model_type"}))
+        model.tie_weights()
+        assert lm_parameters(MODELS[name].config) == count(model), name
+
+
+def test_real_parts_are_counted_as_they_load(parts):
+    for name, load, counted in (("dinov2-small", load_vit, lambda told: encoder_parameters(told)[0]),
+                                ("SmolLM2-135M-Instruct", load_lm, lm_parameters)):
+        model = load(parts / name)
+        assert counted(settings_of(name, parts)) == count(model)
+        assert counted(MODELS[name].config) == count(model), "the pinned sizes are not the model's"
+
+
+def test_the_bridge_has_the_papers_parameters():
+    """Table 2 of the paper: 103 million beside ViT-L and a model of width 2048, 107 beside ViT-g and OPT-2.7B."""
+    assert trained_parameters(QFormerConfig(image_width=1024), 256, 2048) == (183_165_758, 103_200_256)
+    assert trained_parameters(QFormerConfig(), 256, 2560) == (186_705_470, 107_133_696)
+
+
+def saved_bytes(run, model) -> int:
+    """What autograd keeps of a forward pass, without the weights."""
+    weights, kept = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}, {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes(), tensor  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(size for size, _ in kept.values())
+
+
+def test_memory_is_estimated_within_a_quarter(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    batch, width = 8, 192
+    bert = dict(MODELS["bert-base-uncased"].config, hidden_size=width, num_hidden_layers=6, num_attention_heads=3,
+                intermediate_size=4 * width, vocab_size=2999)
+    lm = dict(MODELS["opt-125m"].config, hidden_size=width, num_hidden_layers=6, num_attention_heads=3,
+              ffn_dim=4 * width, vocab_size=3000, word_embed_proj_dim=width)
+    clip = json.loads(json.dumps(MODELS["clip-vit-large-patch14"].config))
+    clip["vision_config"].update(hidden_size=256, num_hidden_layers=2, intermediate_size=512)
+    for role, config in (("encoder", clip), ("bert", bert), ("lm", lm)):
+        (tmp_path / GPU.models[role]).mkdir()
+        (tmp_path / GPU.models[role] / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(budget, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(budget, "computes_in_bfloat16", lambda device: False)
+    recipe = replace(GPU, stage1=replace(GPU.stage1, batch_size=batch), stage2=replace(GPU.stage2, batch_size=batch))
+    told = [float(line.rpartition("about ")[2].removesuffix(" GB of memory"))
+            for line in dry_run(recipe, tmp_path, tmp_path).splitlines() if "GB of memory" in line]
+    config = QFormerConfig(width=width, layers=6, heads=3, mlp_width=4 * width, image_width=256, vocabulary=3000)
+    stage1 = Stage1(config, 256)
+    stage2 = Stage2.from_stage1(stage1, OPT(OPTConfig(3000, width, 6, 3, 4 * width)))
+    image, ids = torch.randn(batch, 257, 256), torch.randint(5, 2000, (batch, budget.CAPTION))
+    mask, frozen = torch.ones_like(ids, dtype=torch.bool), 4 * (encoder_parameters(clip)[0] + lm_parameters(lm))
+    trained = [count(stage1), count(stage2) - count(stage2.lm)]
+    kept = [saved_bytes(lambda: stage1(image, ids, mask, torch.arange(batch)), stage1),
+            saved_bytes(lambda: stage2(image, ids, mask), stage2)]
+    for told_gb, parameters, activations in zip(told, trained, kept, strict=True):
+        assert told_gb == pytest.approx((16 * parameters + frozen + activations) / 1e9, rel=0.25, abs=0.05)
+
+
+def test_the_gpu_recipe_is_told_on_an_empty_disk(tmp_path):
+    text = dry_run(GPU, tmp_path / "coco", tmp_path / "parts")
+    for said in ("clip-vit-large-patch14       290,581,504 frozen   missing",
+                 "opt-1.3b                   1,315,758,080 frozen   missing",
+                 "bert-base-uncased            183,165,758 trained  missing", "103,200,256 trained",
+                 "3 views of 10,000 pictures to be fetched: 257 x 1024 in float16, 15.8 GB on disk",
+                 "8,000 steps of 64 pairs, 10.2 passes over 50,000", "GB of memory",
+                 f"python data/download.py coco --images 10000 --out {tmp_path}/coco",
+                 "python data/download.py weights clip-vit-large-patch14 opt-1.3b bert-base-uncased --out "
+                 f"{tmp_path}/parts"):
+        assert said in text, said
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_not_missing(tmp_path, parts, photos):
+    assert "nothing is missing" in dry_run(LAPTOP, photos, parts)
+    assert "2 views of 2,500 pictures in" in dry_run(LAPTOP, photos, parts)
+    folder = tmp_path / "opt-1.3b"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dict(MODELS["opt-125m"].config)))
+    text = dry_run(GPU, tmp_path, tmp_path)
+    assert f"{lm_parameters(MODELS['opt-125m'].config):,} frozen   missing" in text, "the config.json there counts"
+    (folder / "pytorch_model.bin").touch()
+    text = dry_run(GPU, tmp_path, tmp_path)
+    assert "opt-1.3b" not in text.rpartition("missing: models")[2]
+
+
+def test_what_cannot_be_told_is_refused(tmp_path):
+    with pytest.raises(UserError, match="scenes makes all that it needs in minutes"):
+        dry_run(SCENES)
+    with pytest.raises(UserError, match="'t5' model is not known"):
+        lm_parameters({"model_type": "t5", "hidden_size": 1, "num_hidden_layers": 1, "vocab_size": 1})

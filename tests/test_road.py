@@ -1,0 +1,241 @@
+"""The data road: crops as the originals draw them, worker processes, a cache that survives SIGKILL, a whole epoch."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import download
+from minblip2 import UserError, features
+from minblip2.batches import PairBatches
+from minblip2.bridge import stage1_losses
+from minblip2.data import CocoCaptions
+from minblip2.experts import text_tokenizer
+from minblip2.features import feature_cache, weights_checksum
+from minblip2.pictures import check_image, load_image
+from minblip2.qformer import QFormerConfig
+from minblip2.stage1 import Stage1
+from minblip2.train import TrainConfig, train
+from minblip2.transforms import Transform
+from minblip2.vit import ViT, ViTConfig
+from minblip2.workers import ahead
+
+from .coco_server import KARPATHY, CocoServer, coco_files
+from .test_data import BAD, smooth
+
+# ---------------------------------------------------------------- random crops
+
+
+def places(width, height):
+    """A picture whose red tells the column and whose green the row, in 255 steps."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).round().astype(np.uint8))
+
+
+def seen(crop, width=510, height=382):
+    """The part of `places` that a crop shows: left, top, right, bottom as shares of the sides; and whether mirrored."""
+    pixels = np.asarray(Transform(64, crop=crop).shown(places(width, height))).astype(float) / 255
+    half = (pixels[:, 1, 0] - pixels[:, 0, 0]).mean() / 2, (pixels[1, :, 1] - pixels[0, :, 1]).mean() / 2
+    left, right = pixels[:, 0, 0].mean() - half[0], pixels[:, -1, 0].mean() + half[0]
+    top, bottom = pixels[0, :, 1].mean() - half[1], pixels[-1, :, 1].mean() + half[1]
+    return min(left, right), top, max(left, right), bottom, left > right
+
+
+def test_random_crops_are_the_originals():
+    found = np.array([seen(crop) for crop in range(300)])
+    left, top, right, bottom, mirrored = found.T
+    area, ratio = (right - left) * (bottom - top), (right - left) * 510 / ((bottom - top) * 382)
+    assert found.min() > -0.02 and found[:, :4].max() < 1.02
+    # What torchvision's RandomResizedCrop draws: shares of area and ratios of sides, those that fit into the picture.
+    drawn = np.random.default_rng(0).uniform([0.5, np.log(3 / 4)], [1, np.log(4 / 3)], (20_000, 2))
+    fits = (drawn[:, 0] * np.exp(drawn[:, 1]) < 510 / 382) & (drawn[:, 0] / np.exp(drawn[:, 1]) < 382 / 510)
+    for ours, theirs in ((area, drawn[fits, 0]), (np.log(ratio), drawn[fits, 1])):
+        for share in (0.02, 0.25, 0.5, 0.75, 0.98):
+            assert np.quantile(ours, share) == pytest.approx(np.quantile(theirs, share), abs=0.05)
+    assert 0.4 < mirrored.mean() < 0.6
+    assert np.ptp(left) > 0.2 and np.ptp(top) > 0.1, "the crops do not move"
+
+
+def test_a_crop_is_the_pictures_own():
+    picture = smooth(300, 200)
+    one = np.asarray(Transform(32, crop=1).shown(picture))
+    assert np.array_equal(one, Transform(32, crop=1).shown(picture.copy()))
+    assert not np.array_equal(one, Transform(32, crop=2).shown(picture))
+    assert len({seen(5, width, 382)[:2] for width in (505, 510, 515)}) == 3, "each picture draws its own"
+    assert Transform(32, crop=3)(picture).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("size", [(900, 20), (20, 900), (1, 1), (3, 2)])
+def test_no_picture_is_too_long_for_a_crop(size):
+    for crop in range(5):
+        assert Transform(32, crop=crop).shown(smooth(*size)).size == (32, 32)
+
+
+# ---------------------------------------------------------------- pictures are checked whole
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_cannot_be_loaded_does_not_pass_the_check(tmp_path, name):
+    content, message = BAD[name]
+    (tmp_path / "picture.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=f"picture.jpg.*{message}|picture.jpg is {message}"):
+        check_image(tmp_path / "picture.jpg")
+
+
+def test_what_can_be_loaded_passes_the_check(coco_mini, tmp_path):
+    for record in CocoCaptions(coco_mini, "val").images[:20]:
+        assert check_image(record.path) == (record.width, record.height)
+    smooth(40, 30).save(tmp_path / "picture.png")
+    assert check_image(tmp_path / "picture.png") == (40, 30)
+
+
+# ---------------------------------------------------------------- workers
+
+
+def identify(item):
+    return item, os.getpid()
+
+
+def fail(item):
+    raise UserError(f"item {item} is bad")
+
+
+def die(item):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_give_everything_in_order():
+    found = list(ahead(identify, range(200), 3, 16, processes=True))
+    assert [item for item, _ in found] == list(range(200))
+    assert os.getpid() not in {process for _, process in found}
+
+
+def test_what_fails_in_a_process_fails_here():
+    with pytest.raises(UserError, match="item 0 is bad"):
+        list(ahead(fail, range(3), 2, processes=True))
+    with pytest.raises(UserError, match="a worker process died"):
+        list(ahead(die, range(3), 2, processes=True))
+
+
+def test_an_iterator_that_is_left_ends_its_workers():
+    stream = ahead(identify, range(10**6), 2, 4, processes=True)
+    _, process = next(stream)
+    stream.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+# ---------------------------------------------------------------- the cache at work in processes
+
+
+def slow(images):
+    """An encoder that takes its time: (b 4 48)."""
+    time.sleep(0.03)
+    return images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(len(images), 4, 48)
+
+
+def build(paths, folder, from_=1, transform=Transform(8)):
+    """Build a cache with worker processes, however few the pictures are."""
+    features.PROCESSES_FROM = from_
+    return feature_cache(slow, transform, paths, folder, "key", batch_size=8, workers=2, progress=False)
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Paths of 80 small pictures."""
+    monkeypatch.setattr(features, "PROCESSES_FROM", features.PROCESSES_FROM)  # put back what `build` sets
+    (tmp_path / "pictures").mkdir()
+    paths = [tmp_path / "pictures" / f"{i}.png" for i in range(80)]
+    for i, path in enumerate(paths):
+        smooth(20, 10, i).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("transform", [Transform(8), Transform(8, crop=2), Transform(8, flip=True)], ids=str)
+def test_processes_and_threads_make_the_same_cache(pictures, tmp_path, transform):
+    made = build(pictures, tmp_path / "processes", 1, transform)
+    assert np.array_equal(made, build(pictures, tmp_path / "threads", 10**9, transform))
+    expected = slow(torch.stack([transform(load_image(path)) for path in pictures])).half().numpy()
+    assert np.array_equal(made, expected)
+
+
+def test_a_broken_picture_is_named_from_a_process(pictures, tmp_path):
+    pictures[50].write_bytes(b"no picture")
+    with pytest.raises(UserError, match="50.png cannot be read"):
+        build(pictures, tmp_path / "cache")
+    smooth(20, 10, 50).save(pictures[50])
+    assert len(build(pictures, tmp_path / "cache")) == 80
+
+
+def test_a_cache_killed_again_and_again_ends_as_if_it_had_not(pictures, tmp_path):
+    whole = np.array(build(pictures, tmp_path / "whole"))
+    context = multiprocessing.get_context("fork")
+
+    def count():
+        notes = list((tmp_path / "killed").glob("*.json"))
+        return json.loads(notes[0].read_text())["done"] if notes else -1
+
+    done = []
+    for reached in (0, 8, 24, 48):
+        process = context.Process(target=build, args=(pictures, tmp_path / "killed"))
+        process.start()
+        deadline = time.monotonic() + 60
+        while count() < reached:
+            assert time.monotonic() < deadline and process.is_alive()
+            time.sleep(0.002)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        orphans = [int(child) for child in workers.read_text().split()] if workers.exists() else []
+        process.kill()
+        process.join()
+        done.append(count())
+        deadline = time.monotonic() + 10
+        while any(Path(f"/proc/{orphan}").exists() for orphan in orphans):
+            assert time.monotonic() < deadline, "worker processes outlive a killed parent"
+            time.sleep(0.01)
+    assert done == sorted(done) and 48 <= done[-1] < 80, done
+    assert np.array_equal(build(pictures, tmp_path / "killed"), whole)
+    assert sorted(path.suffix for path in (tmp_path / "killed").iterdir()) == [".json", ".npy"]
+
+
+# ---------------------------------------------------------------- from the site to a trained stage 1
+
+
+def test_the_whole_road_from_the_site_to_an_epoch_of_stage_1(coco_mini, tmp_path):
+    """All 159 captioned images of the excerpt: fetched, loaded, cached (whole and one crop), one epoch trained."""
+    with CocoServer(coco_files(coco_mini)) as site:
+        assert download.main(["coco", "--out", str(tmp_path), "--base-url", site.url, "--split", "karpathy",
+                              "--karpathy-url", site.url + KARPATHY]) == 0
+    splits = {name: CocoCaptions(tmp_path, name, strict=True) for name in ("train", "val", "test")}
+    assert sum(len(data) for data in splits.values()) == 159
+    torch.manual_seed(0)
+    vit = ViT(ViTConfig(image_size=56, patch_size=14, width=48, layers=2, heads=4, mlp_width=96)).eval()
+    tokenizer, data = text_tokenizer(), splits["train"]
+    caches = []
+    for name, view in (("train", {}), ("train", {"crop": 0}), ("val", {}), ("test", {})):
+        paths = [record.path for record in splits[name].images]
+        made = feature_cache(vit, replace(Transform(56), **view), paths, tmp_path / "cache", weights_checksum(vit),
+                             progress=False)
+        assert made.shape == (len(paths), 17, 48) and np.isfinite(made).all()
+        caches.append(made)
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 4
+    ids = [tokenizer.encode(caption) for _, caption in data.pairs]
+    batches = PairBatches(caches[:2], [row for row, _ in data.pairs], ids, [image.id for image in data.images], 16, 0,
+                          tokenizer.pad_id)
+    config = QFormerConfig(width=48, layers=2, heads=4, mlp_width=96, queries=4, positions=32, dropout=0.0,
+                           image_width=48, vocabulary=len(tokenizer))
+    log = train(Stage1(config, 32), stage1_losses, batches, TrainConfig(steps=len(batches), batch_size=16, warmup=5),
+                tmp_path / "run")
+    assert len(log) == len(batches) == 127 * 5 // 16
+    first, last = (np.mean([record["itg"] for record in part]) for part in (log[:5], log[-5:]))
+    assert last < 0.75 * first, (first, last)
+    shutil.rmtree(tmp_path / "cache")
