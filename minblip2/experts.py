@@ -7,7 +7,7 @@ can steer only a model that has learned to be steered: one trained on single cap
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import masks
-from .data import CocoCaptions
 from .opt import OPT, OPTConfig
-from .pictures import load_image
-from .scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, VERSION, Scene, load_scenes, write_texts
+from .scenes import BACKGROUNDS, COLOURS, SHAPES, SIDE, SIZES, VERSION, Scene, draw_scenes, write_texts
 from .tokenizer import Tokenizer
 from .train import TrainConfig, train
 from .transforms import Transform
@@ -85,16 +83,20 @@ def draws(count: int, batch_size: int, seed: int, start: int) -> Iterator[np.nda
 
 
 class SceneImages:
-    """Batches of pictures with the labels of their patches; no caption is read."""
+    """Batches of pictures with the labels of their patches; of these pictures no caption tells.
 
-    def __init__(self, data: CocoCaptions, scenes: Sequence[Scene], batch_size: int, seed: int):
-        self.data, self.scenes, self.batch_size, self.seed = data, scenes, batch_size, seed
+    Every colour occurs with every shape here, as in any large collection of pictures: a frozen encoder knows the pairs
+    that are held out of the captioned pictures. What a bridge makes of such a pair is its own achievement.
+    """
+
+    def __init__(self, batch_size: int, seed: int, scenes: int = 6000):
+        self.batch_size, self.seed, self.scenes = batch_size, seed, scenes
 
     def iterate(self, start: int = 0) -> Iterator[ImageBatch]:
-        """Batches without end, from number `start` on. Pictures are read here: a finished run never needs them."""
-        images = torch.stack([TRANSFORM(load_image(record.path)) for record in self.data.images])
-        labels = [patch_labels(scene, TINY_VIT.grid, TINY_VIT.image_size) for scene in self.scenes]
-        labels = torch.from_numpy(np.stack(labels))
+        """Batches without end, from number `start` on."""
+        drawn = list(draw_scenes(self.scenes, f"{self.seed} picture"))
+        images = torch.stack([TRANSFORM(image) for _, image, _ in drawn])
+        labels = torch.from_numpy(np.stack([patch_labels(scene, TINY_VIT.grid, SIDE) for _, _, scene in drawn]))
         for rows in draws(len(images), self.batch_size, self.seed, start):
             yield ImageBatch(images[rows], labels[rows])
 
@@ -102,7 +104,7 @@ class SceneImages:
 class SceneTexts:
     """Batches of several captions of one scene in a row, of scenes that nobody drew."""
 
-    def __init__(self, tokenizer: Tokenizer, batch_size: int, seed: int, scenes: int = 6000, in_a_row: int = 3):
+    def __init__(self, tokenizer: Tokenizer, batch_size: int, seed: int, scenes: int = 6000, in_a_row: int = 5):
         self.tokenizer, self.scenes, self.in_a_row = tokenizer, scenes, in_a_row
         self.batch_size, self.seed = batch_size, seed
 
@@ -155,11 +157,11 @@ def reading_losses(model: PatchReader, batch: ImageBatch) -> dict[str, Tensor]:
     return {"loss": sum(losses.values()), **losses}
 
 
-def train_vit(data: str | Path, folder: str | Path, config: TrainConfig) -> ViT:
-    """Train the tiny ViT on the boxes of drawn scenes, or load it from `folder`; returned frozen."""
+def train_vit(folder: str | Path, config: TrainConfig) -> ViT:
+    """Train the tiny ViT on pictures and boxes alone, or load it from `folder`; returned frozen."""
     torch.manual_seed(config.seed)
     model = PatchReader()
-    batches = SceneImages(CocoCaptions(data, "train"), load_scenes(data, "train"), config.batch_size, config.seed)
+    batches = SceneImages(config.batch_size, config.seed)
     train(model, reading_losses, batches, config, folder, {"vit": TINY_VIT, "scenes": VERSION}, name="ViT from boxes")
     return model.vit.requires_grad_(False).eval()
 

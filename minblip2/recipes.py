@@ -94,7 +94,7 @@ def clean(caption: str) -> str:
 
 def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path) -> Parts:
     """Train the two small experts on the drawn scenes, or load those that were trained before."""
-    vit = experts.train_vit(data, out / "vit", recipe.experts["vit"])
+    vit = experts.train_vit(out / "vit", recipe.experts["vit"])
     lm, lm_tokenizer = experts.train_lm(out / "lm", recipe.experts["lm"])
     tokenizer = experts.text_tokenizer()
     config = QFormerConfig(image_width=vit.width, vocabulary=len(tokenizer), **recipe.qformer)
@@ -123,11 +123,12 @@ def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path) 
 SCENES = Recipe(
     name="scenes", build=build_scenes,
     experts={"vit": TrainConfig(steps=1200, learning_rate=2e-3, clip=5.0),
-             "lm": TrainConfig(steps=1500, learning_rate=2e-3)},
-    qformer=dict(width=96, layers=4, heads=4, mlp_width=384, queries=8, positions=32, dropout=0.0,
+             "lm": TrainConfig(steps=1500, learning_rate=1e-3)},
+    qformer=dict(width=96, layers=4, heads=4, mlp_width=384, queries=16, positions=32, dropout=0.0,
                  init_std=0.06),  # 0.02 suits the width 768; the same spread of activations asks for more here
-    stage1=TrainConfig(steps=1600, learning_rate=2e-3, warmup=60),
-    stage2=TrainConfig(steps=1200, learning_rate=1e-3, warmup=40, fresh="projection", gain=10),
+    weights=(0.3, 0.3, 1.0),  # contrast is easy here, and what it does not need it unlearns
+    stage1=TrainConfig(steps=1500, learning_rate=2e-3, warmup=60),
+    stage2=TrainConfig(steps=1500, learning_rate=1e-3, warmup=40, fresh="projection", gain=10),
     shared_width=64, max_length=32, beams=1,
 )
 

@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,6 +141,13 @@ def draw(rng: random.Random, unseen: bool = False) -> tuple[Image.Image, Scene]:
     return image, Scene(tuple(things), background)
 
 
+def draw_scenes(count: int, name: str) -> Iterator[tuple[random.Random, Image.Image, Scene]]:
+    """`count` scenes in which every colour may occur with every shape, each with the random numbers that drew it."""
+    for index in range(count):
+        rng = random.Random(f"{name} {index}")
+        yield rng, *draw(rng, unseen=rng.random() < 0.3)
+
+
 def _articles(text: str) -> str:
     return re.sub(r"\ban? (?=(\w))", lambda found: "an " if found[1] in "aeiou" else "a ", text)
 
@@ -169,7 +177,7 @@ def _caption(scene: Scene, kind: str, rng: random.Random) -> str:
     # A picture's captions agree in much of what they tell: contrast unlearns whatever most captions leave out.
     placed = kind in ("positions", "background", "size")
     sized = kind == "size" or (kind == "background" and rng.random() < 0.3)
-    told_last = kind not in ("plain", "background") and rng.random() < 0.5
+    told_last = kind not in ("plain", "background") and rng.random() < 0.75
     behind = f" on a {scene.background} background" if told_last else ""
     names = [f"a {thing.size + ' ' if sized else ''}{thing.colour} {thing.shape}" for thing in things]
     frame = rng.choice(FRAMES[kind]).replace("@", scene.background)
@@ -206,12 +214,12 @@ def write_captions(scene: Scene, rng: random.Random) -> list[str]:
 
 
 def _keywords(scene: Scene, rng: random.Random) -> str:
-    """A text without grammar, like the tags below a photograph: the words of each thing together, all in any order."""
+    """A text without grammar, like the tags below a photograph: words of one thing between commas, in any order."""
     groups = [[scene.background]]
     for thing in scene.things:
         words = [thing.colour, thing.shape] + [thing.size] * (rng.random() < 0.5)
         groups.append(rng.sample(words, len(words)) + [thing.position] * (rng.random() < 0.8))
-    return " ".join(" ".join(group) for group in rng.sample(groups, len(groups)))
+    return ", ".join(" ".join(group) for group in rng.sample(groups, len(groups)))
 
 
 def write_texts(count: int, seed: int) -> list[list[str]]:
@@ -219,12 +227,8 @@ def write_texts(count: int, seed: int) -> list[list[str]]:
 
     Every colour occurs with every shape here, as in any large corpus; only the captioned pictures lack some pairs.
     """
-    texts = []
-    for index in range(count):
-        rng = random.Random(f"{seed} text {index}")
-        scene = draw(rng, unseen=rng.random() < 0.3)[1]
-        texts.append(write_captions(scene, rng) + [_keywords(scene, rng)])
-    return texts
+    undrawn = draw_scenes(count, f"{seed} text")
+    return [write_captions(scene, rng) + [_keywords(scene, rng)] for rng, _, scene in undrawn]
 
 
 def parse(caption: str) -> Parsed:

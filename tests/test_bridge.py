@@ -18,7 +18,7 @@ from minblip2.bridge import divide, load_bridge, train_bridge
 from minblip2.data import CocoCaptions
 from minblip2.features import weights_checksum
 from minblip2.recipes import RECIPES, SCENES, clean, find_recipe
-from minblip2.scenes import BACKGROUNDS, COLOURS, HELD_OUT, SEEN, SHAPES, load_scenes, write_scenes, write_texts
+from minblip2.scenes import BACKGROUNDS, COLOURS, HELD_OUT, SEEN, SHAPES, SIZES, load_scenes, write_scenes, write_texts
 
 SHORT = replace(SCENES, experts={name: replace(config, steps=4) for name, config in SCENES.experts.items()},
                 stage1=replace(SCENES.stage1, steps=4), stage2=replace(SCENES.stage2, steps=4))
@@ -78,7 +78,7 @@ def test_an_encoder_without_a_prompt_is_given_the_beginning_of_the_text():
 
 def test_the_frozen_stay_frozen(run):
     folder, bridge = run
-    fresh = experts.train_vit(folder.parent / "data", folder / "vit", SHORT.experts["vit"])
+    fresh = experts.train_vit(folder / "vit", SHORT.experts["vit"])
     assert weights_checksum(bridge.parts.encoder) == weights_checksum(fresh)
     assert not any(parameter.requires_grad for part in (bridge.parts.encoder, bridge.parts.lm)
                    for parameter in part.parameters())
@@ -141,19 +141,20 @@ def test_text_map_is_attention_times_positive_gradient(run):
     alone = grounding.text_map(stage1, image[:1], ids[:1, : int(mask[0].sum())], mask[:1, : int(mask[0].sum())])
     assert torch.allclose(heat[:1], alone, atol=1e-6, rtol=1e-3)
     maps = grounding.query_maps(stage1, image)
-    assert maps.shape == (2, 2, 8, 64) and torch.allclose(maps.sum(dim=-1), torch.ones(2, 2, 8), atol=1e-5)
+    assert maps.shape == (2, 2, 16, 64) and torch.allclose(maps.sum(dim=-1), torch.ones(2, 2, 16), atol=1e-5)
     assert grounding.to_grid(torch.arange(10.0), class_token=True).tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
 def test_patch_labels_name_what_covers_each_patch(run):
     for scene in load_scenes(run[0].parent / "data", "val"):
         labels = experts.patch_labels(scene, grid=8, side=64)
-        assert (labels[..., 3] == list(BACKGROUNDS).index(scene.background)).all()
+        assert (labels[..., 5] == list(BACKGROUNDS).index(scene.background)).all()
         for thing in scene.things:
             x, y, w, h = thing.box
             here = labels[int((y + h / 2) / 8), int((x + w / 2) / 8)]
             assert here[0] == list(COLOURS).index(thing.colour) and here[1] == SHAPES.index(thing.shape)
-            assert here[4:] == pytest.approx([(x + w / 2) / 64, (y + h / 2) / 64])
+            assert here[2] == list(SIZES).index(thing.size)
+            assert here[3:5].tolist() == [int((y + h / 2) * 3 / 64), int((x + w / 2) * 3 / 64)]
         covered = sum(w * h for _, _, w, h in (thing.box for thing in scene.things)) / 64**2
         assert (labels[..., 0] >= 0).mean() == pytest.approx(covered, abs=0.12)
 

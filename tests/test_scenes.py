@@ -126,14 +126,16 @@ def test_captions_are_varied_short_and_of_few_words(captioned):
         assert any(claim.relations for claim in claims) == (len(scene.things) > 1), "one tells a relation of two things"
         extras = [claim.positions + claim.relations + claim.backgrounds + claim.sizes for claim in claims]
         assert [] in extras, "one is plain"
-        assert max(len(caption.split()) for caption in captions) <= 20
+        assert max(len(caption.replace(",", " ,").split()) for caption in captions) <= 28, "it fits the Q-Former's text"
+        placed = sum(len(claim.positions) == len(scene.things) for claim in claims)
+        assert placed >= 2 and any(claim.backgrounds for claim in claims), "most tell the places, one the background"
         first_kind[extras.index([])] += 1
         if len(scene.things) > 1:
             first_thing[claims[0].things[0] == claims[1].things[0]] += 1
         words |= {word for caption in captions for word in re.findall(r"[a-z]+|[^a-z ]", caption)}
     assert 30 <= len(words) <= 60 and "," in words
     assert min(first_kind[k] for k in range(5)) > 200, "the plain caption may stand anywhere"
-    assert 0.25 < first_thing[True] / first_thing.total() < 0.75, "the order of things varies"
+    assert 0.1 < first_thing[False] / first_thing.total() < 0.5, "most name things as one reads, some in another order"
 
 
 def test_nine_positions_and_four_relations_follow_the_drawing():
