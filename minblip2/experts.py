@@ -102,28 +102,28 @@ class SceneImages:
 
 
 class SceneTexts:
-    """Batches of several captions of one scene in a row, of scenes that nobody drew."""
+    """Batches of the captions of one scene in a row, of scenes that nobody drew; half of the rows begin with keywords.
 
-    def __init__(self, tokenizer: Tokenizer, batch_size: int, seed: int, scenes: int = 6000, in_a_row: int = 5):
-        self.tokenizer, self.scenes, self.in_a_row = tokenizer, scenes, in_a_row
-        self.batch_size, self.seed = batch_size, seed
+    Each caption but the first can be known from those before it, and keywords without grammar stand in for one: so the
+    model learns to take what it writes from what stands before, in whatever form.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, batch_size: int, seed: int, scenes: int = 6000):
+        self.tokenizer, self.scenes, self.batch_size, self.seed = tokenizer, scenes, batch_size, seed
 
     def iterate(self, start: int = 0) -> Iterator[TextBatch]:
         """Batches without end, from number `start` on."""
         texts = write_texts(self.scenes, self.seed)
-        captions = [[self.tokenizer.tokens(caption) for caption in five] for five in texts]
-        for number, rows in enumerate(draws(len(captions), self.batch_size, self.seed, start), start):
+        known = [[[*self.tokenizer.tokens(text), self.tokenizer.end] for text in six] for six in texts]
+        for number, rows in enumerate(draws(len(known), self.batch_size, self.seed, start), start):
             random = np.random.default_rng([self.seed, number, 1])
-            texts = []
+            batch = []
             for row in rows:
-                chosen = random.permutation(len(captions[row]) - 1)[: self.in_a_row]
+                order = random.permutation(len(known[row]) - 1)
                 if random.random() < 0.5:
-                    chosen[0] = -1  # the keywords
-                ids = [*self.tokenizer.start]
-                for i in chosen:
-                    ids += [*captions[row][i], self.tokenizer.end]
-                texts.append(ids)
-            yield TextBatch(*self.tokenizer.pad(texts))
+                    order[0] = -1  # the keywords
+                batch.append(sum((known[row][i] for i in order), [*self.tokenizer.start]))
+            yield TextBatch(*self.tokenizer.pad(batch))
 
 
 class PatchReader(nn.Module):

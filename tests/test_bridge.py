@@ -18,7 +18,18 @@ from minblip2.bridge import divide, load_bridge, train_bridge
 from minblip2.data import CocoCaptions
 from minblip2.features import weights_checksum
 from minblip2.recipes import RECIPES, SCENES, clean, find_recipe
-from minblip2.scenes import BACKGROUNDS, COLOURS, HELD_OUT, SEEN, SHAPES, SIZES, load_scenes, write_scenes, write_texts
+from minblip2.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    HELD_OUT,
+    SEEN,
+    SHAPES,
+    SIZES,
+    draw_scenes,
+    load_scenes,
+    write_scenes,
+    write_texts,
+)
 
 SHORT = replace(SCENES, experts={name: replace(config, steps=4) for name, config in SCENES.experts.items()},
                 stage1=replace(SCENES.stage1, steps=4), stage2=replace(SCENES.stage2, steps=4))
@@ -159,16 +170,25 @@ def test_patch_labels_name_what_covers_each_patch(run):
         assert (labels[..., 0] >= 0).mean() == pytest.approx(covered, abs=0.12)
 
 
-def test_the_lm_reads_several_captions_of_one_scene_in_a_row():
+def test_the_lm_reads_the_captions_of_one_scene_in_a_row():
     tokenizer = experts.lm_tokenizer()
-    known = [[tokenizer.tokens(caption) for caption in five] for five in write_texts(60, seed=3)]
-    batch = next(experts.SceneTexts(tokenizer, 4, seed=3, scenes=60).iterate())
+    known = [[tokenizer.tokens(text) for text in six] for six in write_texts(60, seed=3)]
+    batch, with_keywords = next(experts.SceneTexts(tokenizer, 60, seed=3, scenes=60).iterate()), 0
     for ids, mask in zip(batch.ids, batch.mask, strict=True):
         row = ids[mask].tolist()
         ends = [i for i, token in enumerate(row) if token == tokenizer.end]
-        assert row[0] == row[-1] == tokenizer.end and len(ends) == 4
-        texts = [row[a + 1 : b] for a, b in zip(ends, ends[1:], strict=False)]
-        assert any(all(text in five for text in texts) for five in known)
+        assert row[0] == row[-1] == tokenizer.end and len(ends) == 6
+        first, *others = (row[a + 1 : b] for a, b in zip(ends, ends[1:], strict=False))
+        assert first not in others and any(first in six and all(text in six[:5] for text in others) for six in known)
+        with_keywords += any(first == six[5] for six in known)
+    assert 15 < with_keywords < 45, "about half of the rows begin with keywords"
+
+
+def test_both_frozen_models_know_every_pair_of_colour_and_shape():
+    pictured = {(thing.colour, thing.shape) for _, _, scene in draw_scenes(400, "0 picture") for thing in scene.things}
+    assert pictured == {*SEEN, *HELD_OUT}
+    batch = next(experts.SceneImages(16, seed=0, scenes=16).iterate())
+    assert batch.image.shape == (16, 3, 64, 64) and batch.labels.shape == (16, 8, 8, 6)
 
 
 def test_the_lm_has_read_of_pairs_that_no_captioned_picture_shows():
