@@ -41,6 +41,7 @@ def hub(tmp_path, monkeypatch):
     """A hub with DINOv2-small, and an empty cache."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_DISABLE_XET", True, raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # loopback is no network
     with CocoServer({}) as server:
         serve(server, MODELS["dinov2-small"], REPOSITORY)
         yield server
