@@ -26,6 +26,9 @@ FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not 
     "a path of one machine": re.compile(r"(?<![\w.~/])/(?:home|Users|root|work)/[\w.-]+|[A-Z]:\\+Users\\+\w"),
     "a package index": re.compile(r"--(?:extra-)?index-url|find-links|registry[ =:]+https?:"),
 }
+HEADER = re.compile(r"# minblip2/(\w+)\.py")  # the whole first line of a cell that shows definitions of the module
+NEARLY_HEADER = re.compile(r"\s*#+\s*(?:\S*/)?minblip2/\w+(?:\.py)?\b", re.IGNORECASE)
+DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 LINK = re.compile(r"""!?\[[^\]]*\]\(\s*<?([^)\s>]+)|<(?:img|a)\b[^>]*?\b(?:src|href)=["']([^"']+)["']""")
 
 
@@ -167,10 +170,100 @@ def magics(notebook) -> list[str]:
             if line[0] == "!" or re.match(r"%+(\w+)", line).group(1) not in MAGICS]
 
 
+def without_magics(source: str) -> str:
+    """Code that Python itself can read."""
+    return "\n".join(line for line in source.splitlines() if not re.match(r"\s*[%!]", line))
+
+
 def python_of(notebook) -> str:
     """All code of a notebook as one text, without magics."""
-    lines = (line for cell in code_cells(notebook) for line in cell.source.splitlines())
-    return "\n".join(line for line in lines if not re.match(r"\s*[%!]", line))
+    return "\n".join(without_magics(cell.source) for cell in code_cells(notebook))
+
+
+def defined(source: str | ast.Module) -> dict[str, list[ast.stmt]]:
+    """What a text defines at its top level: name -> the functions, classes and assignments that do, in order."""
+    found: dict[str, list[ast.stmt]] = {}
+    for node in (ast.parse(source) if isinstance(source, str) else source).body:
+        if isinstance(node, DEFINITIONS):
+            found.setdefault(node.name, []).append(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                for name in ast.walk(target):
+                    if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store):
+                        found.setdefault(name.id, []).append(node)
+    return found
+
+
+def public(source: str) -> list[str]:
+    """The functions and classes of a module file that are meant for others, in its order."""
+    return [name for name, nodes in defined(source).items() if name[0] != "_" and isinstance(nodes[-1], DEFINITIONS)]
+
+
+def headed(notebook) -> Iterator[tuple[str, str]]:
+    """The cells that show the module: name of the file that the first line tells, and the code."""
+    for cell in code_cells(notebook):
+        if header := HEADER.fullmatch(cell.source.splitlines()[0].rstrip()):
+            yield header[1], without_magics(cell.source)
+
+
+def identity(notebook, sources: Mapping[str, str]) -> list[str]:
+    """What a cell headed `# minblip2/<file>.py` defines is what that file defines, docstrings included.
+
+    sources: name of a module file -> its text. Such a cell may import, and does nothing else. Comments and line
+    breaks are not compared.
+    """
+    problems = []
+    for cell in code_cells(notebook):
+        for number, line in enumerate(cell.source.splitlines()):
+            nearly = NEARLY_HEADER.fullmatch(line) if number else NEARLY_HEADER.match(line)
+            if nearly and (number or not HEADER.fullmatch(line.rstrip())):
+                problems.append(f"{line.strip()!r} heads nothing: write '# minblip2/<file>.py' as a cell's first line")
+    for file, code in headed(notebook):
+        if file not in sources:
+            problems.append(f"a cell is headed minblip2/{file}.py, but there is no such file")
+            continue
+        try:
+            tree = ast.parse(code)
+        except SyntaxError as error:
+            problems.append(f"the cell headed minblip2/{file}.py is not Python: line {error.lineno}: {error.msg}")
+            continue
+        ours, real = defined(tree), defined(sources[file])
+        if not ours:
+            problems.append(f"a cell is headed minblip2/{file}.py, but defines nothing")
+        for name, nodes in ours.items():
+            known = {ast.dump(node) for node in real.get(name, [])}
+            if not known:
+                problems.append(f"{name} is shown as minblip2/{file}.py's, which does not define it")
+            elif any(ast.dump(node) not in known for node in nodes):
+                problems.append(f"{name} is not what minblip2/{file}.py defines: copy it from there, docstring and all")
+        others = [node for node in tree.body if not any(node in nodes for nodes in ours.values())]
+        problems += [f"the cell headed minblip2/{file}.py also runs {ast.unparse(node).splitlines()[0]!r}: "
+                     "move it to a cell of its own"
+                     for node in others if not isinstance(node, ast.Import | ast.ImportFrom)]
+    return problems
+
+
+def unheaded(notebook, sources: Mapping[str, str]) -> list[str]:
+    """No cell defines under a name of the module what nothing compares with the module."""
+    owner = {name: file for file, source in sources.items() for name in public(source)}
+    problems = []
+    for cell in code_cells(notebook):
+        if HEADER.fullmatch(cell.source.splitlines()[0].rstrip()):
+            continue
+        problems += [f"a cell defines {name} as minblip2/{owner[name]}.py does: head the cell, or choose another name"
+                     for name in public(without_magics(cell.source)) if name in owner]
+    return problems
+
+
+def shown(notebooks: Iterable, file: str, source: str) -> tuple[list[str], list[str]]:
+    """The public functions and classes of minblip2/<file>.py: those that some notebook shows, and those that none does.
+
+    Says only what stands under the file's header; that it is the module's is for `identity` to say.
+    """
+    seen = {name for notebook in notebooks for name_of_file, code in headed(notebook) if name_of_file == file
+            for name in defined(code)}
+    names = public(source)
+    return [name for name in names if name in seen], [name for name in names if name not in seen]
 
 
 def markdown_of(notebook) -> str:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULE = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "minblip2").glob("*.py"))}
 NOTEBOOKS = [path for folder in ("notebooks", "solutions", "exercises")
              for path in sorted((ROOT / folder).glob("*.ipynb"))]
+SHOWN = ("attention",)  # files whose lesson is written: notebooks show all that they define
 PICTURE = "data:image/png;base64,AAAA"
 
 
@@ -146,6 +147,20 @@ def test_notebook(path):
     assert problems == []
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_a_notebook_shows_is_the_module(path):
+    nb = nbformat.read(path, 4)
+    assert gates.identity(nb, MODULE) == []
+    if path.parent.name == "notebooks":  # an exercise may well ask for a function of the module
+        assert gates.unheaded(nb, MODULE) == []
+
+
+@pytest.mark.parametrize("file", SHOWN)
+def test_lessons_show_all_of_the_module(file):
+    lessons = [nbformat.read(path, 4) for path in NOTEBOOKS if path.parent.name == "notebooks"]
+    assert gates.shown(lessons, file, MODULE[file])[1] == []
+
+
 def test_readme_links():
     assert gates.broken_links((ROOT / "README.md").read_text(encoding="utf-8"), ROOT) == []
 
@@ -191,6 +206,65 @@ def test_pictures_without_alt_are_noticed(output):
 def test_other_magics_are_noticed(line):
     assert len(gates.magics(notebook(f"x = 1\n{line}"))) == 1
     assert gates.magics(notebook("x = 7 % 2\n%time x")) == []
+
+
+REAL = '''"""File."""
+SIZE: int = 3
+
+
+def double(x):
+    """Twice x."""
+    # why
+    return 2 * x
+
+
+class Box:
+    """A box."""
+
+    def open(self):
+        """Open it."""
+
+
+def _own(): pass
+'''
+DOUBLE = '# minblip2/a.py\ndef double(x):\n    """Twice x."""\n    return 2 * x'
+
+
+@pytest.mark.parametrize("source", [
+    DOUBLE, "# minblip2/a.py\n%time\nimport math\nfrom x import y\n\nSIZE: int = 3\ndef _own(): pass",
+    '# minblip2/a.py\nclass Box:\n    """A box."""\n    def open(self):\n        """Open it."""', "x = 1",
+    "def other(): pass", "# see minblip2/a.py\nx = 1", "y = 2  # minblip2/a.py"])
+def test_the_module_shown_passes(source):
+    assert gates.identity(notebook(source), {"a": REAL}) + gates.unheaded(notebook(source), {"a": REAL}) == []
+
+
+@pytest.mark.parametrize("source, said", [
+    (DOUBLE.replace("2 *", "3 *"), "double is not what minblip2/a.py defines"),
+    (DOUBLE.replace("Twice", "Two times"), "double is not what"), (DOUBLE.replace("(x)", "(x: int)"), "double is not"),
+    (DOUBLE.replace("def", "@cache\ndef"), "double is not what"),
+    (f"{DOUBLE}\n{DOUBLE[16:].replace('2 *', '3 *')}", "double is not what"),
+    ("# minblip2/a.py\nSIZE: int = 4", "SIZE is not what"),
+    ('# minblip2/a.py\nclass Box:\n    """A box."""', "Box is not what"),
+    (DOUBLE.replace("a.py", "b.py"), "there is no such file"),
+    (DOUBLE.replace("double", "treble"), "which does not define it"),
+    ("# minblip2/a.py\nimport math", "defines nothing"), ("# minblip2/a.py", "defines nothing"),
+    ("# minblip2/a.py\ndef double(x:", "is not Python"), (f"{DOUBLE}\nprint(7)", "also runs 'print(7)'"),
+    (f"x = 1\n{DOUBLE}", "heads nothing"), (DOUBLE.replace("# m", "#m"), "heads nothing"),
+    (DOUBLE.replace(".py", ""), "heads nothing"), (DOUBLE.replace(".py", ".py, shortened"), "heads nothing")])
+def test_what_is_not_the_module_is_noticed(source, said):
+    (problem,) = gates.identity(notebook(source), {"a": REAL})
+    assert said in problem
+
+
+def test_names_of_the_module_without_a_header_are_noticed():
+    (problem,) = gates.unheaded(notebook("def double(x): return x\ndef _own(): pass\nSIZE = 4"), {"a": REAL})
+    assert "double as minblip2/a.py does" in problem
+
+
+def test_shown_definitions_are_listed():
+    lessons = [notebook("x = 1", DOUBLE), notebook(DOUBLE.replace("a.py", "b.py").replace("double", "Box"))]
+    assert gates.shown(lessons, "a", REAL) == (["double"], ["Box"])
+    assert gates.public(REAL) == ["double", "Box"]
 
 
 # --- the runner and the results table ---------------------------------------------------------------------------------
