@@ -8,21 +8,21 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb solutions/*.ipynb exercises/*.ipynb)
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS)
 
 help:
-	@echo "make course   run every notebook in order, without a window, and print the results (about 10 minutes on 2 cores)"
-	@echo "make test     lint, unit tests, notebooks (about 10 minutes the first time on 2 cores, then 4)"
+	@echo "make course   run every notebook in order, without a window, and print the results (10 to 15 minutes on 2 cores)"
+	@echo "make test     lint, unit tests, notebooks (15 to 20 minutes the first time on 2 cores, then 5)"
 	@echo "make lab      open the course in JupyterLab"
 	@echo "Each sets up .venv first if need be (a few minutes, once). PYTHON=python3.12 picks the interpreter."
 
 course: .venv/stamp
-	@echo "course: run every notebook in order; executed copies go to runs/course (about 10 minutes on 2 cores)"
+	@echo "course: run every notebook in order; executed copies go to runs/course (10 to 15 minutes on 2 cores)"
 	@$(BIN)/python notebooks/course.py
 
 test: .venv/stamp
-	@echo "test: lint, unit tests, notebooks (about 10 minutes the first time on 2 cores, then 4)"
+	@echo "test: lint, unit tests, notebooks (15 to 20 minutes the first time on 2 cores, then 5)"
 	@$(BIN)/ruff check .
 	@$(PYTEST) --dist loadfile
 ifneq ($(NOTEBOOKS),)
-	@echo "test: train the bridge that the notebooks look at (about 5 minutes, once; kept in runs/scenes)"
+	@echo "test: train the bridge that the notebooks look at (about 10 minutes, once; kept in runs/scenes)"
 	@$(BIN)/python -m minblip2 train
 	@$(PYTEST) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
 endif

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULE = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "minblip2").glob("*.py"))}
 NOTEBOOKS = [path for folder in ("notebooks", "solutions", "exercises")
              for path in sorted((ROOT / folder).glob("*.ipynb"))]
-SHOWN = ("attention",)  # files whose lesson is written: notebooks show all that they define
+SHOWN = ("attention", "masks")  # files whose lesson is written: notebooks show all that they define
 PICTURE = "data:image/png;base64,AAAA"
 
 
