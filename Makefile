@@ -8,24 +8,32 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb solutions/*.ipynb exercises/*.ipynb)
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS)
 
 help:
-	@echo "make course   run every notebook in order, without a window, and print the results (10 to 15 minutes on 2 cores)"
-	@echo "make test     lint, unit tests, notebooks (15 to 20 minutes the first time on 2 cores, then 5)"
+	@echo "make course   run every notebook, without a window, and print the results (20 to 25 minutes on 2 cores, then 8)"
+	@echo "make test     lint, unit tests, notebooks (25 to 30 minutes the first time on 2 cores, then 10)"
 	@echo "make lab      open the course in JupyterLab"
+	@echo "make progress list which exercises are done"
+	@echo "make exercises  make exercises/ anew from solutions/"
 	@echo "Each sets up .venv first if need be (a few minutes, once). PYTHON=python3.12 picks the interpreter."
 
 course: .venv/stamp
-	@echo "course: run every notebook in order; executed copies go to runs/course (10 to 15 minutes on 2 cores)"
+	@echo "course: run every notebook; executed copies go to runs/course (20 to 25 minutes on 2 cores, then 8)"
 	@$(BIN)/python notebooks/course.py
 
 test: .venv/stamp
-	@echo "test: lint, unit tests, notebooks (15 to 20 minutes the first time on 2 cores, then 5)"
+	@echo "test: lint, unit tests, notebooks (25 to 30 minutes the first time on 2 cores, then 10)"
 	@$(BIN)/ruff check .
 	@$(PYTEST) --dist loadfile
 ifneq ($(NOTEBOOKS),)
-	@echo "test: train the bridge that the notebooks look at (about 10 minutes, once; kept in runs/scenes)"
+	@echo "test: train the bridge that the notebooks look at (about 15 minutes, once; kept in runs/scenes)"
 	@$(BIN)/python -m minblip2 train
 	@$(PYTEST) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
 endif
+
+exercises: .venv/stamp
+	@$(BIN)/python exercises/make.py
+
+progress: .venv/stamp
+	@$(BIN)/python exercises/progress.py
 
 lab: .venv/stamp
 	@echo "lab: open the course in JupyterLab; stop it with Ctrl-C"
@@ -41,5 +49,5 @@ lab: .venv/stamp
 	$(PYTHON) -m venv .venv && \
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[course,test]' && touch $@
 
-.PHONY: help course test lab
+.PHONY: help course test exercises progress lab
 .DEFAULT_GOAL := help

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from .bridge import load_bridge, train_bridge
 from .budget import dry_run
 from .data import CocoCaptions
 from .evaluation import evaluate_run
-from .files import write_beside
+from .files import read_json, write_beside
 from .pictures import load_image
 from .recipes import RECIPES, Recipe, find_recipe
 
@@ -79,7 +78,7 @@ def retrieve_command(args: argparse.Namespace) -> None:
     from . import evaluation
 
     bridge = load_bridge(args.run)
-    data = CocoCaptions(args.data or json.loads((args.run / "run.json").read_text())["data"], args.split)
+    data = CocoCaptions(args.data or read_json(args.run / "run.json")["data"], args.split)
     features = torch.from_numpy(bridge.features(data, args.run / "cache").copy())
     images, texts = evaluation.embed(bridge, features, [args.text])
     cosine = bridge.stage1.similarity(images, texts).cpu()

@@ -17,7 +17,7 @@ from .files import write_beside
 from .pretrained import load_blip2
 from .stage2 import Stage2
 from .tokenizer import Tokenizer
-from .train import best_device, computes_in_bfloat16
+from .train import best_device, compute_dtype
 from .transforms import Transform
 from .vit import ViT
 
@@ -44,7 +44,7 @@ class Blip2:
         Without `dtype`, the frozen parts are in bfloat16 where the device computes in it, else in float32.
         """
         device = device or best_device()
-        dtype = dtype or (torch.bfloat16 if computes_in_bfloat16(device) else torch.float32)
+        dtype = dtype or compute_dtype(device)
         tokenizer, transform = Tokenizer.from_folder(folder), Transform.from_folder(folder)  # fail before the long part
         vit, stage2 = load_blip2(folder, dtype)
         return cls(vit.to(device), stage2.to(device), transform, tokenizer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from . import metrics, scenes
 from .bridge import Bridge
 from .data import CocoCaptions
-from .files import write_json
+from .files import read_json, write_json
 from .grounding import text_map, to_grid
 from .train import autocast
 
@@ -165,18 +164,21 @@ def prefers_truth(bridge: Bridge, features: Tensor, data: CocoCaptions, spoil) -
     return 100 * float((true > false).float().mean())
 
 
+def telling_captions(data: CocoCaptions, most: int) -> tuple[list[str], list[int]]:
+    """The caption of each picture that tells most, and the pictures' rows; none twice, for a plain one fits many."""
+    texts: dict[str, int] = {}
+    for row, record in enumerate(data.images):
+        texts.setdefault(max(record.captions, key=lambda caption: caption.count(" ")), row)
+    return list(texts)[:most], list(texts.values())[:most]
+
+
 def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[scenes.Scene], features: np.ndarray,
                     candidates: int = 200) -> dict[str, float]:
     """All that is measured on drawn scenes: retrieval, captions of seen and unseen pairs, pointing, binding."""
     seen = torch.from_numpy(np.array(features))
     unseen = np.array([scene.unseen for scene in truths])
-    # One caption for each picture, the most telling one, and no caption twice: a plain one may be true of many.
-    texts: dict[str, int] = {}
-    for row, record in enumerate(data.images):
-        texts.setdefault(max(record.captions, key=lambda caption: caption.count(" ")), row)
-    chosen = list(texts.items())[:candidates]
-    rows = [row for _, row in chosen]
-    found = retrieval(bridge, seen[rows], [text for text, _ in chosen], list(range(len(chosen))))
+    chosen, rows = telling_captions(data, candidates)
+    found = retrieval(bridge, seen[rows], chosen, list(range(len(chosen))))
     results = {"images": len(truths), "candidates": len(chosen), **found}
     written = {"stage1": {"things": bridge.caption_stage1(seen)}}
     if bridge.stage2 is not None:
@@ -201,7 +203,7 @@ def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[scenes.
 
 def evaluate_run(out: Path, bridge: Bridge, split: str, top: int = 16) -> dict[str, float]:
     """Measure a run on a split of its own data and keep the figures in results-{split}.json."""
-    told = json.loads((out / "run.json").read_text())
+    told = read_json(out / "run.json")
     root = Path(told["data"])
     data = CocoCaptions(root, split)
     features = bridge.features(data, out / "cache")
@@ -214,6 +216,6 @@ def evaluate_run(out: Path, bridge: Bridge, split: str, top: int = 16) -> dict[s
     results |= {"seconds_to_evaluate": time.perf_counter() - started}
     for stage in ("vit", "lm", "stage1", "stage2"):
         if (out / stage / "seconds.json").exists():
-            results[f"seconds_{stage}"] = json.loads((out / stage / "seconds.json").read_text())["seconds"]
+            results[f"seconds_{stage}"] = read_json(out / stage / "seconds.json")["seconds"]
     write_json(out / f"results-{split}.json", results)
     return results

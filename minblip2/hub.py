@@ -11,7 +11,7 @@ from . import UserError
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the hub: repository, commit, licence, and of its config.json what its size follows from."""
+    """A model on the hub: repository, commit, licence, and of its config.json what it is built from."""
 
     repository: str
     revision: str
@@ -38,7 +38,7 @@ def _bert(width: int, layers: int) -> dict[str, Any]:
 MODELS = {model.folder: model for model in (
     HubModel("facebook/dinov2-small", "ed25f3a31f01632728cabb09d1542f84ab7b0056", "Apache 2.0", dict(
         model_type="dinov2", hidden_size=384, num_hidden_layers=12, num_attention_heads=6, mlp_ratio=4, image_size=518,
-        patch_size=14)),
+        patch_size=14, layer_norm_eps=1e-6)),
     HubModel("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41", "MIT (OpenAI's CLIP)", dict(
         model_type="clip", vision_config=dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
                                               intermediate_size=4096, image_size=224, patch_size=14))),
@@ -47,7 +47,7 @@ MODELS = {model.folder: model for model in (
     HubModel("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594", "Apache 2.0", _bert(768, 12)),
     HubModel("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac", "Apache 2.0", dict(
         model_type="llama", vocab_size=49152, hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, intermediate_size=1536, tie_word_embeddings=True)),
+        num_key_value_heads=3, intermediate_size=1536, rms_norm_eps=1e-5, tie_word_embeddings=True)),
     _opt("125m", "27dcfa74d334bc871f3234de431e71c6eeba5dd6", 768, 12, 12),
     _opt("1.3b", "3f5c25d0bc631cb57ac65913f76e22c2dfb61d62", 2048, 24, 32),
     HubModel("Salesforce/blip2-opt-2.7b", "59a1ef6c1e5117b3f65523d1c6066825bcf315e3", "MIT"),

@@ -41,15 +41,15 @@ def refuse(source: object, kind: Any, wanted: str) -> UserError:
 # --- image encoders ---------------------------------------------------------------------------------------------------
 
 
-def dinov2(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+def dinov2(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
     """DINOv2, all blocks and the final norm (transformers `Dinov2Model`)."""
     if hub.get("use_swiglu_ffn"):
-        raise UserError(f"{folder} is a DINOv2 with gated feed-forwards (giant): use small, base or large")
+        raise UserError(f"{source} is a DINOv2 with gated feed-forwards (giant): use small, base or large")
     mlp_width = int(hub["hidden_size"] * hub["mlp_ratio"])
     return ViTConfig(**sizes(hub, names.DINOV2), mlp_width=mlp_width), names.DINOV2
 
 
-def clip(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+def clip(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
     """The image side of CLIP as BLIP-2 takes it: without the last block and the final norm (`CLIPVisionModel`)."""
     base = replace(CLIP_L, width=768, layers=12, heads=12, mlp_width=3072, patch_size=32)
     config = replace(CLIP_L, **sizes(complete(hub.get("vision_config", hub), names.CLIP, base), names.CLIP))
@@ -58,7 +58,7 @@ def clip(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
     return replace(config, layers=config.layers - 1), replace(names.CLIP, ignored=ignored)
 
 
-def eva(folder: str | Path, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+def eva(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
     """BLIP-2's own encoder, out of a whole BLIP-2 (transformers `Blip2VisionModel`); its last norm is the bridge's."""
     config = complete(hub.get("vision_config", hub), names.EVA, EVA_G)
     return replace(EVA_G, **sizes(config, names.EVA)), names.EVA
@@ -69,18 +69,22 @@ ENCODERS = {"dinov2": dinov2, "clip": clip, "clip_vision_model": clip, "blip-2":
 
 def load_vit(folder: str | Path, dtype: torch.dtype = torch.float32) -> ViT:
     """A frozen image encoder from a hub folder: CLIP, DINOv2, or the EVA of a BLIP-2, as BLIP-2 uses each of them."""
-    hub = read_config(folder)
-    kind = hub.get("model_type")
-    if kind not in ENCODERS:
-        raise refuse(folder, kind, f"the image encoder must be one of {', '.join(ENCODERS)}")
-    config, naming = ENCODERS[kind](folder, hub)
-    vit = empty_vit(config, dtype)
+    vit, naming = empty_encoder(folder, read_config(folder), dtype)
     fill(vit, open_hub(folder).tensors, naming, str(folder))
     return vit.requires_grad_(False).eval()
 
 
+def empty_encoder(source: object, hub: HubConfig, dtype: torch.dtype) -> tuple[ViT, Naming]:
+    """An image encoder that still waits for its weights, and how they are called."""
+    kind = hub.get("model_type")
+    if kind not in ENCODERS:
+        raise refuse(source, kind, f"the image encoder must be one of {', '.join(ENCODERS)}")
+    config, naming = ENCODERS[kind](source, hub)
+    return empty_vit(config, dtype), naming
+
+
 def empty_vit(config: ViTConfig, dtype: torch.dtype) -> ViT:
-    """An image encoder that still waits for its weights."""
+    """A vision transformer of these sizes without memory."""
     if config.activation not in ACTIVATIONS:
         raise UserError(f"the activation {config.activation!r} is unknown: there are {', '.join(ACTIVATIONS)}")
     with torch.device("meta"):
@@ -131,6 +135,8 @@ def empty_lm(source: object, hub: HubConfig, own_head: bool, dtype: torch.dtype)
     kind = hub.get("model_type")
     if kind not in LANGUAGE_MODELS:
         raise refuse(source, kind, f"the language model must be one of {', '.join(LANGUAGE_MODELS)}")
+    if kind in USUAL:
+        hub = complete(hub, *USUAL[kind])
     with torch.device("meta"):
         lm, naming = LANGUAGE_MODELS[kind](hub, own_head)
         return lm.to(dtype), naming
@@ -147,11 +153,10 @@ def load_lm(folder: str | Path, dtype: torch.dtype = torch.float32) -> OPT | Lla
 # --- the Q-Former -----------------------------------------------------------------------------------------------------
 
 
-def bert_sizes(folder: str | Path, **changes) -> QFormerConfig:
-    """The Q-Former configuration that fits the BERT in a hub folder, its vocabulary grown by [DEC]."""
-    hub = read_config(folder)
+def bert_sizes(source: object, hub: HubConfig, **changes) -> QFormerConfig:
+    """The Q-Former configuration that fits a BERT with these settings, its vocabulary grown by [DEC]."""
     if hub.get("model_type") != "bert":
-        raise refuse(folder, hub.get("model_type"), "a Q-Former starts from a bert")
+        raise refuse(source, hub.get("model_type"), "a Q-Former starts from a bert")
     return QFormerConfig(**{**sizes(hub, names.BERT), "vocabulary": hub["vocab_size"] + 1} | changes)
 
 
@@ -231,10 +236,8 @@ def load_blip2(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
     if hub.get("model_type") != "blip-2":
         raise refuse(folder, hub.get("model_type"), "give the folder of a blip-2")
     config, _ = eva(folder, hub)
-    text = {"model_type": "opt"} | hub.get("text_config", {})
-    if text["model_type"] in USUAL:
-        text = complete(text, *USUAL[text["model_type"]])
-    lm, naming = empty_lm(folder, HubConfig(text), "language_model.lm_head.weight" in checkpoint.shapes, dtype)
+    text = HubConfig({"model_type": "opt"} | hub.get("text_config", {}))
+    lm, naming = empty_lm(folder, text, "language_model.lm_head.weight" in checkpoint.shapes, dtype)
     bridge = sizes(complete(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()), names.QFORMER)
     vit = empty_vit(config, dtype)
     with torch.device("meta"):

@@ -17,7 +17,7 @@ from .qformer import QFormerConfig
 from .stage1 import Stage1
 from .stage2 import Stage2
 from .tokenizer import Tokenizer
-from .train import TrainConfig, best_device, computes_in_bfloat16
+from .train import TrainConfig, best_device, compute_dtype
 from .transforms import Transform
 
 FETCHED_DATA, FETCHED_PARTS = Path("data/coco"), Path("data/parts")  # where data/download.py puts things
@@ -113,11 +113,10 @@ def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path) 
     encoder = pretrained.load_vit(vit)
     # BLIP-2 squeezes a picture into the square where CLIP would cut its sides off.
     transform = Transform() if pretrained.read_config(vit)["model_type"] == "clip" else Transform.from_folder(vit)
+    config = pretrained.bert_sizes(bert, pretrained.read_config(bert), image_width=encoder.width, **recipe.qformer)
     # The language model is never trained: where the device computes in bfloat16, its weights may be kept so as well.
-    dtype = torch.bfloat16 if computes_in_bfloat16(best_device()) else torch.float32
-    config = pretrained.bert_sizes(bert, image_width=encoder.width, **recipe.qformer)
     return Parts(encoder, transform, Tokenizer.from_folder(bert),
-                 pretrained.load_lm(lm, dtype), Tokenizer.from_folder(lm), config, bert)
+                 pretrained.load_lm(lm, compute_dtype(best_device())), Tokenizer.from_folder(lm), config, bert)
 
 
 SCENES = Recipe(

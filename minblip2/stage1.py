@@ -104,8 +104,9 @@ class Stage1(nn.Module):
         """
         if same_image.all(dim=1).any():
             raise UserError("a batch holds captions of one image only: matching has no negatives, use a larger batch")
+        # Where a logit is not a number the loss is none either, and whoever trains says so: here any draw will do.
         image_for_text, text_for_image = (
-            torch.multinomial(logits.float().masked_fill(same_image, -torch.inf).softmax(dim=1), 1)
+            torch.multinomial(logits.float().masked_fill(same_image, -torch.inf).softmax(dim=1).nan_to_num(1.0), 1)
             for logits in (similarity.T, similarity))
         return image_for_text[:, 0], text_for_image[:, 0]
 

@@ -45,7 +45,7 @@ class ViTConfig:
         return self.image_size // self.patch_size
 
 
-# BLIP-2's two encoders, without their last block and without a final norm (paper §4). EVA's original has no bias for
+# BLIP-2's two encoders, without their last block and without a final norm (paper §3.4). EVA's original has no bias for
 # keys; here it is zero, or whatever a file holds: the same number added to all scores of a query changes no softmax.
 EVA_G = ViTConfig(image_size=224, width=1408, layers=39, heads=16, mlp_width=6144, layer_scale=False, final_norm=False)
 CLIP_L = ViTConfig(image_size=224, width=1024, layers=23, heads=16, mlp_width=4096, eps=1e-5, layer_scale=False,

@@ -1,8 +1,9 @@
-"""Run the course: python notebooks/course.py [--write] [NN ...]
+"""Run the course: python notebooks/course.py [--write] [--jobs N] [NN ...]
 
-Every notebook, or those whose names begin with NN, in order, without a window. Executed copies go to runs/course/;
-with --write the notebook itself is replaced by its executed self, stamped with a hash of its source. That is how
-outputs are made before they are committed; a test compares the hash, so stale outputs do not go unnoticed.
+Every notebook, or those whose names begin with NN, without a window, N at a time; before them the bridge that they look
+at is trained, if it is not there. Executed copies go to runs/course/; with --write the notebook itself is replaced by
+its executed self, stamped with a hash of its source. That is how outputs are made before they are committed; a test
+compares the hash, so stale outputs do not go unnoticed.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from tqdm import tqdm
 
+from minblip2.files import write_beside
 from readme import columns, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,9 +48,7 @@ def choose(folder: Path, prefixes: list[str]) -> list[Path]:
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write a notebook beside its place, then rename it: nobody ever sees half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    nbformat.write(notebook, partial)
-    os.replace(partial, path)
+    write_beside(path, lambda partial: nbformat.write(notebook, partial))
 
 
 def execute(path: Path, copy: Path) -> nbformat.NotebookNode:
@@ -54,16 +57,9 @@ def execute(path: Path, copy: Path) -> nbformat.NotebookNode:
     Raises CellExecutionError with the failing cell's traceback, or DeadKernelError.
     """
     notebook = nbformat.read(path, as_version=4)
-    total = sum(cell.cell_type == "code" for cell in notebook.cells)
-
-    def progress(cell, cell_index, **_) -> None:
-        done = sum(cell.cell_type == "code" for cell in notebook.cells[:cell_index])
-        if sys.stdout.isatty():
-            print(f"\r{path.stem} ... cell {done + 1} of {total}", end="", flush=True)
-
     # Times and versions would make every execution differ from the last one in git.
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
-                            resources={"metadata": {"path": str(path.parent)}}, on_cell_execute=progress,
+                            resources={"metadata": {"path": str(path.parent)}},
                             extra_arguments=["--log-level=ERROR"])
     try:
         client.execute()
@@ -79,6 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", metavar="NN", help="beginnings of names, such as 00 (default: all)")
     parser.add_argument("--write", action="store_true", help="put the outputs into the notebooks themselves")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="notebooks that run at once (default: 2)")
     parser.add_argument("--folder", type=Path, default=ROOT / "notebooks", help="where they are (default: notebooks)")
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="replace")  # a Windows console may lack the arrows of the table
@@ -88,19 +85,32 @@ def main() -> int:
     except ValueError as error:
         print(f"course: {error}", file=sys.stderr)
         return 2
-    for path in chosen:
+    if not (ROOT / "runs" / "scenes" / "stage2" / "model.safetensors").exists():
+        print("course: train the bridge that the notebooks look at (once; kept in runs/scenes)", flush=True)
+        if code := subprocess.run([sys.executable, "-m", "minblip2", "train"], cwd=ROOT).returncode:
+            return code
+    # Kernels that share cores are fastest with a share of them each.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+
+    def run(path: Path) -> str | None:
         started, copy = time.perf_counter(), ROOT / "runs" / "course" / path.name
-        print(f"{path.stem} ... ", end="", flush=True)
-        again = f"\r\033[K{path.stem} ... " if sys.stdout.isatty() else ""  # over the line that counted cells
         try:
             notebook = execute(path, copy)
         except (CellExecutionError, DeadKernelError) as error:
-            print(f"{again}failed after {time.perf_counter() - started:.0f} s; see {copy.relative_to(ROOT)}")
-            print(error, file=sys.stderr)
-            return 1
+            bar.write(f"{path.stem}: failed after {time.perf_counter() - started:.0f} s; see {copy.relative_to(ROOT)}")
+            return str(error)
         if args.write:
             write(notebook, path)
-        print(f"{again}{time.perf_counter() - started:.0f} s")
+        bar.write(f"{path.stem}: {time.perf_counter() - started:.0f} s")
+        return None
+
+    with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(chosen), unit="notebook", leave=False) as bar:
+        for failure in (future.result() for future in as_completed([pool.submit(run, path) for path in chosen])):
+            bar.update()
+            if failure:
+                print(failure, file=sys.stderr)
+                pool.shutdown(cancel_futures=True)
+                return 1
     if found := columns(ROOT / "runs", "scenes"):
         print(f"\n{table(found)}")
     return 0

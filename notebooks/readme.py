@@ -6,13 +6,13 @@ column, as mean ± standard deviation.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
+
+from minblip2.files import read_json, write_beside
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -62,7 +62,7 @@ def columns(runs: Path, names: str = r".*") -> dict[str, list[dict[str, float]]]
     for path in sorted(runs.glob("*/results-*.json")):
         name = re.sub(r"-seed\d+$", "", path.parent.name)
         if re.fullmatch(names, name):
-            found[f"{name}, {path.stem.removeprefix('results-')}"].append(json.loads(path.read_text(encoding="utf-8")))
+            found[f"{name}, {path.stem.removeprefix('results-')}"].append(read_json(path))
     return {f"{title} ({len(seeds)} seeds)" if len(seeds) > 1 else title: seeds for title, seeds in found.items()}
 
 
@@ -96,6 +96,13 @@ def fill(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
+def put(content: str, begin: str = BEGIN, end: str = END) -> None:
+    """Put `content` into README.md between the markers. Raises ValueError as `fill`."""
+    readme = ROOT / "README.md"
+    filled = fill(readme.read_text(encoding="utf-8"), content, begin, end)
+    write_beside(readme, lambda partial: partial.write_text(filled, encoding="utf-8"))
+
+
 def picture(run: Path) -> bytes:
     """The first pictures of the validation split with the captions that a trained bridge gives them, as PNG."""
     from minblip2 import evaluation, viz
@@ -104,7 +111,7 @@ def picture(run: Path) -> bytes:
     from minblip2.pictures import load_image
 
     bridge = load_bridge(run)
-    told = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    told = read_json(run / "run.json")
     data = CocoCaptions(told["data"], "val", limit=8)
     pictures = [load_image(record.path) for record in data.images]
     captions = evaluation.ask(bridge, bridge.look(pictures), evaluation.QUESTIONS["things"])
@@ -113,22 +120,19 @@ def picture(run: Path) -> bytes:
 
 def main() -> int:
     """Write the table into README.md and the picture; 2 when there is nothing to write or nowhere to write it."""
-    readme, found = ROOT / "README.md", columns(ROOT / "runs")
+    found = columns(ROOT / "runs")
     try:
         if not found:
             raise ValueError("no runs/*/results-*.json: run make course first")
-        filled = fill(readme.read_text(encoding="utf-8"), table(found))
+        put(table(found))
     except ValueError as error:
         print(f"readme.py: {error}", file=sys.stderr)
         return 2
-    partial = readme.with_name("README.md.part")
-    partial.write_text(filled, encoding="utf-8")
-    os.replace(partial, readme)
     if (ROOT / "runs" / "scenes" / "stage2" / "model.safetensors").exists():
         figure = ROOT / "notebooks" / "figures" / "bridge.png"
         figure.parent.mkdir(exist_ok=True)
-        figure.with_name("bridge.png.part").write_bytes(picture(ROOT / "runs" / "scenes"))
-        os.replace(figure.with_name("bridge.png.part"), figure)
+        drawn = picture(ROOT / "runs" / "scenes")
+        write_beside(figure, lambda partial: partial.write_bytes(drawn))
     print(f"README.md: results of {'; '.join(found)}")
     return 0
 

@@ -15,7 +15,7 @@ from course import STAMP, source_hash
 FLOORS = ("files", "attention", "masks", "vit", "lm", "opt", "llama", "t5", "tokenizer", "generation", "qformer",
           "stage1", "stage2", "names", "checkpoint", "pretrained", "export", "hub", "scenes", "workers", "pictures",
           "transforms", "data", "features", "batches", "train", "experts", "recipes", "budget", "bridge", "blip2",
-          "metrics", "viz", "grounding", "evaluation", "__main__")
+          "metrics", "viz", "lesson", "grounding", "evaluation", "__main__")
 CORE = FLOORS[:FLOORS.index("stage2") + 1]
 CORE_LINES = 1000
 LETTERS = set("b h d e q t v s k c n p1 p2 gh gw".split())
@@ -26,7 +26,8 @@ FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not 
     "a path of one machine": re.compile(r"(?<![\w.~/])/(?:home|Users|root|work)/[\w.-]+|[A-Z]:\\+Users\\+\w"),
     "a package index": re.compile(r"--(?:extra-)?index-url|find-links|registry[ =:]+https?:"),
 }
-HEADER = re.compile(r"# minblip2/(\w+)\.py")  # the whole first line of a cell that shows definitions of the module
+# The whole first line of a cell that shows definitions of a module file, or methods of one of its classes.
+HEADER = re.compile(r"# minblip2/(\w+)\.py(?:: class (\w+))?")
 NEARLY_HEADER = re.compile(r"\s*#+\s*(?:\S*/)?minblip2/\w+(?:\.py)?\b", re.IGNORECASE)
 DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 LINK = re.compile(r"""!?\[[^\]]*\]\(\s*<?([^)\s>]+)|<(?:img|a)\b[^>]*?\b(?:src|href)=["']([^"']+)["']""")
@@ -199,18 +200,32 @@ def public(source: str) -> list[str]:
     return [name for name, nodes in defined(source).items() if name[0] != "_" and isinstance(nodes[-1], DEFINITIONS)]
 
 
-def headed(notebook) -> Iterator[tuple[str, str]]:
-    """The cells that show the module: name of the file that the first line tells, and the code."""
+def methods(source: str, owner: str) -> ast.Module:
+    """The functions of a class of a module file, as if they stood in a file of their own."""
+    return ast.Module([part for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == owner
+                       for part in node.body if isinstance(part, DEFINITIONS)], [])
+
+
+def headed(notebook) -> Iterator[tuple[str, str | None, str]]:
+    """The cells that show the module: the file and, for methods, the class that the first line tells, and the code."""
     for cell in code_cells(notebook):
         if header := HEADER.fullmatch(cell.source.splitlines()[0].rstrip()):
-            yield header[1], without_magics(cell.source)
+            yield header[1], header[2], without_magics(cell.source)
+
+
+def meaning(node: ast.stmt) -> str:
+    """What a definition says, wherever it stands: without comments, line breaks, and the indentation of docstrings."""
+    for part in ast.walk(node):
+        if isinstance(part, DEFINITIONS) and ast.get_docstring(part, clean=False) is not None:
+            part.body[0].value.value = ast.get_docstring(part)
+    return ast.dump(node)
 
 
 def identity(notebook, sources: Mapping[str, str]) -> list[str]:
     """What a cell headed `# minblip2/<file>.py` defines is what that file defines, docstrings included.
 
-    sources: name of a module file -> its text. Such a cell may import, and does nothing else. Comments and line
-    breaks are not compared.
+    sources: name of a module file -> its text. Such a cell may import, and does nothing else. A
+    long class may be shown method by method, under `# minblip2/<file>.py: class <name>`.
     """
     problems = []
     for cell in code_cells(notebook):
@@ -218,7 +233,7 @@ def identity(notebook, sources: Mapping[str, str]) -> list[str]:
             nearly = NEARLY_HEADER.fullmatch(line) if number else NEARLY_HEADER.match(line)
             if nearly and (number or not HEADER.fullmatch(line.rstrip())):
                 problems.append(f"{line.strip()!r} heads nothing: write '# minblip2/<file>.py' as a cell's first line")
-    for file, code in headed(notebook):
+    for file, owner, code in headed(notebook):
         if file not in sources:
             problems.append(f"a cell is headed minblip2/{file}.py, but there is no such file")
             continue
@@ -227,14 +242,14 @@ def identity(notebook, sources: Mapping[str, str]) -> list[str]:
         except SyntaxError as error:
             problems.append(f"the cell headed minblip2/{file}.py is not Python: line {error.lineno}: {error.msg}")
             continue
-        ours, real = defined(tree), defined(sources[file])
+        ours, real = defined(tree), defined(methods(sources[file], owner) if owner else sources[file])
         if not ours:
             problems.append(f"a cell is headed minblip2/{file}.py, but defines nothing")
         for name, nodes in ours.items():
-            known = {ast.dump(node) for node in real.get(name, [])}
+            known = {meaning(node) for node in real.get(name, [])}
             if not known:
                 problems.append(f"{name} is shown as minblip2/{file}.py's, which does not define it")
-            elif any(ast.dump(node) not in known for node in nodes):
+            elif any(meaning(node) not in known for node in nodes):
                 problems.append(f"{name} is not what minblip2/{file}.py defines: copy it from there, docstring and all")
         others = [node for node in tree.body if not any(node in nodes for nodes in ours.values())]
         problems += [f"the cell headed minblip2/{file}.py also runs {ast.unparse(node).splitlines()[0]!r}: "
@@ -260,10 +275,15 @@ def shown(notebooks: Iterable, file: str, source: str) -> tuple[list[str], list[
 
     Says only what stands under the file's header; that it is the module's is for `identity` to say.
     """
-    seen = {name for notebook in notebooks for name_of_file, code in headed(notebook) if name_of_file == file
-            for name in defined(code)}
+    seen = {(owner, name) for notebook in notebooks for name_of_file, owner, code in headed(notebook)
+            if name_of_file == file for name in defined(code)}
+
+    def is_shown(name: str) -> bool:
+        parts = defined(methods(source, name))  # of a class: whole, or all its methods
+        return (None, name) in seen or bool(parts) and all((name, part) in seen for part in parts)
+
     names = public(source)
-    return [name for name in names if name in seen], [name for name in names if name not in seen]
+    return [name for name in names if is_shown(name)], [name for name in names if not is_shown(name)]
 
 
 def markdown_of(notebook) -> str:

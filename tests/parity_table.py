@@ -90,10 +90,9 @@ def main() -> int:
     print(made)
     if "--write" in sys.argv:
         sys.path.insert(0, str(ROOT / "notebooks"))
-        from readme import fill
+        from readme import put
 
-        readme = ROOT / "README.md"
-        readme.write_text(fill(readme.read_text(encoding="utf-8"), made, BEGIN, END), encoding="utf-8")
+        put(made, BEGIN, END)
     return int(code)
 
 

@@ -1,5 +1,6 @@
 """The rules of the house hold, and each rule would notice if it were broken."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -17,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULE = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "minblip2").glob("*.py"))}
 NOTEBOOKS = [path for folder in ("notebooks", "solutions", "exercises")
              for path in sorted((ROOT / folder).glob("*.ipynb"))]
-SHOWN = ("attention", "masks")  # files whose lesson is written: notebooks show all that they define
+# files whose lesson is written: notebooks show all that they define
+SHOWN = ("attention", "masks", "vit", "lm", "opt", "llama", "t5", "tokenizer", "generation", "qformer", "stage1",
+         "stage2", "features", "batches", "train", "experts", "metrics", "grounding")
 PICTURE = "data:image/png;base64,AAAA"
 
 
@@ -165,6 +168,15 @@ def test_readme_links():
     assert gates.broken_links((ROOT / "README.md").read_text(encoding="utf-8"), ROOT) == []
 
 
+def test_sections_that_the_readme_names_are_there():
+    named = re.findall(r"\]\((notebooks/\w+\.ipynb)\)((?:,? §\d+)+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for path, sections in named:
+        prose = gates.markdown_of(nbformat.read(ROOT / path, 4))
+        for number in re.findall(r"\d+", sections):
+            assert re.search(rf"^## {number} · ", prose, re.MULTILINE), f"{path} has no section {number}"
+
+
 def test_broken_links_are_noticed():
     text = "# My title\n[a](#my-title) [b](README.md) [c](https://a.org/x) ![d](no.png) <img src='no.png'> [e](#no)"
     assert len(gates.broken_links(text, ROOT)) == 3
@@ -227,12 +239,13 @@ class Box:
 
 def _own(): pass
 '''
+OPEN = '# minblip2/a.py: class Box\ndef open(self):\n    """Open it."""'
 DOUBLE = '# minblip2/a.py\ndef double(x):\n    """Twice x."""\n    return 2 * x'
 
 
 @pytest.mark.parametrize("source", [
     DOUBLE, "# minblip2/a.py\n%time\nimport math\nfrom x import y\n\nSIZE: int = 3\ndef _own(): pass",
-    '# minblip2/a.py\nclass Box:\n    """A box."""\n    def open(self):\n        """Open it."""', "x = 1",
+    '# minblip2/a.py\nclass Box:\n    """A box."""\n    def open(self):\n        """Open it."""', OPEN, "x = 1",
     "def other(): pass", "# see minblip2/a.py\nx = 1", "y = 2  # minblip2/a.py"])
 def test_the_module_shown_passes(source):
     assert gates.identity(notebook(source), {"a": REAL}) + gates.unheaded(notebook(source), {"a": REAL}) == []
@@ -247,6 +260,8 @@ def test_the_module_shown_passes(source):
     ('# minblip2/a.py\nclass Box:\n    """A box."""', "Box is not what"),
     (DOUBLE.replace("a.py", "b.py"), "there is no such file"),
     (DOUBLE.replace("double", "treble"), "which does not define it"),
+    (OPEN.replace("Open", "Shut"), "open is not what"), (OPEN.replace("Box", "Bag"), "which does not define it"),
+    (DOUBLE.replace(".py", ".py: class Box"), "which does not define it"),
     ("# minblip2/a.py\nimport math", "defines nothing"), ("# minblip2/a.py", "defines nothing"),
     ("# minblip2/a.py\ndef double(x:", "is not Python"), (f"{DOUBLE}\nprint(7)", "also runs 'print(7)'"),
     (f"x = 1\n{DOUBLE}", "heads nothing"), (DOUBLE.replace("# m", "#m"), "heads nothing"),
@@ -254,6 +269,13 @@ def test_the_module_shown_passes(source):
 def test_what_is_not_the_module_is_noticed(source, said):
     (problem,) = gates.identity(notebook(source), {"a": REAL})
     assert said in problem
+
+
+def test_the_indentation_of_a_docstring_does_not_count():
+    inside = 'class Box:\n    def open(self):\n        """Open it.\n\n        All the way.\n        """'
+    alone = '# minblip2/a.py: class Box\ndef open(self):\n    """Open it.\n\n    All the way.\n    """'
+    assert gates.identity(notebook(alone), {"a": inside}) == []
+    assert len(gates.identity(notebook(alone.replace("All", "Half")), {"a": inside})) == 1
 
 
 def test_names_of_the_module_without_a_header_are_noticed():
@@ -264,6 +286,7 @@ def test_names_of_the_module_without_a_header_are_noticed():
 def test_shown_definitions_are_listed():
     lessons = [notebook("x = 1", DOUBLE), notebook(DOUBLE.replace("a.py", "b.py").replace("double", "Box"))]
     assert gates.shown(lessons, "a", REAL) == (["double"], ["Box"])
+    assert gates.shown([notebook(OPEN)], "a", REAL) == (["Box"], ["double"])  # all its methods are the class
     assert gates.public(REAL) == ["double", "Box"]
 
 

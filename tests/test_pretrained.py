@@ -21,7 +21,7 @@ from transformers import (
 from minblip2 import UserError, masks
 from minblip2.attention import KVCache
 from minblip2.generation import generate
-from minblip2.pretrained import bert_sizes, init_from_bert, load_lm, load_vit
+from minblip2.pretrained import bert_sizes, init_from_bert, load_lm, load_vit, read_config
 from minblip2.qformer import QFormer
 from minblip2.tokenizer import Tokenizer
 
@@ -43,7 +43,8 @@ def test_dinov2_small_features(parts):
 @torch.no_grad()
 def test_minilm_text_states(parts):
     folder = parts / "all-MiniLM-L6-v2"
-    tokenizer, config = Tokenizer.from_folder(folder), bert_sizes(folder, image_width=20, queries=4)
+    config = bert_sizes(folder, read_config(folder), image_width=20, queries=4)
+    tokenizer = Tokenizer.from_folder(folder)
     ours = init_from_bert(QFormer(config), folder).eval()
     theirs = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     theirs.embeddings.token_type_embeddings.weight.zero_()  # the Q-Former drops them, as LAVIS does
@@ -88,7 +89,8 @@ def build(kind, folder):
 
 def load_bert(folder):
     torch.manual_seed(0)
-    return init_from_bert(QFormer(bert_sizes(folder, image_width=20, queries=4, dropout=0.0)), folder).eval()
+    config = bert_sizes(folder, read_config(folder), image_width=20, queries=4, dropout=0.0)
+    return init_from_bert(QFormer(config), folder).eval()
 
 
 LOADERS = {"vit": load_vit, "lm": load_lm, "bert": load_bert, "mlm": load_bert}

@@ -183,3 +183,10 @@ def test_beam_captions_of_a_batch_are_those_of_each_image(model):
     for i in range(4):
         alone = model.caption(image[i:i + 1], end=SEP, max_length=8, beams=3)[0]
         assert together[i].tolist() == alone.tolist() + [SEP] * (together.shape[1] - len(alone))
+
+
+def test_features_that_are_no_numbers_give_a_loss_that_is_none(model):
+    """`train` reports such a loss with its images; drawing negatives must not stop before it can."""
+    image, ids, mask = batch()
+    image[1, 0, 0] = torch.nan
+    assert model(image, ids, mask).loss.isnan()

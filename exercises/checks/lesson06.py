@@ -1,0 +1,259 @@
+"""Checks of lesson 06: the best query, the contrastive loss, its start and its floor, and bugs in a black box."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import a_tensor, close, exercise, expect
+
+
+def unit(*shape: int) -> Tensor:
+    """Random vectors of length 1."""
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+
+
+# --- the best query ---------------------------------------------------------------------------------------------------
+
+SLIPS = {  # what is made of the cosines of one picture's queries with one sentence, and what that means
+    "that is the first query's cosine: [:, 0] is right for a sentence, where it is [CLS]; query 1 is nothing special.":
+        lambda cosines: cosines[0],
+    "that is the last query's cosine.": lambda cosines: cosines[-1],
+    "that is the mean over the queries: one query that fits is outvoted by all that look elsewhere.":
+        lambda cosines: sum(cosines) / len(cosines),
+    "that is the sum over the queries.": sum,
+    "that is the query that fits worst.": min,
+    "you take the largest without its sign: a cosine near -1 is no fit at all.":
+        lambda cosines: max(abs(cosine) for cosine in cosines),
+}
+
+
+def over_queries(images: Tensor, texts: Tensor, make: Callable[[list[float]], float]) -> Tensor:
+    """(b n): what `make` does with the cosines of every query, in loops."""
+    return torch.tensor([[make([sum(x * y for x, y in zip(query, text, strict=True)) for query in picture])
+                          for text in texts.tolist()] for picture in images.tolist()])
+
+
+@exercise("06.1", "lesson 06, section 2")
+def similarity(similarity_of: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The largest cosine over a picture's queries."""
+    for b, n, q, e in ((3, 5, 4, 6), (1, 1, 1, 3), (4, 2, 7, 5)):
+        images, texts = unit(b, q, e), unit(n, e)
+        given = images.clone(), texts.clone()
+        told = similarity_of(images, texts)
+        expect(not isinstance(told, Tensor) or b == n or tuple(told.shape) != (n, b),
+               "rows and columns are exchanged: a row belongs to a picture, a column to a sentence.")
+        a_tensor(told, (b, n), "the similarity", "(b n)", torch.float32)
+        expect(torch.equal(images, given[0]) and torch.equal(texts, given[1]),
+               "your function changed what it was given.")
+        if close(told, over_queries(images, texts, max)):
+            continue
+        for meaning, make in SLIPS.items():
+            expect(not close(told, over_queries(images, texts, make)), meaning)
+        expect(close(similarity_of(images[:, torch.randperm(q)], texts), told),
+               "the same queries in another order give other similarities: queries have no order.")
+        expect(False, "with the loop over pictures, sentences and queries the numbers are others: which query counts?")
+    images, texts = unit(2, 5, 4).requires_grad_(), unit(3, 4).requires_grad_()
+    told = similarity_of(images, texts)
+    expect(told.requires_grad, "no gradient flows: with .item(), .tolist(), .detach() or no_grad nothing is learned.")
+    slopes = torch.autograd.grad(told.sum(), (images, texts), allow_unused=True)
+    for slope, side in zip(slopes, ("pictures", "sentences"), strict=True):
+        expect(slope is not None and bool(slope.any()), f"no gradient reaches the {side}: both sides are to learn.")
+    winners = torch.einsum("bqe,ne->bnq", images, texts).argmax(dim=2)
+    for picture in range(2):
+        learns = slopes[0][picture].abs().amax(dim=1) > 0
+        expect(set(learns.nonzero()[:, 0].tolist()) == set(winners[picture].tolist()), "a query that wins for no "
+               "sentence gets a gradient, or one that wins gets none: only the winner of a pair is to learn from it.")
+    expect(similarity_of(unit(2, 3, 4).double(), unit(2, 4).double()).dtype == torch.float64,
+           "vectors of float64 give another kind of number: take the kind that comes in.")
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def slow_itc(cosine: list[list[float]], same: list[list[bool]], temperature: float, smoothing: float, scale: str = "",
+             sides: str = "", target: str = "", spread: str = "", twice: bool = False) -> float:
+    """ITC in loops; what is given by name is a slip."""
+    b = len(cosine)
+    factor = {"": 1 / temperature, "multiplied": temperature, "none": 1.0, "squared": 1 / temperature**2}[scale]
+    paid = []
+    for picture_asks in (True, False):
+        total = 0.0
+        for i in range(b):
+            row = [factor * (cosine[i][j] if picture_asks else cosine[j][i]) for j in range(b)]
+            if twice:
+                row = [math.exp(x - max(row)) for x in row]
+                row = [x / sum(row) for x in row]
+            shift = max(row)
+            log_sum = shift + math.log(sum(math.exp(x - shift) for x in row))
+            for j in range(b):
+                wanted = {"": same[i][j] / sum(same[i]), "diagonal": i == j, "uncounted": float(same[i][j])}[target]
+                wanted = {"": (1 - smoothing) * wanted + smoothing / b, "none": wanted,
+                          "wrong": (1 - smoothing) * wanted + (not same[i][j]) * smoothing / max(1, b - sum(same[i])),
+                          "others": (1 - smoothing) * wanted + (i != j) * smoothing / max(1, b - 1)}[spread]
+                total -= wanted * (row[j] - log_sum)
+        paid.append(total / b)
+    return {"": sum(paid) / 2, "pictures": paid[0], "sentences": paid[1], "sum": sum(paid),
+            "rows": b * sum(paid) / 2}[sides]
+
+
+ITC_SLIPS = {
+    "the cosines are multiplied by the temperature: candidates are as good as equal, and the loss cannot leave ln B.":
+        {"scale": "multiplied"},
+    "the temperature takes no part: it is what stretches a range of 2 to one that softmax can use.": {"scale": "none"},
+    "the temperature is applied twice.": {"scale": "squared"},
+    "only pictures pick among sentences: each sentence also picks among the pictures.": {"sides": "pictures"},
+    "only sentences pick among pictures: each picture also picks among the sentences.": {"sides": "sentences"},
+    "the two directions are added; asked for is their mean.": {"sides": "sum"},
+    "the rows are added; asked for is their mean, or a larger batch pays more for its size alone.": {"sides": "rows"},
+    "another caption of the same picture counts as a wrong answer.": {"target": "diagonal"},
+    "where a picture has several captions in the batch, its target adds up to more than one: they have to share.":
+        {"target": "uncounted"},
+    "nothing is smoothed.": {"spread": "none"},
+    "the smoothed part is shared by the wrong candidates only: in this house, as in torch, all candidates share it.":
+        {"spread": "wrong"},
+    "the smoothed part goes to all but the diagonal: in this house, as in torch, all candidates share it.":
+        {"spread": "others"},
+    "softmax was applied twice: cross-entropy takes logits, and makes probabilities of them itself.": {"twice": True},
+}
+
+
+@exercise("06.2", "lesson 06, sections 3, 4 and 6")
+def contrastive_loss(loss_of: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
+    """Both directions, divided by the temperature, smoothed, with shared targets."""
+    for ids in ([0, 1, 2, 0, 3, 0], [4, 4, 1, 7, 1], [2, 0, 1, 2]):
+        random.shuffle(ids)
+        b, smoothing, temperature = len(ids), random.uniform(0.1, 0.3), torch.tensor(random.uniform(0.1, 0.5))
+        same = torch.tensor(ids)[:, None] == torch.tensor(ids)
+        cosine = 2 * torch.rand(b, b) - 1
+        given = cosine.clone(), same.clone()
+        told = a_tensor(loss_of(cosine, same, temperature, smoothing), (), "the loss")
+        expect(torch.equal(cosine, given[0]) and torch.equal(same, given[1]),
+               "your function changed what it was given.")
+        numbers = cosine.tolist(), same.tolist(), temperature.item(), smoothing
+        right = slow_itc(*numbers)
+        if math.isclose(told.item(), right, rel_tol=1e-4):
+            continue
+        slips = {meaning: abs(slow_itc(*numbers, **slip) - told.item()) for meaning, slip in ITC_SLIPS.items()}
+        nearest = min(slips, key=slips.__getitem__)
+        expect(slips[nearest] > 1e-4 * right, nearest)
+        expect(False, f"image ids {ids}: your loss is {told.item():.4f}, that of the loops {right:.4f}; it is none of "
+               "the usual slips. Begin with one row of logits and its target.")
+    eye = torch.eye(5, dtype=torch.bool)
+    equal = loss_of(torch.full((5, 5), 0.3), eye, torch.tensor(0.07), 0.1).item()
+    expect(math.isclose(equal, math.log(5), rel_tol=1e-4), f"if all 5 candidates are alike the loss should be ln 5 = "
+           f"{math.log(5):.3f}, and yours is {equal:.3f}.")
+    one = loss_of(torch.rand(1, 1), eye[:1, :1], torch.tensor(0.07), 0.1).item()
+    expect(abs(one) < 1e-5, f"a batch of one has nothing to choose and pays 0; yours pays {one:.3f}.")
+    sharp = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).roll(random.randint(0, 1), 0)
+    told, right = loss_of(sharp, eye[:2, :2], torch.tensor(0.005), 0.1).item(), slow_itc(
+        sharp.tolist(), eye[:2, :2].tolist(), 0.005, 0.1)
+    expect(math.isclose(told, right, rel_tol=1e-3), f"at the temperature 0.005 your loss is {told:.4g}, and should be "
+           f"{right:.4g}: an exponential has overflowed, or the logarithm of a vanished probability was taken.")
+    cosine, temperature = (2 * torch.rand(4, 4) - 1).requires_grad_(), torch.tensor(0.3, requires_grad=True)
+    told = loss_of(cosine, eye[:4, :4], temperature, 0.1)
+    expect(told.requires_grad, "no gradient flows from the loss: did .item(), .detach() or no_grad come between?")
+    slopes = torch.autograd.grad(told, (cosine, temperature), allow_unused=True)
+    expect(slopes[0] is not None and bool((slopes[0] != 0).all()), "some cosine gets no gradient: every pair of the "
+           "batch takes part, in its row and in its column.")
+    expect(slopes[1] is not None and bool(slopes[1] != 0), "the temperature gets no gradient: it is a parameter and "
+           "learns.")
+
+
+# --- numbers to know before training ----------------------------------------------------------------------------------
+
+
+def xlogx(x: float) -> float:
+    """x ln x, which is 0 at 0."""
+    return x * math.log(x) if x > 0 else 0.0
+
+
+@exercise("06.3", "lesson 06, section 4")
+def start_and_floor(predict: Callable[[int, float], tuple[float, float]]) -> None:
+    """What knowing nothing costs, and what nobody gets below."""
+    drawn = [(random.randint(3, 500), random.uniform(0.01, 0.4)) for _ in range(3)]
+    for batch, smoothing in [(32, 0.1), *drawn, (2, 0.1), (16, 0.0), (1, 0.1)]:
+        said = f"with a batch of {batch} and smoothing {smoothing:.3g}"
+        try:
+            told = predict(batch, smoothing)
+        except (ValueError, ZeroDivisionError) as error:
+            expect(False, f"{said} your function stops ({error}). What has the probability 0 takes no part: p ln p "
+                   "goes to 0 with p. And in a batch of one there is no wrong candidate.")
+        expect(isinstance(told, tuple | list) and len(told) == 2,
+               f"your function gives {told!r}; asked for are two numbers, start and floor.")
+        start, floor = (float(number) for number in told)
+        right, share = 1 - smoothing + smoothing / batch, smoothing / batch
+        lowest = -xlogx(right) - (batch - 1) * xlogx(share)
+        if math.isclose(start, math.log(batch), abs_tol=1e-6) and math.isclose(floor, lowest, abs_tol=1e-6):
+            continue
+        expect(floor <= start + 1e-6, f"{said} your floor lies above your start: are they exchanged?")
+        starts = {math.log2(batch): "that is counted in bits, with the logarithm to the base 2; torch counts with e.",
+                  math.log10(batch): "that is the logarithm to the base 10; torch counts with e.",
+                  float(batch): "that is how many candidates there are, not what picking one of them costs.",
+                  2 * math.log(batch): "both directions are averaged, not added.",
+                  1 - 1 / batch: "that is how often a blind guess is wrong, not its cross-entropy."}
+        meaning = next((why for number, why in starts.items() if math.isclose(start, number, abs_tol=1e-6)),
+                       "what does cross-entropy make of a right answer that has the probability 1 in B?")
+        expect(math.isclose(start, math.log(batch), abs_tol=1e-6), f"{said} your start is {start:.4f}; {meaning}")
+        other = smoothing / max(1, batch - 1)
+        floors = {0.0: "a model that is perfectly sure does pay: the smoothed target is not sure itself.",
+                  smoothing: "the smoothing is a share of the target, not a loss.",
+                  -math.log(1 - smoothing): "that is what the right answer would cost, were it all of the target.",
+                  -math.log(right): "that is what the right answer would cost, were it all of the target.",
+                  -xlogx(right): "the wrong candidates are left out: each of them is asked for, with a small share.",
+                  -xlogx(right) - xlogx(share): "only one wrong candidate is counted.",
+                  -xlogx(right) - batch * xlogx(share): "how many wrong candidates are there?",
+                  -xlogx(1 - smoothing) - (batch - 1) * xlogx(other): "the smoothed part is shared by all candidates; "
+                  "the right one gets its share of it, too.",
+                  -xlogx(1 - smoothing) - (batch - 1) * xlogx(share): "these shares do not add up to one: the right "
+                  "candidate gets its part of the smoothing, too.",
+                  -xlogx(1 - smoothing) - xlogx(smoothing): "the smoothed part does not go to one candidate: it is "
+                  "shared by all.",
+                  lowest / math.log(2): "that is counted in bits, with the base 2; torch counts with e."}
+        meaning = next((why for number, why in floors.items() if math.isclose(floor, number, abs_tol=1e-6)),
+                       "no prediction pays less than the entropy of its target. What is the target, candidate by "
+                       "candidate?")
+        expect(False, f"{said} your floor is {floor:.4f}; {meaning}")
+
+
+# --- bugs in a black box ----------------------------------------------------------------------------------------------
+
+BUGS = ("right", "multiplied", "first query", "swapped")
+MISSED = {
+    "multiplied": "a box that multiplies by the temperature passes for right: at which temperature did you look? At 1 "
+                  "nobody could tell.",
+    "first query": "a box that looks at the first query only passes for right: on what you fed it, would another query "
+                   "have won?",
+    "swapped": "a box whose rows are sentences passes for right: on what you fed it, would rows and columns differ?",
+}
+
+
+def black_box(bug: str) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Somebody's logits (b n) of images (b q e) and texts (n e), with a bug or without."""
+    def logits_of(image: Tensor, text: Tensor, temperature: float) -> Tensor:
+        expect(image.ndim == 3 and text.ndim == 2, f"the box takes image (b q e) and text (n e); you fed it the shapes "
+               f"{tuple(image.shape)} and {tuple(text.shape)}.")
+        cosine = torch.einsum("bqe,ne->bnq", image, text)
+        cosine = cosine[..., 0] if bug == "first query" else cosine.amax(dim=2)
+        logits = cosine * temperature if bug == "multiplied" else cosine / temperature
+        return logits.T if bug == "swapped" else logits
+    return logits_of
+
+
+@exercise("06.4", "lesson 06, sections 2, 3 and 7")
+def which_bug(name_of: Callable[[Callable[[Tensor, Tensor, float], Tensor]], str]) -> None:
+    """Feed a black box what tells its bug."""
+    for bug in random.sample(BUGS * 3, 3 * len(BUGS)):
+        told = name_of(black_box(bug))
+        expect(isinstance(told, str) and told in BUGS,
+               f"your function answers {told!r}; the answers are {', '.join(map(repr, BUGS))}.")
+        if told == bug:
+            continue
+        expect(told != "right", MISSED.get(bug, ""))
+        expect(bug != "right", f"you call a right box {told!r}: what does the right one answer to what you fed it?")
+        expect(False, f"you call a box {told!r} whose bug is {bug!r}: the two answer alike to what you fed it, or you "
+               "have taken their answers for each other.")

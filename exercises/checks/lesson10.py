@@ -1,0 +1,225 @@
+"""Checks of lesson 10: the soft prompt, its labels, the shifted loss, a frozen model, and who predicts whom."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from . import a_tensor, close, exercise, expect
+
+IGNORED = -100
+
+
+# --- one sequence -----------------------------------------------------------------------------------------------------
+
+
+@exercise("10.1", "lesson 10, sections 1, 2 and 12, 'Two precisions in one sequence'")
+def sequence(join: Callable[[Tensor, nn.Linear, Tensor, Tensor], Tensor]) -> None:
+    """[soft prompt ; prompt ; text], as wide as words and of their kind."""
+    for b, given, kind in ((3, 2, torch.float32), (1, 0, torch.float32), (2, 3, torch.bfloat16)):
+        q, t, narrow, wide = random.sample(range(4, 10), 4)
+        projection, queries = nn.Linear(narrow, wide), torch.randn(b, q, narrow)
+        prompt, text = torch.randn(b, given, wide).to(kind), torch.randn(b, t, wide).to(kind)
+        before = queries.clone(), prompt.clone(), text.clone()
+        told = join(queries, projection, prompt, text)
+        if kind != torch.float32 and isinstance(told, Tensor):
+            expect(told.dtype == kind, f"words come in {kind} and the sequence is {told.dtype}: PyTorch has promoted "
+                                       "it without a word, and the first layer of the frozen model will refuse it.")
+        a_tensor(told, (b, q + given + t, wide), "the sequence", "(b s e) with s = queries + prompt + text", kind)
+        expect(all(torch.equal(one, other) for one, other in zip(before, (queries, prompt, text), strict=True)),
+               "your function changed what it was given.")
+        soft = torch.stack([torch.stack([projection.weight @ one + projection.bias for one in row]) for row in queries])
+        soft = soft.detach().to(kind)
+        near = 1e-4 if kind == torch.float32 else 2e-2
+        begins = told[:, :q].detach()
+        expect(not close(told[:, -q:].detach(), soft, near) and not close(told[:, given:given + q].detach(), soft, near)
+               or close(begins, soft, near), "the soft prompt does not stand in front: what comes before it cannot "
+                                             "see it, since the language model is causal.")
+        bare = soft - projection.bias.detach()
+        expect(not close(begins, bare.to(kind), near), "the projection's bias takes no part.")
+        unit = torch.nn.functional.normalize(soft, dim=-1)
+        expect(not close(begins, unit, near), "the soft prompt is normalised: that is ITC's business, words of a "
+                                              "language model are not all of one length.")
+        expect(close(begins, soft, near), "the first positions are not the projected queries, in their order.")
+        expect(torch.equal(told[:, q:].detach(), torch.cat([prompt, text], dim=1)), "behind the soft prompt there "
+                                                                                    "should "
+               "be the prompt and then the text, as they came.")
+        expect(told.requires_grad, "no gradient reaches the projection, which is what stage 2 adds and trains.")
+        slope, = torch.autograd.grad(told.float().sum(), projection.weight, allow_unused=True)
+        expect(slope is not None and bool(slope.any()), "no gradient reaches the projection.")
+
+
+# --- what is learned of it --------------------------------------------------------------------------------------------
+
+
+def words(b: int, t: int, end: int, side: str = "right") -> tuple[Tensor, Tensor]:
+    """Ids and mask (b t) of texts that end in `end`, of different lengths, padded with `end`, as many are."""
+    ids, mask = torch.full((b, t), end), torch.zeros(b, t, dtype=torch.bool)
+    for row in range(b):
+        length = t if row == 0 else random.randint(2, t - 1)
+        place = slice(0, length) if side == "right" else slice(t - length, t)
+        ids[row, place], mask[row, place] = torch.randint(end + 1, 50, (length,)), True
+        if side == "right":
+            ids[row, length - 1] = end
+    return ids, mask
+
+
+@exercise("10.2", "lesson 10, sections 2 and 12, 'A loss on the prompt'")
+def labels(labels_of: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
+    """-100 for what has no right answer or is given; the words of the text at their own places."""
+    for b, p in ((3, 4), (1, 2), (2, 0)):
+        queries, t, end = random.randint(2, 5), random.randint(5, 8), random.randint(1, 4)
+        prompt, prompt_mask = words(b, p, end, "left") if p else (torch.empty(b, 0).long(), torch.empty(b, 0).bool())
+        text, text_mask = words(b, t, end)
+        given = [tensor.clone() for tensor in (prompt, prompt_mask, text, text_mask)]
+        told = a_tensor(labels_of(queries, prompt, prompt_mask, text, text_mask), (b, queries + p + t), "the labels",
+                        "(b s) with s = queries + prompt + text", torch.long)
+        expect(all(torch.equal(one, other) for one, other in zip(given, (prompt, prompt_mask, text, text_mask),
+                                                                 strict=True)), "your function changed its input.")
+        soft, asked, answer = told[:, :queries], told[:, queries:queries + p], told[:, queries + p:]
+        wanted = torch.tensor([[int(one) if real else IGNORED for one, real in zip(row, marks, strict=True)]
+                               for row, marks in zip(text, text_mask, strict=True)])
+        if torch.equal(answer, wanted):
+            expect(bool((soft == IGNORED).all()), "the soft prompt has labels: a query is no word, so there is no "
+                   "right answer.")
+            expect(bool((asked == IGNORED).all()), "the prompt is learned, though it is given: the loss then looks "
+                                                   "better "
+                   "than it is, and part of each gradient goes into what is the same for all pictures.")
+            continue
+        right, short = wanted != IGNORED, torch.where(text == end, IGNORED, wanted)
+        expect(not torch.equal(answer, text), "padding has labels: the model would learn to write it.")
+        expect(not torch.equal(answer, short), "the end of a text has no label, so that the model never learns to "
+                                               "stop: "
+               "padding was told by its id, and here the end has the same one. Only the mask knows.")
+        last = torch.where(right.roll(-1, 1) & right, wanted, IGNORED)
+        expect(not torch.equal(answer, last), "the last token of a text has no label: the model never learns to stop.")
+        moved = torch.cat([told[:, :1] * 0 + IGNORED, told[:, :-1]], dim=1)[:, queries + p:]
+        expect(not torch.equal(moved, wanted), "the labels are one place too early: here they stand at their words' "
+                                               "own places, and the loss does the shift. Both would shift twice.")
+        expect(not bool((answer[right] == IGNORED).any()), "some word of a text has no label.")
+        expect(not bool((answer[~right] != IGNORED).any()), "padding has labels; torch's cross-entropy skips -100 and "
+               "nothing else.")
+        expect(False, "the labels of the text are not its ids at their places.")
+
+
+def slow_loss(logits: Tensor, targets: Tensor, shift: int = 1, each: str = "word") -> float:
+    """The mean surprise, in loops: position i is asked for the label of i + shift."""
+    paid: list[list[float]] = []
+    for row, told in zip(logits.double().tolist(), targets.tolist(), strict=True):
+        paid.append([])
+        for place, numbers in enumerate(row):
+            if 0 <= place + shift < len(told) and told[place + shift] != IGNORED:
+                top = max(numbers)
+                total = top + math.log(sum(math.exp(x - top) for x in numbers))
+                paid[-1].append(total - numbers[told[place + shift]])
+    flat = [x for row in paid for x in row]
+    return {"word": sum(flat) / max(1, len(flat)), "sum": sum(flat),
+            "row": sum(sum(row) / max(1, len(row)) for row in paid) / len(paid),
+            "place": sum(flat) / max(1, targets.numel()), "place less one": sum(flat) / (
+                targets.numel() - len(targets) or 1)}[each]
+
+
+@exercise("10.3", "lesson 10, sections 2 and 12, 'Labels that are not shifted'")
+def shifted_loss(loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Position i predicts the token at i + 1; the mean over supervised words."""
+    for b in (3, 1):
+        s, n = random.randint(7, 10), random.randint(4, 9)
+        logits, targets = 3 * torch.randn(b, s, n), torch.full((b, s), IGNORED)
+        for row in range(b):
+            first, length = random.randint(2, 3), 2 + row
+            targets[row, first:first + length] = torch.randint(n, (length,))
+        given = logits.clone(), targets.clone()
+        told = a_tensor(loss_of(logits, targets), (), "the loss")
+        expect(torch.equal(given[0], logits) and torch.equal(given[1], targets), "your function changed its input.")
+        right = slow_loss(logits, targets)
+        if math.isclose(told.item(), right, rel_tol=1e-4):
+            continue
+        slips = {"nothing is shifted: position i is asked for its own token, and learns to repeat what it sees.": (0,),
+                 "that is shifted twice: each position is asked for the token after the next.": (2,),
+                 "that is shifted the wrong way: each position is asked for the token before it.": (-1,),
+                 "the words are added up: asked for is their mean.": (1, "sum"),
+                 "each caption counts alike, however long: asked for is the mean over words.": (1, "row"),
+                 "the mean is taken over all positions, also those that are not supervised.": (1, "place")}
+        for meaning, slip in slips.items():
+            expect(not math.isclose(told.item(), slow_loss(logits, targets, *slip), rel_tol=1e-4), meaning)
+        expect(not math.isclose(told.item(), slow_loss(logits, targets, 1, "place less one"), rel_tol=1e-4),
+               "the mean is taken over all positions, also those that are not supervised.")
+        expect(False, f"your loss is {told.item():.4f}, that of the loops {right:.4f}. Which logits meet which label?")
+    logits = torch.randn(2, 6, 5, requires_grad=True)
+    targets = torch.full((2, 6), IGNORED)
+    targets[:, 3] = 1
+    told = loss_of(logits, targets)
+    expect(told.requires_grad, "no gradient flows from the loss.")
+    slope, = torch.autograd.grad(told, logits)
+    touched = slope.abs().sum(dim=(0, 2)) > 0
+    expect(touched.tolist() == [False, False, True, False, False, False],
+           "only the position before a supervised word should feel the loss.")
+
+
+# --- frozen and deaf --------------------------------------------------------------------------------------------------
+
+
+@exercise("10.4", "lesson 10, sections 3 and 12, 'A frozen model that drops out'")
+def hear(run: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    """Through a frozen model the gradient passes, and leaves nothing behind."""
+    for b, s in ((2, 3), (1, 1)):
+        e = random.randint(6, 9)
+        lm = nn.Sequential(nn.Linear(e, 4 * e), nn.GELU(), nn.Dropout(0.5), nn.Linear(4 * e, e)).train()
+        embeds = torch.randn(b, s, e, requires_grad=True)
+        before = {name: value.clone() for name, value in lm.state_dict().items()}
+        told = a_tensor(run(lm, embeds), (b, s, e), "the result", "(b s e)")
+        inner = torch.nn.functional.gelu(embeds @ lm[0].weight.T + lm[0].bias) @ lm[3].weight.T + lm[3].bias
+        again = run(lm, embeds)
+        expect(torch.equal(told, again), "the same sequence gives other states the second time: the frozen model's "
+               "dropout is on.")
+        expect(close(told, inner), "the result is not what the language model makes of the sequence.")
+        expect(told.requires_grad, "the wire is cut: the result does not know where it comes from, so that neither "
+               "queries nor projection hear of the loss. Not to train a model is one thing, to forget what it did "
+               "another.")
+        told.square().sum().backward()
+        expect(embeds.grad is not None, "the wire is cut: no gradient comes out below the language model.")
+        asked, = torch.autograd.grad(inner.square().sum(), embeds)
+        expect(close(embeds.grad, asked), "the gradient that comes out below is not that of the language model: part "
+                                          "of its way leads past the model.")
+        moved = [name for name, weight in lm.named_parameters() if weight.grad is not None]
+        expect(not moved, f"{len(moved)} weights of the language model have collected a gradient: it is to be frozen, "
+                          "and an optimiser that is given them would move them.")
+        expect(all(torch.equal(before[name], value) for name, value in lm.state_dict().items()),
+               "a weight of the language model has changed.")
+
+
+# --- who predicts whom ------------------------------------------------------------------------------------------------
+
+
+@exercise("10.5", "lesson 10, section 2")
+def places(predict: Callable[[int, int, int], tuple[int, int, int]]) -> None:
+    """Length, the position that predicts the first word, and how many positions are paid for."""
+    drawn = [(random.randint(5, 40), random.randint(2, 9), random.randint(3, 20)) for _ in range(4)]
+    for queries, given, written in [(32, 1, 8), *drawn]:
+        told = predict(queries, given, written)
+        expect(isinstance(told, tuple | list) and len(told) == 3
+               and all(isinstance(one, int | float) for one in told),
+               f"your function gives {told!r}; asked for are three numbers: length, first and paid.")
+        length, first, paid = told
+        said = f"with {queries} queries, {given} given tokens and {written} to be written"
+        lengths = {given + written: "queries take places, too.", queries + written: "what is given takes places, too.",
+                   queries + given + written + 2: "start and end are counted already.",
+                   queries + given + written + 1: "start and end are counted already."}
+        expect(length == queries + given + written, f"{said} you count {length:g} positions: " + lengths.get(
+            int(length), "soft prompt, what is given, what is to be written."))
+        firsts = {queries + given: "that is where the first word stands: who predicts it?",
+                  queries - 1: "the last query is not the last thing that is given.",
+                  queries: "that is the first token behind the soft prompt: more may be given.",
+                  given - 1: "the soft prompt stands in front."}
+        expect(first == queries + given - 1, f"{said} you say that position {first:g} predicts the first word: "
+               + firsts.get(int(first), "positions are counted from 0, and each predicts the next."))
+        counts = {written - 1: "the first word is predicted too, from what is given; and the end as well.",
+                  written + 1: "the end is counted already, and nothing comes after it.",
+                  written + given: "what is given is not paid for.", length - 1: "what is given is not paid for.",
+                  length: "neither soft prompt nor what is given is paid for."}
+        expect(paid == written, f"{said} you let {paid:g} positions be paid for: " + counts.get(
+            int(paid), "which tokens have a label?"))

@@ -1,0 +1,345 @@
+"""Answers to the exercises of lesson 01."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import nn
+
+from minblip2.attention import attend
+
+from . import Answers
+
+
+def by_matmul(query, key, value, mask=None):
+    scores = query @ key.mT / math.sqrt(query.shape[-1])
+    if mask is None:
+        return scores.softmax(dim=-1) @ value
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).nan_to_num(0.0) @ value
+
+
+def by_loop(query, key, value, mask=None):
+    b, h, s, d = query.shape
+    rows = []
+    for i in range(b):
+        for j in range(h):
+            for row in range(s):
+                shares = (key[i, j] @ query[i, j, row] / d**0.5).exp()
+                if mask is not None:
+                    shares = shares * mask[i, 0, row]
+                rows.append((shares / shares.sum().clamp(min=1e-30)) @ value[i, j])
+    return torch.stack(rows).view(b, h, s, d)
+
+
+def general(scale=lambda d: d**-0.5, axis=-1, fill=None, after=False, first=False, upside_down=False):
+    """Attention with one thing in another way."""
+    def attention(query, key, value, mask=None):
+        scores = query @ key.mT * scale(query.shape[-1])
+        if mask is not None:
+            mask = (mask[:1] if first else mask) ^ upside_down
+        if mask is None or after:
+            weights = scores.softmax(dim=axis)
+            return (weights if mask is None else weights * mask) @ value
+        lowest = torch.finfo(scores.dtype).min if fill is None else fill
+        weights = scores.masked_fill(~mask, lowest).softmax(dim=axis)
+        return (weights if fill is not None or axis != -1 else weights * mask) @ value
+    return attention
+
+
+def average(query, key, value, mask=None):
+    return general(fill=torch.finfo(torch.float32).min)(query, key, value, mask)
+
+
+def additive(query, key, value, mask=None):
+    scores = query @ key.mT / math.sqrt(query.shape[-1]) + (0 if mask is None else mask.float())
+    return scores.softmax(dim=-1) @ value
+
+
+def in_place(query, key, value, mask=None):
+    query *= query.shape[-1] ** -0.5
+    return F.scaled_dot_product_attention(query, key, value, mask, scale=1.0)
+
+
+def single_float(query, key, value, mask=None):
+    return by_matmul(query.float(), key.float(), value.float(), mask)
+
+
+def without_gradient(query, key, value, mask=None):
+    return by_matmul(query.detach(), key.detach(), value.detach(), mask)
+
+
+def values_behind(query, key, value, mask=None):
+    """The values stand in another order than their keys."""
+    return attend(query, key, value.flip(2), mask)
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+def by_einops(x, heads, work):
+    return rearrange(work(rearrange(x, "b s (h d) -> b h s d", h=heads)), "b h s d -> b s (h d)")
+
+
+def by_view(x, heads, work):
+    b, s, e = x.shape
+    return work(x.view(b, s, heads, e // heads).transpose(1, 2)).transpose(1, 2).reshape(b, s, e)
+
+
+def by_chunks(x, heads, work):
+    return torch.cat(list(work(torch.stack(x.chunk(heads, dim=2), dim=1)).unbind(dim=1)), dim=2)
+
+
+def other_cut(x, heads, work):
+    return rearrange(work(rearrange(x, "b s (d h) -> b h s d", h=heads)), "b h s d -> b s (d h)")
+
+
+def other_join(x, heads, work):
+    return rearrange(work(rearrange(x, "b s (h d) -> b h s d", h=heads)), "b h s d -> b s (d h)")
+
+
+def only_counted(x, heads, work):
+    b, s, e = x.shape
+    return work(x.reshape(b, heads, s, e // heads)).reshape(b, s, e)
+
+
+def joined_by_counting(x, heads, work):
+    return work(rearrange(x, "b s (h d) -> b h s d", h=heads)).reshape(x.shape)
+
+
+def tokens_before_heads(x, heads, work):
+    return rearrange(work(rearrange(x, "b s (h d) -> b s h d", h=heads)), "b s h d -> b s (h d)")
+
+
+def one_by_one(x, heads, work):
+    return torch.cat([work(part[:, None])[:, 0] for part in x.chunk(heads, dim=2)], dim=2)
+
+
+def answer_dropped(x, heads, work):
+    work(rearrange(x, "b s (h d) -> b h s d", h=heads))
+    return x
+
+
+# --- another sequence -------------------------------------------------------------------------------------------------
+
+
+class Cross(nn.Module):
+    """Cross-attention with einops and PyTorch's function."""
+
+    def __init__(self, width, heads, context_width):
+        super().__init__()
+        self.heads = heads
+        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.key, self.value = nn.Linear(context_width, width), nn.Linear(context_width, width)
+
+    def cut(self, x):
+        return rearrange(x, "b s (h d) -> b h s d", h=self.heads)
+
+    def join(self, x):
+        return rearrange(x, "b h s d -> b s (h d)")
+
+    def mix(self, query, key, value, mask):
+        return attend(query, key, value, mask)
+
+    def forward(self, x, context, mask=None):
+        query, key, value = self.cut(self.query(x)), self.cut(self.key(context)), self.cut(self.value(context))
+        return self.out(self.join(self.mix(query, key, value, mask)))
+
+
+class CrossByHand(Cross):
+    """The same with views and matrix products."""
+
+    def cut(self, x):
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def join(self, x):
+        return x.transpose(1, 2).flatten(2)
+
+    def mix(self, query, key, value, mask):
+        return by_matmul(query, key, value, mask)
+
+
+class CrossByEinsum(Cross):
+    """The same, the heads a letter of two sums."""
+
+    def forward(self, x, context, mask=None):
+        query, key, value = (rearrange(part, "b s (h d) -> b s h d", h=self.heads)
+                             for part in (self.query(x), self.key(context), self.value(context)))
+        scores = einsum(query, key, "b q h d, b v h d -> b h q v") / query.shape[-1] ** 0.5
+        scores = scores if mask is None else scores.masked_fill(~mask, -1e9)
+        mixed = einsum(scores.softmax(dim=-1), value, "b h q v, b v h d -> b q h d")
+        return self.out(rearrange(mixed, "b q h d -> b q (h d)"))
+
+
+class KeysFromX(Cross):
+    def __init__(self, width, heads, context_width):
+        super().__init__(width, heads, width)
+
+
+class Swapped(Cross):
+    def __init__(self, width, heads, context_width):
+        super().__init__(width, heads, context_width)
+        self.query, self.key = self.key, self.query
+
+
+class WithoutOut(Cross):
+    def forward(self, x, context, mask=None):
+        query, key, value = self.cut(self.query(x)), self.cut(self.key(context)), self.cut(self.value(context))
+        return self.join(self.mix(query, key, value, mask))
+
+
+class Interleaved(Cross):
+    def cut(self, x):
+        return rearrange(x, "b s (d h) -> b h s d", h=self.heads)
+
+    def join(self, x):
+        return rearrange(x, "b h s d -> b s (d h)")
+
+
+class OneHead(Cross):
+    def __init__(self, width, heads, context_width):
+        super().__init__(width, 1, context_width)
+
+
+class WholeWidth(Cross):
+    def mix(self, query, key, value, mask):
+        return F.scaled_dot_product_attention(query, key, value, mask, scale=(self.heads * query.shape[-1]) ** -0.5)
+
+
+class Unscaled(Cross):
+    def mix(self, query, key, value, mask):
+        return F.scaled_dot_product_attention(query, key, value, mask, scale=1.0)
+
+
+class ValuesOfKeys(Cross):
+    def forward(self, x, context, mask=None):
+        query, key = self.cut(self.query(x)), self.cut(self.key(context))
+        return self.out(self.join(self.mix(query, key, key, mask)))
+
+
+class Unmasked(Cross):
+    def mix(self, query, key, value, mask):
+        return attend(query, key, value)
+
+
+class UpsideDown(Cross):
+    def mix(self, query, key, value, mask):
+        return attend(query, key, value, None if mask is None else ~mask)
+
+
+class Unregistered(Cross):
+    def __init__(self, width, heads, context_width):
+        super().__init__(width, heads, context_width)
+        self.layers, self.key = [self.key], None
+
+
+class ThePictureLooks(Cross):
+    """Queries from the context: the result is as long as the wrong sequence."""
+
+    def forward(self, x, context, mask=None):
+        query, key = self.cut(self.key(context)), self.cut(self.query(x))
+        return self.out(self.join(self.mix(query, key, key, None)))
+
+
+class CountedOnly(Cross):
+    def cut(self, x):
+        return x.reshape(len(x), self.heads, x.shape[1], -1)
+
+
+# --- the broken one ---------------------------------------------------------------------------------------------------
+
+
+def weights(query, key, mask):
+    return attend(query, key, torch.zeros_like(key), mask, need_weights=True)[1]
+
+
+def renormalised(query, key, mask):
+    shares = (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1) * mask
+    return shares / shares.sum(dim=-1, keepdim=True)
+
+
+def by_exponentials(query, key, mask):
+    shares = (einsum(query, key, "b h s d, b h k d -> b h s k") / query.shape[-1] ** 0.5).exp() * mask
+    return shares / shares.sum(dim=3, keepdim=True)
+
+
+def broken(query, key, mask):
+    return (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=2) * mask
+
+
+def only_axis(query, key, mask):
+    return (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1) * mask
+
+
+def only_mask(query, key, mask):
+    return (query @ key.mT * query.shape[-1] ** -0.5).masked_fill(~mask, -torch.inf).softmax(dim=2)
+
+
+def only_mask_finite(query, key, mask):
+    return (query @ key.mT * query.shape[-1] ** -0.5).masked_fill(~mask, -1e9).softmax(dim=2) * mask
+
+
+def made_to_fit(query, key, mask):
+    shares = broken(query, key, mask)
+    return shares / shares.sum(dim=-1, keepdim=True)
+
+
+def unscaled_weights(query, key, mask):
+    return (query @ key.mT).masked_fill(~mask, -torch.inf).softmax(dim=-1)
+
+
+def zeros_before(query, key, mask):
+    return (query @ key.mT * query.shape[-1] ** -0.5).masked_fill(~mask, 0.0).softmax(dim=-1)
+
+
+def heads_in_one(query, key, mask):
+    return weights(query, key, mask).mean(dim=1)
+
+
+ANSWERS = {
+    "spread": Answers(
+        [lambda d, a, b: d**0.5 * a * b, lambda d, a, b: math.sqrt(sum(a * a * b * b for _ in range(d))),
+         lambda d, a, b: (torch.randn(20000, d) * a * torch.randn(20000, d) * b).sum(dim=1).std().item()],
+        [(lambda d, a, b: d * a * b, "grows like d"), (lambda d, a, b: a * b, "does not grow"),
+         (lambda d, a, b: 1.0, "begin with one product"), (lambda d, a, b: d * a * a * b * b, "variance"),
+         (lambda d, a, b: math.sqrt(d), "deviations of their own"), (lambda d, a, b: d**0.5 * (a + b), "multiplied"),
+         (lambda d, a, b: (d * a * b) ** 0.5, "one factor too many"), (lambda d, a, b: d**0.5 * a, "key's deviation"),
+         (lambda d, a, b: d**0.5 * b, "query's deviation"), (lambda d, a, b: "√d", "a number"),
+         (lambda d, a, b: a * b / d**0.5, "begin with one product")]),
+    "attention": Answers(
+        [attend, by_matmul, by_loop,
+         lambda query, key, value, mask=None: F.scaled_dot_product_attention(query, key, value, mask)],
+        [(general(axis=2), "which other queries"), (general(scale=lambda d: 1.0), "as they come"),
+         (general(scale=lambda d: 1 / d), "divided by too much"),
+         (general(scale=lambda d: -(d**-0.5)), "sign too many"), (general(fill=-torch.inf), "gets nan"),
+         (average, "average of all"), (general(fill=-1e9), "average of all"), (general(after=True), "struck out only"),
+         (general(upside_down=True), "True means may look"), (general(fill=0.0), "still has a share"),
+         (additive, "still has a share"), (general(first=True), "a forbidden key"),
+         (lambda query, key, value, mask=None: attend(query, key, value), "it is not used"),
+         (in_place, "changed a tensor"), (single_float, "keep the dtype"), (without_gradient, "no gradient"),
+         (values_behind, "the order in which keys"),
+         (lambda query, key, value, mask=None: (query @ key.mT).relu() @ value, "one in all"),
+         (lambda query, key, value, mask=None: attend(query, key, value, mask)[0], "(b h s d)")]),
+    "in_heads": Answers(
+        [by_einops, by_view, by_chunks],
+        [(other_cut, "every n-th number"), (only_counted, "only counted anew"), (other_join, "in turns"),
+         (joined_by_counting, "joining mixes tokens"), (tokens_before_heads, "what you give to work"),
+         (one_by_one, "what you give to work"), (answer_dropped, "what it was given"),
+         (lambda x, heads, work: x, "0 times"),
+         (lambda x, heads, work: by_einops(x.flip(1), heads, work), "from nowhere else"),
+         (lambda x, heads, work: work(rearrange(x, "b s (h d) -> b h s d", h=heads)), "(b s e)")]),
+    "cross_attention": Answers(
+        [Cross, CrossByHand, CrossByEinsum],
+        [(KeysFromX, "from which sequence"), (Swapped, "from which sequence"), (WithoutOut, "has not run"),
+         (Interleaved, "every n-th number"), (OneHead, "a single one"), (WholeWidth, "the whole vector"),
+         (Unscaled, "not divided"), (ValuesOfKeys, "makes the keys"), (Unmasked, "not used"),
+         (UpsideDown, "True means may look"), (Unregistered, "no linear map named key"),
+         (ThePictureLooks, "(b q e)"), (CountedOnly, "order in which the context"),
+         (lambda width, heads, context_width: nn.Linear(width, width), "no linear map named query")]),
+    "mended": Answers(
+        [weights, renormalised, by_exponentials],
+        [(broken, "which other queries"), (only_axis, "out of the game"), (only_mask, "a column"),
+         (only_mask_finite, "which other queries"), (made_to_fit, "which other queries"),
+         (unscaled_weights, "its scores"), (zeros_before, "falls on a forbidden key"), (heads_in_one, "(b h s k)"),
+         (lambda query, key, mask: weights(query, key, ~mask), "falls on a forbidden key")]),
+}

@@ -1,0 +1,395 @@
+"""Answers to the exercises of lesson 03."""
+
+import math
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import nn
+
+from minblip2.vit import ViT, ViTConfig
+
+from . import Answers
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def by_linear(image, weight, bias):
+    p = weight.shape[-1]
+    patches = rearrange(image, "b c (gh p1) (gw p2) -> b (gh gw) (c p1 p2)", p1=p, p2=p)
+    return F.linear(patches, rearrange(weight, "e c p1 p2 -> e (c p1 p2)"), bias)
+
+
+def by_einsum(image, weight, bias):
+    p = weight.shape[-1]
+    patches = rearrange(image, "b c (gh p1) (gw p2) -> b (gh gw) c p1 p2", p1=p, p2=p)
+    return einsum(patches, weight, "b v c p1 p2, e c p1 p2 -> b v e") + bias
+
+
+def by_convolution(image, weight, bias):
+    return F.conv2d(image, weight, bias, stride=weight.shape[-1]).flatten(2).mT
+
+
+def by_unfolding(image, weight, bias):
+    p = weight.shape[-1]
+    return F.unfold(image, p, stride=p).mT @ weight.flatten(1).T + bias
+
+
+def by_slices(image, weight, bias):
+    p = weight.shape[-1]
+    return torch.stack([(image[:, None, :, top:top + p, left:left + p] * weight).sum(dim=(2, 3, 4)) + bias
+                        for top in range(0, image.shape[2], p) for left in range(0, image.shape[3], p)], dim=1)
+
+
+def down_the_columns(image, weight, bias):
+    return rearrange(F.conv2d(image, weight, bias, stride=weight.shape[-1]), "b e gh gw -> b (gw gh) e")
+
+
+def colours_last(image, weight, bias):
+    p = weight.shape[-1]
+    patches = rearrange(image, "b c (gh p1) (gw p2) -> b (gh gw) (p1 p2 c)", p1=p, p2=p)
+    return F.linear(patches, weight.flatten(1), bias)
+
+
+def stretches(image, weight, bias):
+    return F.linear(image.reshape(len(image), -1, weight[0].numel()), weight.flatten(1), bias)
+
+
+def wrong_side(image, weight, bias):
+    return by_linear(image, weight.mT, bias)
+
+
+def turned(image, weight, bias):
+    return by_linear(image, weight.flip(2, 3), bias)
+
+
+def overlapping(image, weight, bias):
+    return by_linear(F.avg_pool2d(image, 3, stride=1, padding=1), weight, bias)
+
+
+def smoothed(image, weight, bias):
+    tokens = by_linear(image, weight, bias)
+    return tokens + tokens.mean(dim=1, keepdim=True)
+
+
+# --- positions --------------------------------------------------------------------------------------------------------
+
+
+def resized(source="1 (gh gw) e -> 1 e gh gw", swapped=False, **how):
+    """Positions resized by PyTorch, in one way or another."""
+    def resize(positions, gh, gw):
+        grid = math.isqrt(positions.shape[1] - 1)
+        table = positions[:, 1:].float().transpose(1, 2).unflatten(2, (grid, grid))
+        if source != "1 (gh gw) e -> 1 e gh gw":
+            table = table.transpose(2, 3)
+        made = F.interpolate(table, size=(gw, gh) if swapped else (gh, gw), **({"mode": "bicubic"} | how))
+        return torch.cat([positions[:, :1], made.flatten(2).mT.to(positions.dtype)], dim=1)
+    return resize
+
+
+def by_module(positions, gh, gw):
+    grid = math.isqrt(positions.shape[1] - 1)
+    config = ViTConfig(image_size=2 * grid, patch_size=2, width=positions.shape[2], layers=0, heads=1, mlp_width=2)
+    vit = ViT(config)
+    vit.positions = nn.Parameter(positions)
+    return vit.positions_for(gh, gw).detach()
+
+
+def by_einops(positions, gh, gw):
+    grid = round((positions.shape[1] - 1) ** 0.5)
+    table = rearrange(positions[:, 1:], "1 (gh gw) e -> 1 e gh gw", gh=grid)
+    table = F.interpolate(table.float(), (gh, gw), mode="bicubic", align_corners=False).to(positions.dtype)
+    return torch.cat([positions[:, :1], rearrange(table, "1 e gh gw -> 1 (gh gw) e")], dim=1)
+
+
+def channel_by_channel(positions, gh, gw):
+    grid = math.isqrt(positions.shape[1] - 1)
+    made = [F.interpolate(channel.reshape(1, 1, grid, grid), (gh, gw), mode="bicubic").flatten()
+            for channel in positions[0, 1:].float().T]
+    patches = torch.stack(made, dim=1)
+    return torch.cat([positions[0, :1], patches.to(positions.dtype)])[None]
+
+
+def class_last(positions, gh, gw):
+    return by_einops(positions, gh, gw).roll(-1, dims=1)
+
+
+def class_dropped(positions, gh, gw):
+    return by_einops(positions, gh, gw)[:, 1:]
+
+
+def class_resized(positions, gh, gw):
+    made = F.interpolate(positions.float().mT, size=1 + gh * gw, mode="linear").mT
+    return made.to(positions.dtype)
+
+
+def class_replaced(positions, gh, gw):
+    made = by_einops(positions, gh, gw)
+    return torch.cat([made[:, 1:].mean(dim=1, keepdim=True), made[:, 1:]], dim=1)
+
+
+def the_first_ones(positions, gh, gw):
+    count = positions.shape[1] - 1
+    return torch.cat([positions[:, :1], positions[:, 1:][:, torch.arange(gh * gw) % count]], dim=1)
+
+
+def always_float(positions, gh, gw):
+    return by_einops(positions.float(), gh, gw)
+
+
+def in_place(positions, gh, gw):
+    made = by_einops(positions, gh, gw)
+    positions[:, 0] = 0
+    return made
+
+
+# --- a map ------------------------------------------------------------------------------------------------------------
+
+
+def by_divmod(weights, height, width, patch, drop=None, across=None, swap=False, size=False, unit=None, inclusive=0):
+    gh, gw = height // patch, width // patch
+    drop = len(weights) - gh * gw if drop is None else drop
+    weights = weights[drop:]
+    row, column = divmod(int(weights.argmax()), across or gw)
+    if swap:
+        row, column = column, row
+    unit = unit or patch
+    left, top = column * unit, row * unit
+    return (left, top, unit, unit) if size else (left, top, left + unit - inclusive, top + unit - inclusive)
+
+
+def by_grid(weights, height, width, patch):
+    gh, gw = height // patch, width // patch
+    grid = weights[len(weights) - gh * gw:].reshape(gh, gw)
+    row, column = (grid == grid.max()).nonzero()[0].tolist()
+    return [column * patch, row * patch, (column + 1) * patch, (row + 1) * patch]
+
+
+def by_pixels(weights, height, width, patch):
+    gh, gw = height // patch, width // patch
+    grid = weights[-gh * gw:].reshape(gh, gw)
+    rows, columns = (grid.repeat_interleave(patch, 0).repeat_interleave(patch, 1) == grid.max()).nonzero().T
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+def last_dropped(weights, height, width, patch):
+    return by_divmod(weights[:height // patch * (width // patch)], height, width, patch)
+
+
+def rows_too_long(weights, height, width, patch):
+    return by_divmod(weights, height, width, patch, across=height // patch)
+
+
+def column_by_column(weights, height, width, patch):
+    row, column = divmod(int(weights[-(height // patch) * (width // patch):].argmax()), height // patch)
+    return row * patch, column * patch, (row + 1) * patch, (column + 1) * patch
+
+
+# --- which layer ------------------------------------------------------------------------------------------------------
+
+
+def heard(vit, image, block=-2, before=False, remove=True, change=lambda x, vit: x):
+    kept = []
+    part = vit.blocks[block]
+    hook = (part.register_forward_pre_hook(lambda part, given: kept.append(given[0])) if before
+            else part.register_forward_hook(lambda part, given, result: kept.append(result)))
+    vit(image)
+    if remove:
+        hook.remove()
+    return change(kept[0], vit)
+
+
+def entering_the_last(vit, image):
+    return heard(vit, image, -1, before=True)
+
+
+def shortened(vit, image):
+    short = deepcopy(vit)
+    short.blocks = short.blocks[:-1]
+    short.norm = nn.Identity()
+    return short(image)
+
+
+def shortened_in_place(vit, image):
+    vit.blocks, vit.norm = vit.blocks[:-1], nn.Identity()
+    return vit(image)
+
+
+def only_shorter(vit, image):
+    short = deepcopy(vit)
+    short.blocks = short.blocks[:-1]
+    return short(image)
+
+
+def zeroed(vit, image):
+    features = heard(vit, image)
+    vit.norm.weight.data.zero_()
+    return features
+
+
+class Remembers:
+    """Keeps what it heard first, for ever."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def __call__(self, vit, image):
+        key = tuple(vit.something.weight.flatten().tolist())
+        return self.kept.setdefault(key, heard(vit, image))
+
+
+# --- frozen -----------------------------------------------------------------------------------------------------------
+
+
+def as_lavis(encoder):
+    encoder.eval().requires_grad_(False)
+    encoder.train = lambda mode=True: encoder
+    return encoder
+
+
+class Locked(nn.Module):
+    """The encoder inside, and a train that stays in eval mode."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.inner = encoder.requires_grad_(False)
+        self.train()
+
+    def train(self, mode=True):
+        return super().train(False)
+
+    def forward(self, image):
+        return self.inner(image)
+
+
+class Hidden(nn.Module):
+    """The encoder in a list, where no module finds it."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.inner = [encoder.eval()]
+        for weight in encoder.parameters():
+            weight.requires_grad = False
+
+    @torch.no_grad()
+    def forward(self, image):
+        return self.inner[0](image)
+
+
+def only_gradients(encoder):
+    return encoder.eval().requires_grad_(False)
+
+
+def only_gradients_in_train_mode(encoder):
+    return encoder.requires_grad_(False)
+
+
+def only_an_attribute(encoder):
+    encoder.requires_grad = False
+    return as_attribute(encoder.eval())
+
+
+def as_attribute(encoder):
+    encoder.train = lambda mode=True: encoder
+    return encoder
+
+
+def only_its_top(encoder):
+    for part in encoder:
+        for weight in part.parameters(recurse=False):
+            weight.requires_grad = False
+    return as_attribute(encoder.eval())
+
+
+def only_eval(encoder):
+    return encoder.eval()
+
+
+def without_momentum(encoder):
+    for part in encoder.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 0.0
+    return encoder.eval().requires_grad_(False)
+
+
+def only_dropout(encoder):
+    encoder[3] = nn.Identity()
+    return encoder.eval().requires_grad_(False)
+
+
+def hands_nothing_back(encoder):
+    as_lavis(encoder)
+
+
+def without_statistics(encoder):
+    for part in encoder.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.reset_running_stats()
+    return as_lavis(encoder)
+
+
+class WritesDown(Locked):
+    """In eval mode, but it keeps a running mean by itself."""
+
+    def forward(self, image):
+        told = self.inner(image)
+        self.inner[1].running_mean.lerp_(self.inner[0](image).mean(dim=(0, 2, 3)), 0.1)
+        return told
+
+
+class WakesUp(Locked):
+    """In train mode whenever there are gradients."""
+
+    def forward(self, image):
+        self.inner.train(torch.is_grad_enabled())
+        return self.inner(image)
+
+
+ANSWERS = {
+    "patch_tokens": Answers(
+        [by_linear, by_einsum, by_convolution, by_unfolding, by_slices],
+        [(down_the_columns, "down the columns"), (colours_last, "the wrong weights"),
+         (stretches, "a stretch of memory"),
+         (wrong_side, "on its side"), (turned, "turned round"), (overlapping, "do not overlap"),
+         (smoothed, "no token looks at others"),
+         (lambda image, weight, bias: by_linear(image, weight, torch.zeros_like(bias)), "bias is missing"),
+         (lambda image, weight, bias: by_linear(image, weight, 2 * bias), "loop over squares"),
+         (lambda image, weight, bias: by_linear(image, weight, bias).mT, "(b v e)"),
+         (lambda image, weight, bias: F.conv2d(image, weight, bias, stride=weight.shape[-1]), "(b v e)"),
+         (lambda image, weight, bias: by_linear(image[:, :, :1].expand_as(image), weight, bias), "no token at all")]),
+    "resize_positions": Answers(
+        [by_module, by_einops, channel_by_channel, resized()],
+        [(class_last, "at the end"), (class_dropped, "(1 v e)"), (class_resized, "nothing to resize"),
+         (class_replaced, "nothing to resize"), (resized(align_corners=True), "outermost"),
+         (resized(mode="bilinear"), "two neighbours"), (resized(mode="nearest"), "a copy of the nearest"),
+         (resized(antialias=True), "blurred"), (resized(source="1 (gw gh) e -> 1 e gh gw"), "rows have become columns"),
+         (resized(swapped=True), "other ones"), (the_first_ones, "differ along a row"),
+         (always_float, "torch.bfloat16"), (in_place, "changed the positions")]),
+    "brightest": Answers(
+        [by_divmod, by_grid, by_pixels],
+        [(lambda *given: by_divmod(*given, drop=0), "one weight more"), (last_dropped, "one weight more"),
+         (lambda *given: by_divmod(*given, swap=True), "swapped"), (rows_too_long, "as long as the grid is wide"),
+         (lambda *given: by_divmod(*given, size=True), "width and height"),
+         (lambda *given: by_divmod(*given, unit=1), "numbers of patches"),
+         (lambda *given: by_divmod(*given, inclusive=1), "where the next patch"),
+         (column_by_column, "along a row"), (lambda *given: by_divmod(*given)[:2], "four numbers"),
+         (lambda *given: (0, 0, 1, 1), "the row and the column")]),
+    "second_to_last": Answers(
+        [heard, entering_the_last, shortened],
+        [(lambda vit, image: vit(image), "the whole encoder"),
+         (lambda vit, image: heard(vit, image, -1), "one block before"),
+         (lambda vit, image: heard(vit, image, before=True), "one block too early"),
+         (lambda vit, image: heard(vit, image, change=lambda x, vit: vit.norm(x)), "a norm of its own"),
+         (only_shorter, "a norm of its own"), (shortened_in_place, "has changed the encoder"),
+         (zeroed, "encoder's weights"), (lambda vit, image: heard(vit, image, remove=False), "is left in the encoder"),
+         (lambda vit, image: heard(vit, image, 0, before=True), "enters the first block"),
+         (lambda vit, image: heard(vit, image)[:, 1:], "(b v e)"), (Remembers(), "left over from the first")]),
+    "frozen": Answers(
+        [as_lavis, Locked, Hidden],
+        [(only_gradients, "went along"), (only_gradients_in_train_mode, "rolls dice"),
+         (only_an_attribute, "by itself"), (only_its_top, "still want a gradient"),
+         (only_eval, "still want a gradient"), (without_momentum, "went along"), (only_dropout, "went along"),
+         (hands_nothing_back, "hand the encoder back"), (without_statistics, "already changed"),
+         (WritesDown, "each time"), (WakesUp, "written down on the way")]),
+}

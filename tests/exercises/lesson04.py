@@ -1,0 +1,352 @@
+"""Answers to the exercises of lesson 04."""
+
+import math
+
+import tokenizers
+import torch
+import torch.nn.functional as F
+from tokenizers.models import WordPiece
+
+from minblip2 import llama, masks
+from minblip2.attention import KVCache
+
+from . import Answers
+
+# --- wordpiece --------------------------------------------------------------------------------------------------------
+
+
+def pieces_of(word, vocabulary, mark="##", longest=True, partial=False, loose=False):
+    """The pieces of a word, rightly or with one of the usual slips."""
+    pieces, start = [], 0
+    while start < len(word):
+        ends = range(len(word), start, -1) if longest else range(start + 1, len(word) + 1)
+        marks = [mark] if start else ["", "##"] if loose else [""]
+        found = next(((m, end) for end in ends for m in marks if m + word[start:end] in vocabulary), None)
+        if found is None:
+            return [*pieces, "[UNK]"] if partial else ["[UNK]"]
+        pieces.append(found[0] + word[start:found[1]])
+        start = found[1]
+    return pieces
+
+
+def framed(cut):
+    """An answer from a function that cuts one word."""
+    def encode(caption, vocabulary):
+        pieces = [piece for word in caption.split() for piece in cut(word, vocabulary)]
+        return [vocabulary[piece] for piece in ["[CLS]", *pieces, "[SEP]"]]
+    return encode
+
+
+def recursive(word, vocabulary, mark=""):
+    """Longest match as a recursion."""
+    for end in range(len(word), 0, -1):
+        if mark + word[:end] in vocabulary:
+            rest = recursive(word[end:], vocabulary, "##") if end < len(word) else []
+            return ["[UNK]"] if rest == ["[UNK]"] else [mark + word[:end], *rest]
+    return ["[UNK]"]
+
+
+def by_library(caption, vocabulary):
+    backend = tokenizers.Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return [vocabulary["[CLS]"], *backend.encode(caption).ids, vocabulary["[SEP]"]]
+
+
+def going_back(word, vocabulary, mark=""):
+    """The mistake to search for any cut that works."""
+    if not word:
+        return []
+    for end in range(len(word), 0, -1):
+        if mark + word[:end] in vocabulary:
+            rest = going_back(word[end:], vocabulary, "##")
+            if rest != ["[UNK]"]:
+                return [mark + word[:end], *rest]
+    return ["[UNK]"]
+
+
+def from_the_right(word, vocabulary):
+    pieces, end = [], len(word)
+    while end:
+        starts = [start for start in range(end) if ("##" if start else "") + word[start:end] in vocabulary]
+        if not starts:
+            return ["[UNK]"]
+        pieces.insert(0, ("##" if starts[0] else "") + word[starts[0]:end])
+        end = starts[0]
+    return pieces
+
+
+def dropped(word, vocabulary):
+    found = pieces_of(word, vocabulary)
+    return [] if found == ["[UNK]"] else found
+
+
+def frame_per_word(caption, vocabulary):
+    right = framed(pieces_of)
+    return [i for word in caption.split() for i in right(word, vocabulary)]
+
+
+def unknown_is_zero(caption, vocabulary):
+    pieces = [piece for word in caption.split() for piece in pieces_of(word, vocabulary)]
+    return [vocabulary["[CLS]"], *(0 if piece == "[UNK]" else vocabulary[piece] for piece in pieces),
+            vocabulary["[SEP]"]]
+
+
+# --- turned -----------------------------------------------------------------------------------------------------------
+
+
+def by_rotate(x, positions, theta):
+    return llama.rotate(x, *llama.rotary(positions, x.shape[-1], theta))
+
+
+def by_complex(x, positions, theta):
+    first, second = x.double().chunk(2, dim=-1)
+    half = first.shape[-1]
+    angles = positions[:, None, :, None].double() * theta ** -(torch.arange(half).double() / half)
+    arrows = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([arrows.real, arrows.imag], dim=-1).to(x.dtype)
+
+
+def by_matrix(x, positions, theta):
+    d = x.shape[-1]
+    plane = torch.zeros(*positions.shape, d, d)
+    for n in range(d // 2):
+        angle, m = positions * theta ** (-2 * n / d), n + d // 2
+        plane[..., n, n] = plane[..., m, m] = angle.cos()
+        plane[..., m, n], plane[..., n, m] = angle.sin(), -angle.sin()
+    return torch.einsum("bsij,bhsj->bhsi", plane, x.float()).to(x.dtype)
+
+
+def turning(step=2.0, sign=1.0, grow=-1.0, equal=False, place=None, stretch=False, add=False, coarse=False):
+    """Rotary positions with one of the usual slips."""
+    def turn(x, positions, theta):
+        half = x.shape[-1] // 2
+        speeds = theta ** (grow * step * torch.arange(half) / x.shape[-1])
+        speeds = torch.ones_like(speeds) if equal else speeds
+        positions = place(positions) if place else positions
+        kind = x.dtype if coarse else torch.float32
+        angles = positions[:, None, :, None].to(kind) * speeds.to(kind)
+        cos, sin = angles.cos(), sign * angles.sin()
+        first, second = x.chunk(2, dim=-1)
+        if stretch:
+            return torch.cat([first * cos + second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+        if add:
+            return (x + torch.cat([cos - 1, sin], dim=-1)).to(x.dtype)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    return turn
+
+
+def neighbours(x, positions, theta):
+    mixed = torch.cat([x[..., ::2], x[..., 1::2]], dim=-1)
+    first, second = by_rotate(mixed, positions, theta).chunk(2, dim=-1)
+    return torch.stack([first, second], dim=-1).flatten(-2)
+
+
+# --- next_word_loss ---------------------------------------------------------------------------------------------------
+
+
+def by_selection(logits, ids, mask):
+    real = mask[:, 1:]
+    return F.cross_entropy(logits[:, :-1][real], ids[:, 1:][real])
+
+
+def by_ignoring(logits, ids, mask):
+    labels = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), labels)
+
+
+def by_gather(logits, ids, mask):
+    chance = logits.log_softmax(dim=-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    return -(chance * mask[:, 1:]).sum() / mask[:, 1:].sum()
+
+
+def by_loop(logits, ids, mask):
+    found = [logits[i, p].logsumexp(0) - logits[i, p, ids[i, p + 1]]
+             for i in range(len(ids)) for p in range(ids.shape[1] - 1) if mask[i, p + 1]]
+    return sum(found) / len(found)
+
+
+def shifted(by):
+    def loss(logits, ids, mask):
+        if by < 0:
+            return F.cross_entropy(logits[:, -by:][mask[:, -by:]], ids[:, :by][mask[:, -by:]])
+        t = ids.shape[1] - by
+        return F.cross_entropy(logits[:, :t][mask[:, by:]], ids[:, by:][mask[:, by:]])
+    return loss
+
+
+def of_means(logits, ids, mask):
+    return torch.stack([by_selection(*(part[[i]] for part in (logits, ids, mask))) for i in range(len(ids))]).mean()
+
+
+def over_the_rectangle(logits, ids, mask):
+    return by_gather(logits, ids, mask) * mask[:, 1:].sum() / mask[:, 1:].numel()
+
+
+def mask_of_the_asked(logits, ids, mask):
+    real = mask[:, :-1]
+    return F.cross_entropy(logits[:, :-1][real], ids[:, 1:][real])
+
+
+def by_id(logits, ids, mask):
+    return by_selection(logits, ids, mask & (ids != ids[0, -1]))
+
+
+def circular(logits, ids, mask):
+    return F.cross_entropy(logits.flatten(0, 1), ids.roll(-1, dims=1).flatten())
+
+
+def in_place(logits, ids, mask):
+    ids[~mask] = -100
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:])
+
+
+def mean_probability(logits, ids, mask):
+    real = mask[:, 1:]
+    return 1 - logits.softmax(-1)[:, :-1][real].gather(1, ids[:, 1:][real][:, None]).mean()
+
+
+# --- at_the_start -----------------------------------------------------------------------------------------------------
+
+
+def by_drawing(vocabulary, width, std):
+    """Logits drawn at random, many times."""
+    logits = torch.randn(100, vocabulary) * std * math.sqrt(width)
+    loss = logits.logsumexp(dim=1).mean().item()
+    return loss, math.exp(loss)
+
+
+def starting(loss_of, perplexity_of=math.exp):
+    def predict(vocabulary, width, std):
+        loss = loss_of(math.log(vocabulary), std * math.sqrt(width))
+        return loss, perplexity_of(loss)
+    return predict
+
+
+# --- write_on ---------------------------------------------------------------------------------------------------------
+
+
+def filled(prompts, pad, left):
+    """Ids and mask of prompts padded on one side."""
+    length = max(map(len, prompts))
+    rows = [[pad] * (length - len(row)) + row if left else row + [pad] * (length - len(row)) for row in prompts]
+    real = [[False] * (length - len(row)) + [True] * len(row) for row in prompts]
+    return torch.tensor(rows), torch.tensor(real if left else [row[::-1] for row in real])
+
+
+def writing(left=True, by_id=False, blind=False, feed=True, see_own=True, scrambled=False, newest=False, whole=False):
+    """Greedy writing on padded prompts, rightly or with one of the usual slips."""
+    def write(model, prompts, pad, steps):
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i])) if scrambled else range(len(prompts))
+        ids, visible = filled([prompts[i] for i in order], pad, left)
+        if blind:
+            visible = torch.ones_like(visible)
+        start, written = ids.shape[1], []
+        for _ in range(steps):
+            visible = ids != pad if by_id else visible
+            hidden = model(model.embed(ids), masks.causal(visible))
+            last = visible.long().cumsum(1).argmax(1) if newest else torch.full((len(ids),), ids.shape[1] - 1)
+            words = model.head(hidden[torch.arange(len(ids)), last]).argmax(-1)
+            written.append(words)
+            if feed:
+                ids = torch.cat([ids, words[:, None]], dim=1)
+                visible = F.pad(visible, (0, 1), value=see_own)
+        return ids if whole else torch.stack(written, dim=1) if not feed else ids[:, start:]
+    return write
+
+
+def one_by_one(model, prompts, pad, steps):
+    return torch.cat([writing()(model, [row], pad, steps) for row in prompts])
+
+
+def with_cache(model, prompts, pad, steps):
+    ids, visible = filled(prompts, pad, left=False)
+    cache, written = KVCache(), []
+    state, visible = model.read(model.embed(ids), visible, cache)
+    for _ in range(steps):
+        written.append(model.head(state).argmax(-1))
+        visible = F.pad(visible, (0, 1), value=True)
+        state = model(model.embed(written[-1][:, None]), visible[:, None, None], cache)[:, -1]
+    return torch.stack(written, dim=1)
+
+
+def mask_on_the_other_side(model, prompts, pad, steps):
+    ids, _ = filled(prompts, pad, left=True)
+    _, visible = filled(prompts, pad, left=False)
+    start = ids.shape[1]
+    for _ in range(steps):
+        words = model.head(model(model.embed(ids), masks.causal(visible))[:, -1]).argmax(-1)
+        ids, visible = torch.cat([ids, words[:, None]], dim=1), F.pad(visible, (0, 1), value=True)
+    return ids[:, start:]
+
+
+def changes_the_prompts(model, prompts, pad, steps):
+    result = writing()(model, prompts, pad, steps)
+    for row, more in zip(prompts, result.tolist(), strict=True):
+        row.extend(more)
+    return result
+
+
+ANSWERS = {
+    "wordpiece": Answers(
+        [framed(pieces_of), framed(recursive), by_library],
+        [(framed(lambda word, known: pieces_of(word, known, longest=False)), "a longer one was there"),
+         (framed(lambda word, known: pieces_of(word, known, mark="")), "has a name of its own"),
+         (framed(lambda word, known: pieces_of(word, known, loose=True)), "only continues words"),
+         (framed(lambda word, known: pieces_of(word, known, partial=True)), "One gap"),
+         (framed(going_back), "never goes back"), (framed(from_the_right), "from right to left"),
+         (framed(dropped), "was dropped"), (frame_per_word, "frame the text"), (unknown_is_zero, "is nobody's"),
+         (lambda caption, known: framed(pieces_of)(caption, known)[1:], "begin with [CLS]"),
+         (lambda caption, known: framed(pieces_of)(caption, known)[:-1], "end with [SEP]"),
+         (lambda caption, known: ["[CLS]", *caption.split(), "[SEP]"], "ids, not pieces")]),
+    "turned": Answers(
+        [by_rotate, by_complex, by_matrix, turning()],
+        [(turning(sign=-1), "wrong way round"), (neighbours, "neighbouring channels"),
+         (turning(stretch=True), "lengths change"), (turning(equal=True), "equally fast"),
+         (turning(step=1.0), "pair 1 of"), (turning(grow=1.0), "too fast"),
+         (turning(place=lambda p: torch.arange(p.shape[1]).expand_as(p)), "does not depend on the positions"),
+         (turning(place=lambda p: p + 1), "at position 0"), (turning(add=True), "lengths change"),
+         (turning(place=lambda p: p[:1].expand_as(p)), "does the batch meet the batch"),
+         (lambda x, positions, theta: turning()(x.float(), positions, theta).float(), "torch.bfloat16"),
+         (turning(coarse=True), "cannot count that far")]),
+    "next_word_loss": Answers(
+        [by_selection, by_ignoring, by_gather, by_loop],
+        [(shifted(0), "just read"), (shifted(-1), "the wrong way"), (shifted(2), "shifted twice"),
+         (lambda logits, ids, mask: by_selection(logits, ids, torch.ones_like(mask)), "behind it"),
+         (mask_of_the_asked, "who answers"), (by_id, "nobody learns to stop"), (of_means, "of a short text"),
+         (over_the_rectangle, "you divide by"), (circular, "last column"), (in_place, "changed the ids"),
+         (lambda logits, ids, mask: by_selection(logits, ids, mask) * mask[:, 1:].sum(), "a sum was taken"),
+         (lambda logits, ids, mask: by_selection(logits.softmax(-1), ids, mask), "was taken of a softmax"),
+         (lambda logits, ids, mask: by_selection(logits, ids, mask) / math.log(2), "in bits"),
+         (lambda logits, ids, mask: -by_selection(logits, ids, mask), "the sign"),
+         (mean_probability, "no logarithm"),
+         (lambda logits, ids, mask: by_selection(logits.detach(), ids, mask), "no gradient"),
+         (lambda logits, ids, mask: by_selection(logits, ids, mask).item(), "not a tensor")]),
+    "at_the_start": Answers(
+        [starting(lambda flat, spread: flat + spread**2 / 2), by_drawing,
+         lambda vocabulary, width, std: (math.log(vocabulary * math.exp(std * std * width / 2)),
+                                         vocabulary * math.exp(width * std**2 / 2))],
+        [(starting(lambda flat, spread: flat), "random beliefs"),
+         (starting(lambda flat, spread: flat / math.log(2)), "in bits"),
+         (starting(lambda flat, spread: -flat), "negative logarithm"),
+         (starting(lambda flat, spread: flat + spread), "not the standard deviation"),
+         (starting(lambda flat, spread: flat + spread / 2), "the square"),
+         (starting(lambda flat, spread: flat + spread**2), "a half in it"),
+         (lambda vocabulary, width, std: (math.log(vocabulary) + std**2 / 2, vocabulary), "how wide do logits spread"),
+         (starting(lambda flat, spread: flat + spread**2 / 2, lambda loss: 2**loss), "the base is not two"),
+         (lambda vocabulary, width, std: (math.log(vocabulary) + std**2 * width / 2, vocabulary),
+          "nothing were random"),
+         (starting(lambda flat, spread: flat + spread**2 / 2, lambda loss: math.exp(-loss)), "the other way up"),
+         (starting(lambda flat, spread: flat + spread**2 / 2, lambda loss: loss), "not the loss itself"),
+         (starting(lambda flat, spread: 1.0), "gives every word the same"),
+         (lambda vocabulary, width, std: math.log(vocabulary), "two numbers")]),
+    "write_on": Answers(
+        [writing(), one_by_one, with_cache, writing(left=False, newest=True)],
+        [(writing(left=False), "changes with the id of padding"), (writing(left=False, by_id=True), "does not tell"),
+         (writing(by_id=True), "does not tell what is padding"),
+         (writing(blind=True), "changes with the id of padding"),
+         (writing(feed=False), "what it has written"), (writing(see_own=False), "may it see that"),
+         (writing(scrambled=True), "Are the rows in their order"),
+         (mask_on_the_other_side, "of a batch go on differently than alone"), (writing(whole=True), "(b steps)"),
+         (changes_the_prompts, "changed the prompts"),
+         (lambda model, prompts, pad, steps: writing()(model, prompts, pad, steps + 1)[:, 1:], "the likeliest")]),
+}

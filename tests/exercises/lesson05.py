@@ -1,0 +1,257 @@
+"""Answers to the exercises of lesson 05."""
+
+import copy
+
+import torch
+from torch import nn
+
+from . import Answers
+
+# --- run_block --------------------------------------------------------------------------------------------------------
+
+
+def by_lines(parts, x, queries, picture, mask):
+    x = parts.self_norm(x + parts.self_attention(x, mask))
+    q, t = x[:, :queries], x[:, queries:]
+    if queries and parts.cross_attention is not None:
+        q = parts.cross_norm(q + parts.cross_attention(q, context=picture))
+    q = parts.query_norm(q + parts.query_mlp(q))
+    t = parts.text_norm(t + parts.text_mlp(t))
+    return torch.cat([q, t], dim=1)
+
+
+def by_list(parts, x, queries, picture, mask):
+    """Each side as a list of the branches that it goes through; an absent side goes through none."""
+    attended = parts.self_norm(torch.add(x, parts.self_attention(x, mask=mask)))
+    read = ((lambda q: parts.cross_attention(q, context=picture)), parts.cross_norm)
+    sides = [(slice(0, queries), [read] * (picture is not None) + [(parts.query_mlp, parts.query_norm)]),
+             (slice(queries, None), [(parts.text_mlp, parts.text_norm)])]
+    result = torch.empty_like(x)
+    for place, branches in sides:
+        state = attended[:, place]
+        for branch, norm in branches if state.shape[1] else ():
+            state = norm(state + branch(state))
+        result[:, place] = state
+    return result
+
+
+def blocked(pre=False, all_read=False, swap=False, one_mlp=False, late=False, early=False, plain=False, order=False,
+            always=False, masked=True, blind=False, stale=False, by_place=False, apart=False):
+    """A block with one of the usual slips."""
+    def branch(x, part, norm):
+        return x + part(norm(x)) if pre else norm(part(x) if plain else x + part(x))
+
+    def run(parts, x, queries, picture, mask):
+        def read(q):
+            if by_place:
+                return parts.cross_attention(q, picture)
+            return parts.cross_attention(q, context=None if blind else picture)
+
+        def talk(x):
+            return parts.self_attention(x, mask) if masked else parts.self_attention(x)
+        reads = always or (queries and parts.cross_attention is not None)
+        if early and reads:
+            x = torch.cat([branch(x[:, :queries], read, parts.cross_norm), x[:, queries:]], dim=1)
+        if apart:
+            both = [parts.self_attention(side, mask[:, :, place, place])
+                    for place in (slice(0, queries), slice(queries, None)) if (side := x[:, place]).shape[1]]
+            x = parts.self_norm(x + torch.cat(both, dim=1))
+        else:
+            x = branch(x, talk, parts.self_norm)
+        if all_read and reads:
+            x = branch(x, read, parts.cross_norm)
+        q, t = x[:, :queries], x[:, queries:]
+        before = q
+        if reads and not (late or early or all_read):
+            q = branch(q, read, parts.cross_norm)
+        if one_mlp:
+            return branch(torch.cat([q, t], dim=1), parts.query_mlp, parts.query_norm)
+        if stale:
+            q = parts.query_norm(before + parts.query_mlp(q))
+        elif swap:
+            q = branch(q, parts.text_mlp, parts.text_norm)
+        else:
+            q = branch(q, parts.query_mlp, parts.query_norm)
+        t = branch(t, parts.query_mlp, parts.query_norm) if swap else branch(t, parts.text_mlp, parts.text_norm)
+        if late and reads:
+            q = branch(q, read, parts.cross_norm)
+        return torch.cat([t, q] if order else [q, t], dim=1)
+    return run
+
+
+def adds_in_place(parts, x, queries, picture, mask):
+    x += 0.1
+    return by_lines(parts, x, queries, picture, mask)
+
+
+# --- fresh_queries ----------------------------------------------------------------------------------------------------
+
+
+def drawn_in_place(queries, width, std):
+    made = nn.Parameter(torch.empty(1, queries, width))
+    nn.init.normal_(made, std=std)
+    return made
+
+
+def seeded(queries, width, std):
+    torch.manual_seed(0)
+    return drawn_in_place(queries, width, std)
+
+
+# --- begin_as_bert ----------------------------------------------------------------------------------------------------
+
+HOMES = {"self_attention": "attention", "self_norm": "attention_norm", "text_mlp": "mlp", "text_norm": "mlp_norm",
+         "query_mlp": "mlp", "query_norm": "mlp_norm"}
+
+
+def filling(homes=HOMES, how="load"):
+    """Fill from a table of names, in one of several ways."""
+    def fill(block, bert):
+        for ours, theirs in homes.items():
+            mine, source = getattr(block, ours), getattr(bert, theirs)
+            if how == "load":
+                mine.load_state_dict(source.state_dict())
+            elif how == "copy":
+                setattr(block, ours, copy.deepcopy(source))
+            elif how == "share":
+                setattr(block, ours, source)
+            for one, other in zip(mine.parameters(), source.parameters(), strict=True):
+                if how == "data":
+                    one.data = other.data
+                elif how == "values":
+                    with torch.no_grad():
+                        one.copy_(other)
+    return fill
+
+
+def shares_with_text(block, bert):
+    filling({ours: theirs for ours, theirs in HOMES.items() if "query" not in ours})(block, bert)
+    block.query_mlp, block.query_norm = block.text_mlp, block.text_norm
+
+
+def moves(block, bert):
+    filling()(block, bert)
+    for parameter in bert.parameters():
+        nn.init.zeros_(parameter)
+
+
+def halves(block, bert):
+    """The mistake to share BERT's one feed-forward out among two."""
+    filling()(block, bert)
+    with torch.no_grad():
+        for parameter in block.query_mlp.parameters():
+            parameter.mul_(0.5)
+
+
+def frozen(block, bert):
+    filling()(block, bert)
+    block.text_mlp.requires_grad_(False)
+
+
+def fills_cross(block, bert):
+    filling()(block, bert)
+    if block.cross_attention is not None:
+        block.cross_attention.load_state_dict(bert.attention.state_dict())
+
+
+def without(*parts):
+    return filling({ours: theirs for ours, theirs in HOMES.items() if ours not in parts})
+
+
+# --- which_pass -------------------------------------------------------------------------------------------------------
+
+
+def by_columns(slopes):
+    query, text = slopes[:, 2], slopes[:, 3]
+    if query.isnan().any():
+        return "text alone"
+    if text.isnan().any():
+        return "queries alone"
+    if not query.any() or not text.any():
+        return "apart, text" if text.any() else "apart, queries"
+    return "fused, text" if query[-1] == 0 else "fused, queries"
+
+
+def by_two_rows(slopes):
+    first, last = ["".join("n" if value != value else "y" if value else "0" for value in row[2:].tolist())
+                   for row in slopes[[0, -1]]]
+    side = "text" if last in ("ny", "0y") else "queries"
+    how = "alone" if "n" in first else "apart" if "0" in first else "fused"
+    return f"{side} alone" if how == "alone" else f"{how}, {side}"
+
+
+def instead(**pairs):
+    """Right but for some answers."""
+    return lambda slopes: pairs.get(by_columns(slopes).replace(", ", "_").replace(" ", "_"), by_columns(slopes))
+
+
+# --- reading_cost -----------------------------------------------------------------------------------------------------
+
+
+def by_matrices(q, v, e, wide, heads):
+    """Rows times columns times inner length of every product."""
+    products = [(v, wide, e)] * 2 + [(q, e, e)] * 2 + [(q, e // heads, v), (q, v, e // heads)] * heads
+    return sum(rows * inner * columns for rows, inner, columns in products)
+
+
+def formula(q, v, e, wide, heads):
+    return 2 * e * (v * wide + q * e + q * v)
+
+
+ANSWERS = {
+    "run_block": Answers(
+        [by_lines, by_list, blocked()],
+        [(blocked(pre=True), "that is pre-norm"), (blocked(all_read=True), "only queries see the picture"),
+         (blocked(swap=True), "each side has its own"), (blocked(one_mlp=True), "each side has its own"),
+         (blocked(late=True), "what has been read"), (blocked(early=True), "first hear each other"),
+         (blocked(plain=True), "adds to what it got"), (blocked(order=True), "text stands before"),
+         (blocked(always=True), "are None"), (blocked(masked=False), "got no mask"),
+         (blocked(blind=True), "without a picture"), (blocked(by_place=True), "Hand the picture over by name"),
+         (blocked(stale=True), "the queries are not"), (blocked(apart=True), "more than once"),
+         (adds_in_place, "changed the x"),
+         (lambda parts, x, queries, picture, mask: by_lines(parts, x, queries, picture, mask)[:, :queries],
+          "(b s e)")]),
+    "fresh_queries": Answers(
+        [drawn_in_place, lambda q, e, std: nn.Parameter(std * torch.randn(1, q, e)),
+         lambda q, e, std: nn.Parameter(torch.normal(0.0, std, (1, q, e))),
+         lambda q, e, std: nn.Parameter(torch.stack([torch.randn(e) * std for _ in range(q)])[None])],
+        [(lambda q, e, std: nn.Parameter(torch.zeros(1, q, e)), "stay alike"),
+         (lambda q, e, std: nn.Parameter(torch.full((1, q, e), std)), "though not zero"),
+         (lambda q, e, std: nn.Parameter(std * torch.randn(1, 1, e).repeat(1, q, 1)), "though not zero"),
+         (lambda q, e, std: nn.Parameter(std * torch.randn(1, 1, e) + 1e-2 * std * torch.randn(1, q, e)), "alike"),
+         (lambda q, e, std: nn.Parameter(torch.randn(1, q, e)), "too large"),
+         (lambda q, e, std: nn.Parameter(std**2 * torch.randn(1, q, e)), "too small"),
+         (lambda q, e, std: std * torch.randn(1, q, e), "no parameter"),
+         (lambda q, e, std: nn.Parameter(std * torch.randn(q, e)), "(1 q e)"),
+         (lambda q, e, std: nn.Parameter(2 * 3**0.5 * std * torch.rand(1, q, e)), "mean"),
+         (lambda q, e, std: nn.Parameter(std * torch.randn(1, q, e), requires_grad=False), "no gradient"),
+         (seeded, "a seed is fixed")]),
+    "begin_as_bert": Answers(
+        [filling(), filling(how="values"), filling(how="copy")],
+        [(shares_with_text, "one and the same memory"), (filling(how="share"), "one and the same memory"),
+         (filling(how="data"), "one and the same memory"), (without("query_mlp", "query_norm"), "need a start as well"),
+         (without("query_norm"), "need a start as well"), (without("self_norm"), "has not been filled"),
+         (filling(HOMES | {"self_norm": "mlp_norm", "text_norm": "attention_norm"}), "another part"),
+         (fills_cross, "never seen a picture"), (moves, "BERT itself"), (halves, "neither BERT's"),
+         (frozen, "no longer be trained")]),
+    "which_pass": Answers(
+        [by_columns, by_two_rows],
+        [(instead(text_alone="apart, text"), "two different answers"),
+         (instead(apart_queries="queries alone"), "two different answers"),
+         (instead(fused_text="apart, text"), "earlier blocks"), (instead(apart_queries="fused, queries"), "earlier"),
+         (instead(fused_text="fused, queries"), "the last block"),
+         (instead(fused_queries="fused, text"), "the last block"),
+         (instead(queries_alone="text alone"), "In which columns"),
+         (lambda slopes: "itc", "the answers are"), (lambda slopes: 3, "the answers are")]),
+    "reading_cost": Answers(
+        [formula, by_matrices],
+        [(lambda *sizes: 2 * formula(*sizes), "one multiply-add is both"),
+         (lambda q, v, e, wide, heads: 2 * e * (v * wide + q * e + heads * q * v), "each is narrower"),
+         (lambda q, v, e, wide, heads: e * (2 * v * wide + q * e + 2 * q * v), "something still happens"),
+         (lambda q, v, e, wide, heads: 2 * e * (v * wide + q * e) + q * v * e, "mixed, too"),
+         (lambda q, v, e, wide, heads: e * (v * wide + 2 * q * e + 2 * q * v), "projected twice"),
+         (lambda q, v, e, wide, heads: 2 * e * (v * e + q * e + q * v), "as the encoder makes them"),
+         (lambda q, v, e, wide, heads: 4 * q * e * e + 2 * q * v * e, "not of queries"),
+         (lambda q, v, e, wide, heads: 2 * wide * e + 2 * e * e, "how often"),
+         (lambda q, v, e, wide, heads: str(q), "should give a number")]),
+}

@@ -1,0 +1,286 @@
+"""Answers to the exercises of lesson 07."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from minblip2.stage1 import Stage1
+
+from . import Answers
+
+# --- 07.1 -------------------------------------------------------------------------------------------------------------
+
+
+def by_stage1(similarity, same_image):
+    return Stage1.sample_negatives(None, similarity, same_image)
+
+
+def by_gumbel(similarity, same_image):
+    """The largest of logits to which Gumbel noise was added is a draw from their softmax."""
+    if bool(same_image.all()):
+        raise ValueError("one image only")
+    noisy = [(side - torch.log(-torch.log(torch.rand_like(side)))).masked_fill(same_image, -math.inf)
+             for side in (similarity.T, similarity)]
+    return noisy[0].argmax(dim=1), noisy[1].argmax(dim=1)
+
+
+def by_loop(similarity, same_image):
+    sides = []
+    for matrix in (similarity.T, similarity):
+        chosen = []
+        for row, same in zip(matrix, same_image, strict=True):
+            others = (~same).nonzero()[:, 0]
+            if not len(others):
+                raise ValueError("no other image in this batch")
+            chosen.append(others[torch.multinomial(row[others].softmax(dim=0), 1)])
+        sides.append(torch.cat(chosen))
+    return sides
+
+
+def by_large_number(similarity, same_image):
+    assert_some(same_image)
+    return tuple(torch.multinomial((side - 1e4 * same_image).softmax(dim=1), 1)[:, 0]
+                 for side in (similarity.T, similarity))
+
+
+def assert_some(same_image):
+    if same_image.all():
+        raise ValueError("no negatives")
+
+
+def draws(out=lambda same: same, scores=lambda side: side, sides=lambda s: (s.T, s), look=True,
+          pick=lambda weights: torch.multinomial(weights, 1)[:, 0]):
+    """Negatives with a slip."""
+    def draw(similarity, same_image):
+        if look:
+            assert_some(same_image)
+        return tuple(pick(scores(side).masked_fill(out(same_image), -math.inf).softmax(dim=1))
+                     for side in sides(similarity))
+    return draw
+
+
+def late(similarity, same_image):
+    assert_some(same_image)
+    return tuple(torch.multinomial(side.softmax(dim=1).masked_fill(same_image, 0), 1)[:, 0]
+                 for side in (similarity.T, similarity))
+
+
+def floored(similarity, same_image):
+    """LAVIS has added a small number to every probability at one time."""
+    assert_some(same_image)
+    return tuple(torch.multinomial((side.softmax(dim=1) + 1e-4).masked_fill(same_image, 0), 1)[:, 0]
+                 for side in (similarity.T, similarity))
+
+
+def finite(similarity, same_image):
+    return tuple(torch.multinomial(side.masked_fill(same_image, -1e4).softmax(dim=1), 1)[:, 0]
+                 for side in (similarity.T, similarity))
+
+
+def in_place(similarity, same_image):
+    similarity.masked_fill_(same_image, -math.inf)
+    return by_stage1(similarity, same_image)
+
+
+# --- 07.2 -------------------------------------------------------------------------------------------------------------
+
+
+def by_blocks(wrong_image, wrong_text):
+    own = torch.arange(len(wrong_image))
+    return torch.cat([own, wrong_image, own]), torch.cat([own, own, wrong_text]), (torch.arange(3 * len(own))
+                                                                                  < len(own)).long()
+
+
+def by_stack(wrong_image, wrong_text):
+    b = len(wrong_image)
+    images, texts = torch.arange(b).repeat(3, 1), torch.arange(b).repeat(3, 1)
+    images[1], texts[2] = wrong_image, wrong_text
+    return images.flatten(), texts.flatten(), torch.tensor([1] * b + [0] * 2 * b)
+
+
+def by_lists(wrong_image, wrong_text):
+    own, n = list(range(len(wrong_image))), len(wrong_image)
+    return (torch.tensor(own + wrong_image.tolist() + own), torch.tensor(own + own + wrong_text.tolist()),
+            torch.tensor([1] * n + [0] * n + [0] * n))
+
+
+def triple(change):
+    return lambda wrong_image, wrong_text: change(*by_blocks(wrong_image, wrong_text))
+
+
+def both_wrong(wrong_image, wrong_text):
+    own = torch.arange(len(wrong_image))
+    return (torch.cat([own, wrong_image, wrong_image]), torch.cat([own, wrong_text, wrong_text]),
+            by_blocks(wrong_image, wrong_text)[2])
+
+
+def side_by_side(images, texts, labels):
+    order = torch.arange(len(images)).view(3, -1).T.flatten()
+    return images[order], texts[order], labels[order]
+
+
+def third_first(images, texts, labels):
+    b = len(images) // 3
+    order = torch.cat([torch.arange(b), torch.arange(2 * b, 3 * b), torch.arange(b, 2 * b)])
+    return images[order], texts[order], labels
+
+
+# --- 07.3 -------------------------------------------------------------------------------------------------------------
+
+
+def mean_of_answers(states, queries, head):
+    return head(states[:, :queries]).mean(dim=1)
+
+
+def answer_of_mean(states, queries, head):
+    return F.linear(states[:, :queries].mean(dim=1), head.weight, head.bias)
+
+
+def one_by_one(states, queries, head):
+    return sum(head(states[:, place]) for place in range(queries)) / queries
+
+
+def by_einsum(states, queries, head):
+    return torch.einsum("bqe,ne->bn", states[:, :queries], head.weight) / queries + head.bias
+
+
+# --- 07.4 -------------------------------------------------------------------------------------------------------------
+
+
+def rate(wrong):
+    p = 1 / (1 + wrong)
+    return p, -sum(share * math.log(share) for share in (p, 1 - p) if share), max(p, 1 - p)
+
+
+def rate_by_torch(wrong):
+    labels = torch.tensor([1.0] + [0.0] * wrong, dtype=torch.float64)
+    p = labels.mean()
+    return p, F.binary_cross_entropy(p.expand_as(labels), labels), max(p, 1 - p)
+
+
+def rated(said=None, loss=None, accuracy=None):
+    """The three numbers, some of them made otherwise from p."""
+    def predict(wrong):
+        right, p = rate(wrong), 1 / (1 + wrong)
+        return tuple(slip(p, wrong) if slip else number
+                     for slip, number in zip((said, loss, accuracy), right, strict=True))
+    return predict
+
+
+# --- 07.5 -------------------------------------------------------------------------------------------------------------
+
+
+def by_topk(cosine, match, k):
+    order = cosine.argsort(descending=True)
+    first = cosine.topk(min(k, len(cosine))).indices
+    again = (match(first) + cosine[first]).argsort(descending=True)
+    return torch.cat([first[again], order[len(first):]])
+
+
+def by_sorted(cosine, match, k):
+    order = sorted(range(len(cosine)), key=lambda place: -cosine[place].item())
+    total = {place: (match(place) + cosine[place]).item() for place in order[:k]}
+    return torch.tensor(sorted(order[:k], key=lambda place: -total[place]) + order[k:])
+
+
+def by_lift(cosine, match, k):
+    first, total = cosine.argsort(descending=True)[:k], cosine - 100
+    return total.scatter(0, first, cosine[first] + match(first)).argsort(descending=True)
+
+
+def ranked(score=lambda logit, cosine: logit + cosine, join=lambda first, again, rest: torch.cat([first[again], rest]),
+           descending=True):
+    """Re-ranking with a slip."""
+    def rank(cosine, match, k):
+        order = cosine.argsort(descending=True)
+        first, rest = order[:k], order[k:]
+        return join(first, score(match(first), cosine[first]).argsort(descending=descending), rest)
+    return rank
+
+
+def all_of_them(cosine, match, k):
+    return (cosine + match(torch.arange(len(cosine)))).argsort(descending=True)
+
+
+def unclamped(cosine, match, k):
+    first = cosine.topk(k).indices
+    return torch.cat([first[(match(first) + cosine[first]).argsort(descending=True)],
+                      cosine.argsort(descending=True)[k:]])
+
+
+ANSWERS = {
+    "sample_negatives": Answers(
+        [by_stage1, by_gumbel, by_loop, by_large_number],
+        [(draws(out=torch.zeros_like), "a true pair was drawn"),
+         (draws(out=lambda same: torch.eye(len(same), dtype=torch.bool)), "another caption"),
+         (late, "once there are probabilities"), (floored, "similarity plays no part"),
+         (draws(sides=lambda s: (s, s.T)), "exchanged"), (draws(sides=lambda s: (s, s)), "drawn from the rows"),
+         (draws(sides=lambda s: (s.T, s.T)), "drawn from the columns"),
+         (draws(scores=torch.zeros_like), "similarity plays no part"),
+         (draws(scores=lambda side: side.softmax(dim=1)), "similarity plays no part"),
+         (draws(scores=lambda side: -side), "the less similar"),
+         (draws(scores=lambda side: side / 0.2), "too eagerly"),
+         (draws(pick=lambda weights: weights.argmax(dim=1)), "the same was drawn"),
+         (finite, "each of them is true"), (draws(look=False), "by accident"), (in_place, "changed what it was given"),
+         (lambda *given: by_stage1(*given)[0], "asked for are two tensors"),
+         (draws(pick=lambda weights: torch.multinomial(weights, 1)), "(b)")]),
+    "match_triple": Answers(
+        [by_blocks, by_stack, by_lists],
+        [(triple(lambda images, texts, labels: (images, texts, 1 - labels)), "other way round"),
+         (both_wrong, "only the image is wrong"), (triple(side_by_side), "blocks"),
+         (triple(third_first), "other way round"),
+         (lambda wrong_image, wrong_text: by_blocks(wrong_text, wrong_image), "in each other's place"),
+         (triple(lambda images, texts, labels: (images, texts, labels.float())), "int64"),
+         (triple(lambda images, texts, labels: (images, texts, labels.roll(len(labels) // 3))), "beside their pairs"),
+         (triple(lambda images, texts, labels: (images, texts, torch.ones_like(labels))), "say match"),
+         (triple(lambda images, texts, labels: (images.flip(0), texts.flip(0), labels.flip(0))), "do not stand first"),
+         (triple(lambda images, texts, labels: (images, texts)), "three tensors"),
+         (triple(lambda images, texts, labels: tuple(part[:len(part) // 3 * 2] for part in (images, texts, labels))),
+          "(3b)"),
+         (triple(lambda images, texts, labels: (texts, images, labels)), "other way round")]),
+    "match_logits": Answers(
+        [mean_of_answers, answer_of_mean, one_by_one, by_einsum],
+        [(lambda states, queries, head: head(states[:, queries]), "states of words"),
+         (lambda states, queries, head: head(states).mean(dim=1), "states of words"),
+         (lambda states, queries, head: head(states[:, -queries:]).mean(dim=1), "states of words"),
+         (lambda states, queries, head: head(states[:, 0]), "only the first query"),
+         (lambda states, queries, head: head(states[:, :queries]).sum(dim=1), "are added"),
+         (lambda states, queries, head: head(states[:, :queries]).softmax(dim=-1).mean(dim=1), "average probabilities"),
+         (lambda *given: mean_of_answers(*given).softmax(dim=1), "asked for are logits"),
+         (lambda *given: mean_of_answers(*given).log_softmax(dim=1), "logarithms"),
+         (lambda states, queries, head: head(states[:, :queries]).amax(dim=1), "counts in ITC"),
+         (lambda states, queries, head: states[:, :queries].mean(dim=1) @ head.weight.T, "bias is missing"),
+         (lambda states, queries, head: head(states[:, :queries]), "(b 2)"),
+         (lambda *given: mean_of_answers(*given).flip(1), "exchanged"),
+         (lambda *given: mean_of_answers(*given).detach(), "no gradient"),
+         (lambda states, queries, head: head(states[:, queries - 1]), "have no order"),
+         (lambda *given: 2 * mean_of_answers(*given) + 1, "others than those of the loop")]),
+    "base_rate": Answers(
+        [rate, rate_by_torch, lambda wrong: list(rate(wrong))],
+        [(rated(said=lambda p, wrong: 1 / max(1, wrong)), "one for so many"),
+         (rated(said=lambda p, wrong: 1 - p), "share of wrong pairs"),
+         (rated(said=lambda p, wrong: 0.5), "as many wrong"),
+         (rated(loss=lambda p, wrong: -math.log(p)), "true pairs alone"),
+         (rated(loss=lambda p, wrong: math.log(2)), "says one half"),
+         (rated(loss=lambda p, wrong: -(math.log(p) + math.log(1 - p)) / 2), "count half"),
+         (rated(loss=lambda p, wrong: -math.log(p) - wrong * math.log(1 - p)), "mean over pairs"),
+         (rated(loss=lambda p, wrong: rate(wrong)[1] / math.log(2)), "bits"),
+         (rated(loss=lambda p, wrong: -p * math.log(p) - (1 - p) * math.log(1 - p)), "goes to 0"),
+         (rated(accuracy=lambda p, wrong: p), "always says match"), (rated(accuracy=lambda p, wrong: 0.5), "a coin"),
+         (rated(accuracy=lambda p, wrong: p * p + (1 - p) ** 2), "by chance"),
+         (lambda wrong: rate(wrong)[1], "three numbers")]),
+    "rerank": Answers(
+        [by_topk, by_sorted, by_lift],
+        [(all_of_them, "it is expensive"), (unclamped, "only fewer"),
+         (lambda cosine, match, k: cosine.argsort(descending=True), "nothing has been re-ranked"),
+         (lambda *given: by_topk(*given).flip(0), "the order is turned round"),
+         (ranked(score=lambda logit, cosine: logit), "only the match counts"),
+         (ranked(score=lambda logit, cosine: logit.sigmoid() + cosine), "made a probability"),
+         (ranked(descending=False), "first k are turned round"),
+         (ranked(join=lambda first, again, rest: torch.cat([again, rest])), "by their places among themselves"),
+         (ranked(join=lambda first, again, rest: first[again]), "still have their place"),
+         (ranked(join=lambda first, again, rest: torch.cat([first[again], rest.sort().values])), "in no order"),
+         (ranked(join=lambda first, again, rest: torch.cat([rest, first[again]])), "come first"),
+         (ranked(score=lambda logit, cosine: logit * cosine), "logit plus cosine")]),
+}

@@ -1,0 +1,277 @@
+"""Answers to the exercises of lesson 09."""
+
+import copy
+import math
+import types
+
+import torch
+
+from minblip2 import metrics
+from minblip2.train import TrainConfig, learning_rate
+
+from . import Answers
+
+
+def rate_of(after, ramp=lambda step, warmup: (step + 1) / warmup):
+    """A schedule: `ramp` while it warms up, then after(share, floor), which begins at share 0."""
+    def rate(step, steps, warmup, peak, floor):
+        return peak * (ramp(step, warmup) if step < warmup else after((step - warmup) / (steps - warmup), floor))
+    return rate
+
+
+def cosine(share, floor):
+    return floor + (1 - floor) * (1 + math.cos(math.pi * share)) / 2
+
+
+def of_the_module(step, steps, warmup, peak, floor):
+    return learning_rate(step, TrainConfig(steps, learning_rate=peak, warmup=warmup, floor=floor))
+
+
+def from_step_0(step, steps, warmup, peak, floor):
+    return peak * ((step + 1) / warmup if step < warmup else cosine(step / steps, floor))
+
+
+def too_long(step, steps, warmup, peak, floor):
+    return peak * ((step + 1) / warmup if step < warmup else cosine((step - warmup) / steps, floor))
+
+
+def floor_is_a_rate(step, steps, warmup, peak, floor):
+    return rate_of(cosine)(step, steps, warmup, peak, floor / peak) if step >= warmup else peak * (step + 1) / warmup
+
+
+def warm_and_fall(step, steps, warmup, peak, floor):
+    return peak * min(1, (step + 1) / max(1, warmup)) * cosine(step / steps, floor)
+
+
+def own_of(similarity, owner):
+    return torch.arange(len(similarity))[:, None] == owner
+
+
+def of_metrics(similarity, owner, k):
+    return metrics.recall_at_k(similarity, own_of(similarity, owner), (k,))[k] / 100
+
+
+def by_counting(similarity, owner, k):
+    found = 0
+    for picture, row in enumerate(similarity):
+        own = [score.item() for score, of in zip(row, owner.tolist(), strict=True) if of == picture]
+        wrong = row[owner != picture]
+        found += bool(own) and int((wrong >= max(own)).sum()) < k
+    return found / len(similarity)
+
+
+def by_ranking(similarity, owner, k):
+    """Wrong captions are put in front, and the ranking is stable."""
+    own = own_of(similarity, owner)
+    found = 0
+    for row, mine in zip(similarity.tolist(), own.tolist(), strict=True):
+        order = sorted(range(len(row)), key=lambda j, row=row, mine=mine: (-row[j], mine[j]))
+        first_own = next((place for place, j in enumerate(order) if mine[j]), k)
+        found += sum(not mine[j] for j in order[:first_own]) < k and any(mine)
+    return found / len(similarity)
+
+
+def with_topk(count):
+    """Mistakes that rank; count(own among the first (b k), own (b n)) gives the share."""
+    def recall(similarity, owner, k):
+        own = own_of(similarity, owner)
+        best = similarity.topk(min(k, similarity.shape[1]), dim=1).indices
+        return float(count(own.gather(1, best), own))
+    return recall
+
+
+def short_topk(similarity, owner, k):
+    own = own_of(similarity, owner)
+    return own.gather(1, similarity.topk(k, dim=1).indices).any(dim=1).float().mean().item()
+
+
+def ties_for_us(similarity, owner, k):
+    own = own_of(similarity, owner)
+    best = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+    return (((~own & (similarity > best)).sum(dim=1) < k) & own.any(dim=1)).float().mean().item()
+
+
+def ties_with_brothers(similarity, owner, k):
+    own = own_of(similarity, owner)
+    best = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+    return (((similarity >= best).sum(dim=1) <= k) & own.any(dim=1)).float().mean().item()
+
+
+def nobody_is_found(similarity, owner, k):
+    own = own_of(similarity, owner)
+    best = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+    return ((~own & ~(similarity < best)).sum(dim=1) < k).float().mean().item()
+
+
+def other_way(similarity, owner, k):
+    best = similarity.topk(min(k, len(similarity)), dim=0).indices
+    return (best == owner).any(dim=0).float().mean().item()
+
+
+def filled(similarity, owner, k):
+    similarity.masked_fill_(torch.zeros_like(similarity, dtype=torch.bool), 0).add_(1)
+    return of_metrics(similarity, owner, k)
+
+
+def with_method(module):
+    module.train = types.MethodType(lambda self, mode=True: self, module)
+    for part in module.modules():
+        part.training = False
+    for weight in module.parameters():
+        weight.requires_grad = False
+    return module
+
+
+def with_class(module):
+    """A class of its own for this one object."""
+    own = type(module.__class__.__name__, (module.__class__,), {"train": lambda self, mode=True: self})
+    module.requires_grad_(False).eval()
+    module.__class__ = own
+    return module
+
+
+def with_lambda(module):
+    module.eval().requires_grad_(False).train = lambda mode=True: module
+    return module
+
+
+def own_weights_only(module):
+    for weight in module.parameters(recurse=False):
+        weight.requires_grad = False
+    module.train = lambda mode=True: module
+    return nn_eval(module)
+
+
+def nn_eval(module):
+    torch.nn.Module.train(module, False)
+    return module
+
+
+def of_class(module):
+    """The mistake to change the class where one module is meant."""
+    module.requires_grad_(False).eval()
+    type(module).train = lambda self, mode=True: self
+    return module
+
+
+def mode_only_outside(module):
+    module.requires_grad_(False).eval()
+    module.training = False
+    return module
+
+
+def returns_none(module):
+    module.requires_grad_(False).eval()
+    module.train = lambda mode=True: None
+    return module
+
+
+def cut(module):
+    with_lambda(module)
+    inner = module.forward
+    module.forward = lambda x: torch.no_grad()(inner)(x)
+    return module
+
+
+def root_only(module):
+    module.requires_grad_(False)
+    module.training = False
+    module.train = lambda mode=True: module
+    return module
+
+
+def itc_is(line):
+    return lambda pairs, batch, times: (pairs // (batch * times), line(batch, times), batch - 1)
+
+
+def steps_are(count):
+    return lambda pairs, batch, times: (count(pairs, batch, times), math.log(batch), batch - 1)
+
+
+def wrong_are(count):
+    return lambda pairs, batch, times: (pairs // batch // times, math.log(batch), count(pairs, batch, times))
+
+
+def mean(name, lines):
+    return sum(line[name] for line in lines) / len(lines)
+
+
+def by_shares(log, batch):
+    """By how far each loss has gone, and by accuracy."""
+    chance = math.log(batch)
+    if log[0]["itc"] < chance / 2:
+        return "finished"
+    grammar = log[-1]["itg"] < log[0]["itg"] / 2
+    if log[-1]["itc"] > 0.8 * chance:
+        return "mispaired" if grammar else "too fast"
+    return "healthy" if mean("itm_accuracy", log[-30:]) > 0.8 else "wait"
+
+
+def by_table(log, batch):
+    chance = math.log(batch)
+    met, told = log[-1]["itm"] < 0.3, mean("itc", log[-9:]) < 0.7 * chance
+    return {(True, True): "finished" if log[0]["itm"] < 0.3 else "healthy", (False, True): "wait"}.get(
+        (met, told), "too fast" if mean("itg", log[-9:]) > 3 * log[0]["itg"] / 4 else "mispaired")
+
+
+def mistaking(one, other):
+    """The mistake to take one kind for another."""
+    return lambda log, batch: other if (name := by_shares(log, batch)) == one else name
+
+
+ANSWERS = {
+    "rate": Answers(
+        [rate_of(cosine), of_the_module,
+         rate_of(lambda share, floor: 1 - (1 - floor) * math.sin(math.pi * share / 2) ** 2)],
+        [(rate_of(cosine, lambda step, warmup: step / warmup), "wasted"),
+         (rate_of(cosine, lambda step, warmup: 1.0), "where is the warm-up"),
+         (rate_of(cosine, lambda step, warmup: (step + 1) / (warmup + 1)), "it should be there"),
+         (rate_of(cosine, lambda step, warmup: ((step + 1) / warmup) ** 2), "in equal steps"),
+         (warm_and_fall, "in equal steps"), (from_step_0, "since step 0"), (too_long, "stretched over all steps"),
+         (rate_of(lambda share, floor: cosine(2 * share, floor)), "rises again"),
+         (rate_of(lambda share, floor: cosine(share, 0)), "falls to zero"),
+         (rate_of(lambda share, floor: max(floor, cosine(share, 0))), "cut off at the floor"),
+         (rate_of(lambda share, floor: floor + cosine(share, 0)), "begins above its peak"),
+         (rate_of(lambda share, floor: floor + (1 - floor) * math.cos(math.pi * share / 2)), "quarter of a cosine"),
+         (rate_of(lambda share, floor: 1 - (1 - floor) * share), "straight line"), (floor_is_a_rate, "not a rate"),
+         (rate_of(lambda share, floor: floor + (1 - floor) * (1 - share) ** 3), "What share of the way")]),
+    "recall": Answers(
+        [of_metrics, by_counting, by_ranking],
+        [(short_topk, "The first"), (ties_for_us, "none of the model's doing"), (nobody_is_found, "without captions"),
+         (with_topk(lambda found, own: 100 * found.any(dim=1).float().mean()), "percent"),
+         (with_topk(lambda found, own: found.any(dim=1).sum()), "added up"),
+         (with_topk(lambda found, own: (found.sum(dim=1) == own.sum(dim=1)).float().mean()), "one of them is enough"),
+         (with_topk(lambda found, own: found.sum() / own.sum()), "captions are counted"),
+         (with_topk(lambda found, own: found.float().mean()), "how many of the first K"),
+         (lambda similarity, owner, k: of_metrics(-similarity, owner, k), "least similar"),
+         (lambda similarity, owner, k: of_metrics(similarity, torch.arange(len(owner)), k), "taken for the pair"),
+         (other_way, "the other way"), (filled, "changed what it was given"),
+         (ties_with_brothers, "tie with each other")]),
+    "freeze": Answers(
+        [with_method, with_class, with_lambda],
+        [(lambda module: module.eval(), "still ask for a gradient"), (own_weights_only, "every floor"),
+         (lambda module: module.requires_grad_(False), "in training mode"), (root_only, "the part"),
+         (mode_only_outside, "in training mode again"), (returns_none, "still give back the module"),
+         (lambda module: with_lambda(copy.deepcopy(module)), "something else"), (of_class, "changed the class"),
+         (lambda module: with_lambda(module) and None, "gives back None"), (cut, "cut wire")]),
+    "accumulated": Answers(
+        [lambda pairs, batch, times: (pairs // (batch * times), math.log(batch), batch - 1),
+         lambda pairs, batch, times: [pairs // batch // times, torch.tensor(batch).log().item(), float(batch - 1)]],
+        [(itc_is(lambda batch, times: math.log(batch * times)), "never candidates"),
+         (itc_is(lambda batch, times: math.log(batch) / times), "what is paid stays"),
+         (itc_is(lambda batch, times: math.log2(batch)), "in bits"),
+         (steps_are(lambda pairs, batch, times: pairs // batch), "how many make one step"),
+         (steps_are(lambda pairs, batch, times: pairs / batch / times), "is none"),
+         (steps_are(lambda pairs, batch, times: math.ceil(pairs / batch / times)), "only whole ones"),
+         (wrong_are(lambda pairs, batch, times: batch * times - 1), "inside one batch"),
+         (wrong_are(lambda pairs, batch, times: pairs - 1), "not from all the data"),
+         (wrong_are(lambda pairs, batch, times: batch), "own picture"),
+         (lambda pairs, batch, times: math.log(batch), "three numbers")]),
+    "diagnose": Answers(
+        [by_shares, by_table],
+        [(mistaking("wait", "mispaired"), "cannot fall"), (mistaking("mispaired", "wait"), "cannot fall"),
+         (mistaking("too fast", "mispaired"), "grammar"), (mistaking("mispaired", "healthy"), "blind model"),
+         (mistaking("finished", "healthy"), "And at the beginning"), (mistaking("healthy", "wait"), "stood still"),
+         (mistaking("wait", "too fast"), "Do the other two move"), (lambda log, batch: "stuck", "the answers are"),
+         (lambda log, batch: "healthy" if log[-1]["loss"] < log[0]["loss"] else "too fast", "is '")]),
+}

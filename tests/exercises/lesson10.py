@@ -1,0 +1,165 @@
+"""Answers to the exercises of lesson 10."""
+
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from . import Answers
+
+IGNORED = -100
+
+
+def joined(queries, projection, prompt, text):
+    return torch.cat([projection(queries).to(text.dtype), prompt, text], dim=1)
+
+
+def joined_by_places(queries, projection, prompt, text):
+    q, p = queries.shape[1], prompt.shape[1]
+    result = text.new_zeros(len(text), q + p + text.shape[1], text.shape[2])
+    result[:, :q] = torch.einsum("bqi,oi->bqo", queries, projection.weight) + projection.bias
+    result[:, q:q + p], result[:, q + p:] = prompt, text
+    return result
+
+
+def with_soft(change):
+    """Mistakes in the soft prompt: change(queries, projection)."""
+    return lambda queries, projection, prompt, text: torch.cat(
+        [change(queries, projection).to(text.dtype), prompt, text], dim=1)
+
+
+def in_order(order):
+    def join(queries, projection, prompt, text):
+        parts = {"soft": projection(queries).to(text.dtype), "prompt": prompt, "text": text}
+        return torch.cat([parts[name] for name in order.split()], dim=1)
+    return join
+
+
+def labelled(queries, prompt, prompt_mask, text, text_mask):
+    return F.pad(text.masked_fill(~text_mask, IGNORED), (queries + prompt.shape[1], 0), value=IGNORED)
+
+
+def labelled_by_loops(queries, prompt, prompt_mask, text, text_mask):
+    before = [IGNORED] * (queries + prompt.shape[1])
+    return torch.tensor([before + [int(one) if real else IGNORED for one, real in zip(row, marks, strict=True)]
+                         for row, marks in zip(text, text_mask, strict=True)])
+
+
+def with_text(change):
+    """Mistakes in the text's labels: change(text, text_mask)."""
+    return lambda queries, prompt, prompt_mask, text, text_mask: F.pad(
+        change(text, text_mask), (queries + prompt.shape[1], 0), value=IGNORED)
+
+
+def prompt_too(queries, prompt, prompt_mask, text, text_mask):
+    ids, mask = torch.cat([prompt, text], dim=1), torch.cat([prompt_mask, text_mask], dim=1)
+    return F.pad(ids.masked_fill(~mask, IGNORED), (queries, 0), value=IGNORED)
+
+
+def soft_too(queries, *given):
+    made = labelled(queries, *given)
+    made[:, :queries] = 0
+    return made
+
+
+def end_by_id(text, mask):
+    return text.masked_fill(text == text[0, -1], IGNORED)
+
+
+def no_last(text, mask):
+    return text.masked_fill(~(mask & F.pad(mask[:, 1:], (0, 1))), IGNORED)
+
+
+def shifted_already(*given):
+    return F.pad(labelled(*given)[:, 1:], (0, 1), value=IGNORED)
+
+
+def shifted(logits, targets):
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
+
+
+def shifted_by_gather(logits, targets):
+    asked = targets[:, 1:]
+    chance = logits[:, :-1].log_softmax(dim=-1).gather(2, asked.clamp_min(0)[..., None])[..., 0]
+    return -chance[asked != IGNORED].mean()
+
+
+def by(shift):
+    def loss(logits, targets):
+        s = targets.shape[1]
+        kept = logits[:, :s - shift] if shift >= 0 else logits[:, -shift:]
+        asked = targets[:, shift:] if shift >= 0 else targets[:, :shift]
+        return F.cross_entropy(kept.transpose(1, 2), asked)
+    return loss
+
+
+def per_caption(logits, targets):
+    return torch.stack([shifted(logits[i:i + 1], targets[i:i + 1]) for i in range(len(logits))]).mean()
+
+
+def summed(logits, targets):
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), targets[:, 1:], reduction="sum")
+
+
+def every_place(logits, targets):
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), targets[:, 1:], reduction="none").mean()
+
+
+def frozen(lm, embeds):
+    return lm.requires_grad_(False).eval()(embeds)
+
+
+def with_detached_weights(lm, embeds):
+    lm.eval()
+    return functional_call(lm, {name: weight.detach() for name, weight in lm.named_parameters()}, (embeds,))
+
+
+def under_no_grad(lm, embeds):
+    with torch.no_grad():
+        return lm.eval()(embeds)
+
+
+def straight_through(lm, embeds):
+    with torch.no_grad():
+        states = lm.eval()(embeds)
+    return embeds + (states - embeds).detach()
+
+
+def answers(length=lambda q, p, t: q + p + t, first=lambda q, p, t: q + p - 1, paid=lambda q, p, t: t):
+    return lambda q, p, t: (length(q, p, t), first(q, p, t), paid(q, p, t))
+
+
+ANSWERS = {
+    "sequence": Answers(
+        [joined, joined_by_places],
+        [(in_order("prompt soft text"), "in front"), (in_order("prompt text soft"), "in front"),
+         (in_order("soft text prompt"), "as they came"), (in_order("soft text"), "queries + prompt + text"),
+         (lambda queries, projection, prompt, text: torch.cat([projection(queries), prompt, text], dim=1), "promoted"),
+         (with_soft(lambda queries, projection: queries @ projection.weight.T), "bias"),
+         (with_soft(lambda queries, projection: F.normalize(projection(queries), dim=-1)), "normalised"),
+         (with_soft(lambda queries, projection: projection(queries).detach()), "no gradient"),
+         (with_soft(lambda queries, projection: projection(queries).relu()), "not the projected queries")]),
+    "labels": Answers(
+        [labelled, labelled_by_loops],
+        [(prompt_too, "though it is given"), (soft_too, "no word"), (with_text(lambda text, mask: text), "padding has"),
+         (with_text(end_by_id), "by its id"), (with_text(no_last), "never learns to stop"),
+         (shifted_already, "shift twice"), (lambda *given: labelled(*given).float(), "torch.int64"),
+         (with_text(lambda text, mask: text.masked_fill(~mask, 0)), "nothing else")]),
+    "shifted_loss": Answers(
+        [shifted, shifted_by_gather, by(1)],
+        [(by(0), "repeat what it sees"), (by(2), "shifted twice"), (by(-1), "wrong way"), (per_caption, "however long"),
+         (summed, "added up"), (every_place, "not supervised"),
+         (lambda logits, targets: shifted(logits.detach(), targets), "no gradient")]),
+    "hear": Answers(
+        [frozen, with_detached_weights],
+        [(under_no_grad, "wire is cut"), (lambda lm, embeds: frozen(lm, embeds.detach()), "wire is cut"),
+         (lambda lm, embeds: frozen(lm, embeds).detach(), "wire is cut"),
+         (lambda lm, embeds: lm.eval()(embeds), "collected a gradient"),
+         (lambda lm, embeds: lm.requires_grad_(False)(embeds), "dropout"), (straight_through, "leads past"),
+         (lambda lm, embeds: embeds, "not what the language model makes")]),
+    "places": Answers(
+        [answers(), lambda queries, given, written: [written + queries + given, given + (queries - 1), written]],
+        [(answers(length=lambda q, p, t: p + t), "take places"), (answers(first=lambda q, p, t: q - 1), "last query"),
+         (answers(first=lambda q, p, t: q + p), "who predicts it"), (answers(paid=lambda q, p, t: t - 1), "as well"),
+         (answers(paid=lambda q, p, t: q + p + t - 1), "is not paid for"),
+         (answers(length=lambda q, p, t: q + p + t + 2), "counted already")]),
+}
