@@ -94,35 +94,50 @@ def slow_kept(order: list[int], probabilities: list[float], top_p: float) -> set
 @exercise("11.2", "lesson 11, section 2")
 def tokens_computed(predict: Callable[[int, int], tuple[int, int]]) -> None:
     """How many tokens go through the model, without a cache and with one."""
-    drawn = [(random.randint(3, 60), random.randint(3, 40)) for _ in range(4)]
-    for prompt, written in [*drawn, (32, 1), (1, 2)]:
+    for prompt, written in [*(telling_lengths() for _ in range(4)), (32, 1), (1, 2)]:
         said = f"with {prompt} tokens given and {written} written"
         told = predict(prompt, written)
         expect(isinstance(told, tuple | list) and len(told) == 2,
                f"your function gives {told!r}; asked for are two numbers, without a cache and with one.")
-        calls = [prompt + line for line in range(written)]  # how long the sequence is at each call
+        right, kept, slow, fast = counts(prompt, written)
         without, cached = (float(number) for number in told)
-        right, kept = sum(calls), prompt + written - 1
         if (without, cached) == (right, kept):
             continue
         expect((without, cached) != (kept, right), "the two are exchanged: first without a cache, then with one.")
-        slow = {right + prompt + written: "there is one call too many: when the last word is written, is the model "
-                                          "asked again?",
-                right + written: "what is in the sequence at the first call? Nothing has been written yet.",
-                written * (prompt + written): "the sequence does not have its full length from the first call on.",
-                written * prompt: "the words that are written are read as well.",
-                right - written * prompt: "the given tokens go through the model in every call, too.",
-                prompt + right - written * prompt: "without a cache the given tokens are computed anew in every call.",
-                kept: "that is what it costs with a cache."}
         why = slow.get(without, "how long is the sequence at the first call, at the second, at the last? Add them up.")
         expect(without == right, f"{said} you count {without:g} without a cache: {why}")
-        fast = {kept + 1: "is the last word ever read? Nobody asks for a word after it.",
-                written: "the given tokens have to be read once, too.",
-                written - 1: "the given tokens have to be read once, too.",
-                prompt: "each word that is written, but for the last, is read as well: its key is wanted later.",
-                right: "that is what it costs without one."}
         why = fast.get(cached, "which tokens go through the model once, and which never?")
         expect(False, f"{said} you count {cached:g} with a cache: {why}")
+
+
+def counts(prompt: int, written: int) -> tuple[int, int, dict[int, str], dict[int, str]]:
+    """Tokens without a cache and with one, and what a slip in either would count: number -> what is wrong with it."""
+    calls = [prompt + line for line in range(written)]  # how long the sequence is at each call
+    right, kept = sum(calls), prompt + written - 1
+    slow = [(right + prompt + written, "there is one call too many: when the last word is written, is the model "
+                                       "asked again?"),
+            (right + written, "what is in the sequence at the first call? Nothing has been written yet."),
+            (written * (prompt + written), "the sequence does not have its full length from the first call on."),
+            (written * prompt, "the words that are written are read as well."),
+            (right - written * prompt, "the given tokens go through the model in every call, too."),
+            (prompt + right - written * prompt, "without a cache the given tokens are computed anew in every call."),
+            (kept, "that is what it costs with a cache.")]
+    fast = [(kept + 1, "is the last word ever read? Nobody asks for a word after it."),
+            (written, "the given tokens have to be read once, too."),
+            (written - 1, "the given tokens have to be read once, too."),
+            (prompt, "each word that is written, but for the last, is read as well: its key is wanted later."),
+            (right, "that is what it costs without one.")]
+    # Where two slips count the same, the first one is named.
+    return right, kept, dict(reversed(slow)), dict(reversed(fast))
+
+
+def telling_lengths() -> tuple[int, int]:
+    """Numbers of tokens given and written at which no two slips count the same."""
+    while True:
+        lengths = random.randint(3, 60), random.randint(3, 40)
+        right, kept, slow, fast = counts(*lengths)
+        if len(slow.keys() | {right}) == 8 and len(fast.keys() | {kept}) == 6:
+            return lengths
 
 
 # --- a step of beam search --------------------------------------------------------------------------------------------
