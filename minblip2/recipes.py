@@ -134,9 +134,9 @@ SCENES = Recipe(
 LAPTOP = Recipe(
     name="laptop", build=build_pretrained, models=RECIPE_MODELS["laptop"], pictures=2500,
     qformer=dict(queries=16, dropout=0.0),
-    stage1=TrainConfig(steps=1000, batch_size=64, learning_rate=4e-4, warmup=60, checkpoint_every=50),
+    stage1=TrainConfig(steps=1200, batch_size=64, learning_rate=4e-4, warmup=60, checkpoint_every=50),
     # At the projection's rate the Q-Former forgets what it read before the language model has learned to listen.
-    stage2=TrainConfig(steps=750, batch_size=32, learning_rate=5e-5, fresh="projection", gain=40, warmup=40,
+    stage2=TrainConfig(steps=1100, batch_size=32, learning_rate=5e-5, fresh="projection", gain=40, warmup=40,
                        checkpoint_every=50),
     prompt="assistant\n",  # after the start token this is how SmolLM2's chat template opens an answer
     flips=True, keep=129, beams=5,

@@ -154,7 +154,7 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
         return read_log(log)
 
     optimiser = torch.optim.AdamW(parameter_groups(model, config), betas=config.betas,
-                                  lr=config.learning_rate, fused=device.type == "cuda")
+                                  lr=config.learning_rate, fused=True)
     first, records = 0, []
     if resume and saved.exists():
         try:
