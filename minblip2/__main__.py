@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,14 +16,7 @@ from .data import CocoCaptions
 from .evaluation import evaluate_run
 from .files import read_json, write_beside
 from .pictures import load_image
-from .recipes import RECIPES, Recipe, find_recipe
-
-
-def with_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The recipe with every one of its training runs under another seed."""
-    experts = {name: replace(config, seed=seed) for name, config in recipe.experts.items()}
-    return replace(recipe, experts=experts, stage1=replace(recipe.stage1, seed=seed),
-                   stage2=replace(recipe.stage2, seed=seed))
+from .recipes import RECIPES, find_recipe
 
 
 def print_table(results: dict[str, float]) -> None:
@@ -36,7 +28,7 @@ def print_table(results: dict[str, float]) -> None:
 
 def train_command(args: argparse.Namespace) -> None:
     """Run a recipe, then measure it on its validation split."""
-    recipe = with_seed(find_recipe(args.recipe), args.seed)
+    recipe = find_recipe(args.recipe).with_seed(args.seed)
     out = args.out or Path("runs") / recipe.name
     if args.dry_run:
         print(dry_run(recipe, args.data, args.parts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,7 @@ from . import UserError
 from .batches import Batch, PairBatches
 from .data import CocoCaptions
 from .features import feature_cache, weights_checksum
-from .files import write_json
+from .files import read_json, write_json
 from .recipes import Parts, Recipe, clean, default_data, find_recipe
 from .stage1 import Stage1
 from .stage2 import Stage2, split_prefix
@@ -132,7 +131,7 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     parts = recipe.build(recipe, data, parts_folder, out)
     bridge = Bridge(recipe, parts, recipe.new_stage1(parts))
     out.mkdir(parents=True, exist_ok=True)
-    told = dict(recipe=recipe.name, data=str(data.resolve()),
+    told = dict(recipe=recipe.name, seed=recipe.stage1.seed, data=str(data.resolve()),
                 parts=str(parts_folder.resolve()) if parts_folder else None)
     write_json(out / "run.json", told)
 
@@ -163,11 +162,10 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
 
 def load_bridge(out: Path) -> Bridge:
     """The bridge that `train_bridge` left in `out`. Raises UserError when there is none."""
-    try:
-        told = json.loads((out / "run.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"{out} holds no trained bridge: run `python -m minblip2 train --out {out}` first") from None
-    recipe = find_recipe(told["recipe"])
+    if not (out / "run.json").exists():
+        raise UserError(f"{out} holds no trained bridge: run `python -m minblip2 train --out {out}` first")
+    told = read_json(out / "run.json")
+    recipe = find_recipe(told["recipe"]).with_seed(told["seed"])
     parts = recipe.build(recipe, Path(told["data"]), Path(told["parts"]) if told["parts"] else None, out)
     bridge = Bridge(recipe, parts, recipe.new_stage1(parts))
     if not (out / "stage1" / "model.safetensors").exists():

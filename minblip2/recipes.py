@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,12 @@ class Recipe:
     def views(self) -> list[dict[str, Any]]:
         """What is trained on, as changes to the transform: every picture, its mirror image, its random crops."""
         return [{}, *([{"flip": True}] if self.flips else []), *({"crop": i} for i in range(self.crops))]
+
+    def with_seed(self, seed: int) -> Recipe:
+        """The same with each of its training runs under another seed."""
+        experts = {name: replace(config, seed=seed) for name, config in self.experts.items()}
+        return replace(self, experts=experts, stage1=replace(self.stage1, seed=seed),
+                       stage2=replace(self.stage2, seed=seed))
 
     def new_stage1(self, parts: Parts) -> Stage1:
         """A fresh stage 1 on these parts, from BERT where there is one."""
