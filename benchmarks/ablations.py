@@ -1,0 +1,284 @@
+"""What each part of BLIP-2 is worth, at the size of the scenes: python -m benchmarks.ablations [GROUP ...] [--seeds 3]
+
+Each run changes one thing in the `base`, which is the scenes recipe with fewer steps, on the frozen experts of a
+finished run. A run is one line of benchmarks/results/ablations.jsonl: what was changed, under which seed, how long it
+took, and what `evaluate_scenes` measures on the validation split. Runs that are there are not run again, and one that
+was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minblip2 import UserError
+from minblip2.attention import FeedForward, MultiHeadAttention, attend
+from minblip2.bridge import train_bridge
+from minblip2.data import CocoCaptions
+from minblip2.evaluation import evaluate_scenes
+from minblip2.files import read_json
+from minblip2.qformer import Block, QFormerConfig, QFormerOutput
+from minblip2.recipes import SCENES, Parts, Recipe, build_scenes
+from minblip2.scenes import load_scenes
+from minblip2.stage1 import Stage1
+from minblip2.stage2 import Stage2
+
+RESULTS = Path(__file__).parent / "results" / "ablations.jsonl"
+STEPS = 600  # of each stage, unless a run says otherwise
+KEPT = re.compile(r"it[cm]_(i2t|t2i)_r1|stage\d_(things(_seen|_unseen)?|positions|background)|shuffled_things"
+                  r"|pointing|binding")
+
+
+# --- what may be changed ----------------------------------------------------------------------------------------------
+
+
+class Patches(nn.Module):
+    """In a Q-Former's place: every visual token goes to the language model, as it is or by way of an MLP.
+
+    It has the Q-Former's names, so that `Stage2` takes it; what it calls queries are the visual tokens (b v e). The
+    MLP has about as many `parameters` as told; with 0 there is none.
+    """
+
+    def __init__(self, config: QFormerConfig, parameters: int = 0):
+        super().__init__()
+        self.config = replace(config, width=config.image_width, queries=0)
+        hidden = parameters // (2 * config.image_width + 1)  # two matrices and a bias for each hidden channel
+        self.mlp = FeedForward(config.image_width, hidden) if hidden else nn.Identity()
+
+    def query_branch(self) -> Patches:
+        """There is no text branch to leave behind."""
+        return self
+
+    def project_image(self, image: Tensor) -> Tensor:
+        """Image features (b v e) as they are."""
+        return image
+
+    def forward(self, image: Tensor) -> QFormerOutput:
+        """Visual tokens (b v e) for the language model, and no text."""
+        return QFormerOutput(self.mlp(image), image[:, :0])
+
+
+class RandomNegatives(Stage1):
+    """Matching's wrong images and texts are any others of the batch, not the most similar ones."""
+
+    def sample_negatives(self, similarity: Tensor, same_image: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Stage1`, from equal chances."""
+        return super().sample_negatives(torch.zeros_like(similarity), same_image)
+
+
+class TwoSelfAttentions(nn.Module):
+    """Queries and text have projections each; they meet in one softmax over all keys (lesson 05, section 7)."""
+
+    def __init__(self, of_queries: MultiHeadAttention, of_text: MultiHeadAttention):
+        super().__init__()
+        self.of_queries, self.of_text, self.queries = of_queries, of_text, 0
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache=None) -> Tensor:
+        """As `MultiHeadAttention`, of x (b s e), whose first `queries` tokens are queries."""
+        sides = (self.of_queries, x[:, : self.queries]), (self.of_text, x[:, self.queries :])
+        query = rearrange(torch.cat([layer.query(own) for layer, own in sides], dim=1), "b s (h d) -> b h s d",
+                          h=self.of_text.heads)
+        projected = [layer.project(own) for layer, own in sides]
+        key, value = (torch.cat(both, dim=2) for both in zip(*projected, strict=True))
+        if cache is not None:
+            key, value = cache.extend(self, key, value)
+        mixed = rearrange(attend(query, key, value, mask), "b h s d -> b s (h d)")
+        return torch.cat([self.of_queries.out(mixed[:, : self.queries]), self.of_text.out(mixed[:, self.queries :])], 1)
+
+
+class SeparateBlock(Block):
+    """A block that tells its self-attention where the queries end."""
+
+    def forward(self, x, queries, image, mask, cache):
+        """As `Block`."""
+        self.self_attention.queries = queries
+        return super().forward(x, queries, image, mask, cache)
+
+
+class SeparateSelfAttention(Stage1):
+    """A second, fresh self-attention for the text in every block."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        for block in self.qformer.blocks:
+            second = copy.deepcopy(block.self_attention).apply(self.qformer.initialise)
+            block.self_attention, block.__class__ = TwoSelfAttentions(block.self_attention, second), SeparateBlock
+
+
+@dataclass(frozen=True)
+class Ablation(Recipe):
+    """The scenes recipe with one change. Its experts are those of the finished run in `experts_of`.
+
+    `model` is what stage 1 trains; `patches` puts visual tokens in the queries' place, "linear" straight to the
+    projection, "mlp" by way of an MLP of as many parameters as the Q-Former; `frozen` lets stage 2 train the projection
+    only.
+    """
+
+    experts_of: Path = Path("runs/scenes")
+    model: type[Stage1] = Stage1
+    patches: str | None = None
+    frozen: bool = False
+
+    def new_stage1(self, parts: Parts) -> Stage1:
+        """As in `Recipe`, of this kind of model."""
+        torch.manual_seed(self.stage1.seed)
+        return self.model(parts.qformer, self.shared_width)
+
+    def new_stage2(self, parts: Parts, stage1: Stage1) -> Stage2:
+        """As in `Recipe`, with this kind of bridge."""
+        torch.manual_seed(self.stage2.seed)
+        bridge = stage1.qformer
+        if self.patches is not None:
+            bridge = Patches(parts.qformer, size(bridge.query_branch()) if self.patches == "mlp" else 0)
+        stage2 = Stage2(stage1.vision_norm, bridge, parts.lm, len(parts.lm_tokenizer))
+        if self.frozen:
+            for part in (stage2.vision_norm, stage2.qformer):
+                part.requires_grad_(False)
+        return stage2
+
+
+def size(*modules: nn.Module) -> int:
+    """How many parameters these have."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def build(recipe: Ablation, data: Path, parts: Path | None, out: Path) -> Parts:
+    """The experts of another run, under whatever seed this one is."""
+    return build_scenes(replace(recipe, experts=SCENES.experts), data, parts, recipe.experts_of)
+
+
+Change = Callable[[Ablation], Ablation]
+
+
+def steps(first: float = 1.0, second: float = 1.0) -> Change:
+    """So many times the steps of each stage."""
+    return lambda base: replace(base, stage1=replace(base.stage1, steps=round(first * base.stage1.steps)),
+                                stage2=replace(base.stage2, steps=round(second * base.stage2.steps)))
+
+
+def having(first: float = 1.0, **changes) -> Change:
+    """Other settings of `Ablation`, and so many times the steps of stage 1."""
+    return lambda base: replace(steps(first)(base), **changes)
+
+
+def sizes(**changes: int) -> Change:
+    """Another Q-Former."""
+    return lambda base: replace(base, qformer=base.qformer | changes)
+
+
+def weights(itc: float, itm: float, itg: float) -> Change:
+    """The recipe's weights times these."""
+    return lambda base: replace(base, weights=tuple(
+        own * other for own, other in zip(base.weights, (itc, itm, itg), strict=True)))
+
+
+# A step of stage 1 takes about as long as this many of stage 2 (measured by the lines of the base).
+STAGE1_COST = 3
+SHORT = 1 / 6  # of the steps
+BASE = "as the recipe"
+GROUPS: dict[str, dict[str, Change]] = {
+    "stage 1": {
+        BASE: steps(),
+        "no stage 1": steps(0),
+        "no stage 1, equal compute": steps(0, 1 + STAGE1_COST),
+        "Q-Former frozen in stage 2": having(frozen=True),
+        "no stage 1, Q-Former frozen": having(0, frozen=True),
+        "a short stage 2": steps(1, SHORT),
+        "no stage 1, a short stage 2": steps(0, SHORT),
+    },
+    "bridge": {
+        BASE: steps(),
+        "no stage 1": steps(0),
+        "linear layer": having(0, patches="linear"),
+        "MLP": having(0, patches="mlp"),
+    },
+    "losses": {
+        BASE: steps(),
+        "without ITC": weights(0, 1, 1),
+        "without ITM": weights(1, 0, 1),
+        "without ITG": weights(1, 1, 0),
+        "equal weights": having(weights=(1.0, 1.0, 1.0)),
+    },
+    "negatives": {BASE: steps(), "random negatives": having(model=RandomNegatives)},
+    "self-attention": {BASE: steps(), "separate self-attention": having(model=SeparateSelfAttention)},
+    "cross-attention": {BASE: steps(), "in every block": sizes(cross_every=1)},
+    "queries": {f"{n} queries" if n != SCENES.qformer["queries"] else BASE: sizes(queries=n)
+                for n in (1, 2, 4, 8, 16, 32)},
+}
+
+
+# --- running them -----------------------------------------------------------------------------------------------------
+
+
+def base(number: int, experts_of: Path) -> Ablation:
+    """The scenes recipe with this many steps in each stage."""
+    recipe = Ablation(**vars(SCENES), experts_of=experts_of)
+    return replace(recipe, build=build, stage1=replace(recipe.stage1, steps=number),
+                   stage2=replace(recipe.stage2, steps=number))
+
+
+def wanted(groups: list[str], seeds: int) -> Iterator[tuple[str, Change, int]]:
+    """Name, change and seed of each run, none twice; all of one seed before the next."""
+    changes = {name: change for group in groups for name, change in GROUPS[group].items()}
+    return ((name, change, seed) for seed in range(seeds) for name, change in changes.items())
+
+
+def known(path: Path) -> list[dict]:
+    """The lines that are there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run(recipe: Ablation, name: str, data: Path, out: Path) -> dict:
+    """Train and measure one: the line to keep."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "cache").exists():
+        (out / "cache").symlink_to((recipe.experts_of / "cache").resolve(), target_is_directory=True)
+    bridge = train_bridge(recipe, data, None, out)
+    val = CocoCaptions(data, "val")
+    found = evaluate_scenes(bridge, val, load_scenes(data, "val"), bridge.features(val, out / "cache"))
+    stage2 = bridge.stage2
+    return {"name": name, "seed": recipe.stage1.seed, "steps": [recipe.stage1.steps, recipe.stage2.steps],
+            "seconds": [round(read_json(out / stage / "seconds.json")["seconds"], 1) for stage in ("stage1", "stage2")],
+            "parameters": size(stage2.vision_norm, stage2.qformer, stage2.projection),
+            "torch": torch.__version__, "machine": platform.machine(),
+            "results": {key: round(value, 2) for key, value in found.items() if KEPT.fullmatch(key)}}
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"among {', '.join(GROUPS)} (default: all)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--experts-of", type=Path, default=Path("runs/scenes"), help="a finished run of the scenes")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
+    options = parser.parse_args()
+    if strange := [group for group in options.groups if group not in GROUPS]:
+        raise UserError(f"there is no group {strange[0]!r}: choose among {', '.join(GROUPS)}")
+    data = Path(read_json(options.experts_of / "run.json")["data"])
+    done = {(line["name"], line["seed"]) for line in known(options.results)}
+    runs = list(wanted(options.groups or list(GROUPS), options.seeds))
+    with tqdm(runs, desc="ablations", unit="run") as bar:
+        for name, change, seed in bar:
+            bar.set_postfix_str(f"{name}, seed {seed}")
+            if (name, seed) in done:
+                continue
+            recipe = change(base(STEPS, options.experts_of)).with_seed(seed)
+            folder = f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}"
+            line = run(recipe, name, data, options.experts_of.parent / "ablations" / folder)
+            with open(options.results, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()

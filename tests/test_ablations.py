@@ -1,0 +1,95 @@
+"""The ablations change what they say, and nothing else."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import ablations
+from minblip2.attention import MultiHeadAttention
+from minblip2.bridge import train_bridge
+from minblip2.qformer import QFormerConfig
+from minblip2.recipes import SCENES
+from minblip2.scenes import write_scenes
+from minblip2.stage1 import Stage1
+
+TINY = QFormerConfig(width=16, layers=2, heads=2, mlp_width=32, queries=4, image_width=12, vocabulary=30, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    """A run of a moment, as the folder whose experts the ablations take."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_scenes(folder / "data", train=80, val=24, test=2, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        brief = {name: replace(config, steps=2) for name, config in SCENES.experts.items()}
+        short = replace(SCENES, experts=brief, stage1=replace(SCENES.stage1, steps=2))
+        patch.setattr(ablations, "SCENES", short)
+        patch.setattr(ablations, "STEPS", 2)
+        train_bridge(short, folder / "data", None, folder / "scenes", stages=1)
+        yield folder / "scenes"
+
+
+def lines_of(experts, results, monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["ablations", *words, "--seeds", "1", "--experts-of", str(experts), "--results",
+                                     str(results)])
+    ablations.main()
+    return [json.loads(line) for line in Path(results).read_text().splitlines()]
+
+
+def test_each_run_is_a_line_and_is_not_run_again(experts, tmp_path, monkeypatch):
+    results = tmp_path / "lines.jsonl"
+    lines = lines_of(experts, results, monkeypatch, "bridge")
+    assert [line["name"] for line in lines] == list(ablations.GROUPS["bridge"])
+    by_name = {line["name"]: line for line in lines}
+    assert by_name["no stage 1"]["steps"] == [0, 2] and by_name[ablations.BASE]["steps"] == [2, 2]
+    assert by_name["linear layer"]["parameters"] < by_name["MLP"]["parameters"] / 10
+    assert by_name["MLP"]["parameters"] == pytest.approx(by_name[ablations.BASE]["parameters"], rel=0.02)
+    assert {"stage2_things_seen", "itc_t2i_r1", "binding", "pointing"} <= set(lines[0]["results"])
+    assert lines_of(experts, results, monkeypatch, "bridge") == lines
+    again = lines_of(experts, results, monkeypatch, "bridge", "cross-attention")
+    assert again[:-1] == lines and again[-1]["name"] == "in every block"
+
+
+def test_a_frozen_bridge_trains_its_projection_only(experts):
+    recipe = replace(ablations.base(2, experts), frozen=True)
+    parts = recipe.build(recipe, None, None, experts)
+    stage2 = recipe.new_stage2(parts, recipe.new_stage1(parts))
+    assert {name.split(".")[0] for name, value in stage2.named_parameters() if value.requires_grad} == {"projection"}
+
+
+def test_random_negatives_do_not_ask_how_similar(experts):
+    torch.manual_seed(0)
+    model, own = ablations.RandomNegatives(TINY, 8), torch.eye(8, dtype=torch.bool)
+    similarity = 100 * torch.arange(8.0).expand(8, 8)  # hard negatives would be the last image nearly always
+    drawn = torch.stack([model.sample_negatives(similarity, own)[1] for _ in range(300)])
+    counts = torch.stack([(drawn == i).float().mean(dim=0) for i in range(8)])
+    assert not counts.diagonal().any() and ((counts + torch.eye(8) / 7 - 1 / 7).abs() < 0.12).all()
+
+
+def test_separate_self_attention_with_equal_weights_is_the_shared_one():
+    torch.manual_seed(0)
+    apart, shared = ablations.SeparateSelfAttention(TINY, 8).eval(), Stage1(TINY, 8).eval()
+    twice = {}
+    for name, value in shared.state_dict().items():
+        for side in ("of_queries.", "of_text.") if ".self_attention." in name else ("",):
+            twice[name.replace("self_attention.", f"self_attention.{side}")] = value
+    apart.load_state_dict(twice)
+    ids, mask = torch.randint(1, 29, (6, 7)), torch.arange(7) < torch.tensor([[7], [5], [6], [3], [7], [4]])
+    batch = torch.randn(6, 5, 12), ids, mask, None, (torch.arange(6).roll(1), torch.arange(6).roll(2))
+    for one, other in zip(apart(*batch)[:4], shared(*batch)[:4], strict=True):
+        assert abs(one - other) < 1e-5
+    layers = sum(isinstance(part, MultiHeadAttention) for part in apart.modules())
+    assert layers == TINY.layers + sum(isinstance(part, MultiHeadAttention) for part in shared.modules())
+
+
+def test_each_change_changes_one_thing():
+    base = ablations.base(600, Path("runs/scenes"))
+    for group, changes in ablations.GROUPS.items():
+        assert ablations.BASE in changes, group
+        for name, change in changes.items():
+            changed = {key for key, value in vars(change(base)).items() if value != vars(base)[key]}
+            assert (changed == set()) == (name == ablations.BASE), name
+            assert len(changed - {"stage1", "stage2"}) <= 1, name
