@@ -171,6 +171,28 @@ def attention_maps(image: Image.Image | np.ndarray, maps: Mapping[str, Tensor],
     return figure
 
 
+def _label_line(panel: Axes, height: float, text: str) -> None:
+    """Write what a horizontal line is, at that end and on that side of it where the fewest points of curves lie."""
+    inches = panel.figure.get_size_inches() / panel.get_subplotspec().get_gridspec().get_geometry()[::-1]
+    wide, tall = 0.075 * len(text) / (inches[0] - 0.7), 0.22 / (inches[1] - 0.9)  # of the panel: 9 pt letters, one line
+    (left, right), (low, high) = panel.get_xlim(), panel.get_ylim()
+    points = np.concatenate([line.get_xydata() for line in panel.lines[:-1]])  # the last one is the line itself
+    x, y = ((points - (left, low)) / (right - left, high - low)).T
+    at = (height - low) / (high - low)
+
+    def crossed(place: tuple[int, int]) -> float:
+        end, side = place
+        bottom = at if side > 0 else at - tall
+        if side < 0 and bottom < 0 or end == 0 and bottom + tall > 1:  # off the panel, or in its title
+            return math.inf
+        return ((x > 1 - wide if end else x < wide) & (y > bottom) & (y < bottom + tall)).sum()
+
+    end, side = min([(1, 1), (1, -1), (0, 1), (0, -1)], key=crossed)
+    panel.annotate(text, (end, height), (2 - 4 * end, 5 * side), ha="right" if end else "left",
+                   va="bottom" if side > 0 else "top", fontsize=9, xycoords=("axes fraction", "data"),
+                   textcoords="offset points", bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 1})
+
+
 def curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
            keys: Sequence[str] | Mapping[str, str] = ("loss", "itc", "itm", "itg"), smooth: int = 1,
            chance: Mapping[str, float] | None = None, chance_label: str = "chance", unit: str | None = None) -> Figure:
@@ -197,9 +219,7 @@ def curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
                 panel.plot(steps, values, color=curve.get_color(), alpha=0.25, linewidth=1, linestyle="-", zorder=1)
         if key in (chance or {}):
             panel.axhline(chance[key], color=INK, linewidth=1.2, linestyle=(0, (2, 2)))
-            panel.annotate(f"{chance_label} {chance[key]:.3g}", (1, chance[key]), (0, 5), ha="right", fontsize=9,
-                           xycoords=("axes fraction", "data"), textcoords="offset points",
-                           bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 1})  # curves lie here
+            _label_line(panel, chance[key], f"{chance_label} {chance[key]:.3g}")
         panel.set_title(keys[key] if isinstance(keys, Mapping) else NAMES.get(key, key.replace("_", " ")))
         panel.set(xlabel="step", ylabel=UNITS.get(key, "") if unit is None else unit)
         panel.grid(axis="y")

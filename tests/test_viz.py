@@ -224,6 +224,18 @@ def test_curves_skip_records_of_another_kind_and_refuse_unknown_keys():
         viz.curves(mixed, ["itg"])
 
 
+def test_the_label_of_the_chance_line_stands_where_no_curve_is():
+    def label(values):
+        lines = [{"step": step, "itc": value} for step, value in enumerate(values)]
+        found, = viz.curves(lines, ["itc"], chance={"itc": 2.0}).axes[0].texts
+        return found.get_ha(), found.get_va()
+
+    falling, rising = np.linspace(4, 0, 41), np.linspace(0, 4, 41)
+    assert label(falling) == ("right", "bottom")  # as a rule at the right end, above the line
+    assert label(np.where(rising > 2, 2.1, rising)) == ("right", "top")  # a curve that comes to rest just above it
+    assert label(np.where(np.arange(41) < 20, 4, 2 + 0.2 * (-1) ** np.arange(41)))[0] == "left"  # or crosses it there
+
+
 # --- sheets ---
 
 def test_caption_sheet_keeps_every_word_below_its_picture():
