@@ -29,6 +29,9 @@ QUERY, TEXT, IMAGE = "#E69F00", "#0072B2", "#009E73"  # the same three meanings 
 WRONG, INK, QUIET, FORBIDDEN, PAPER = "#D55E00", "#1A1A1A", "#555555", "#E4E4E4", "#FCFCFC"
 LINES = [TEXT, QUERY, IMAGE, "#CC79A7", "#D55E00", "#56B4E9"]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
+NAMES = {"itc": "ITC", "itm": "ITM", "itg": "ITG", "itm_accuracy": "ITM accuracy"}  # what a log calls its numbers
+UNITS = {**dict.fromkeys(("loss", "itc", "itm", "itg"), "nats"),
+         **dict.fromkeys(("accuracy", "itm_accuracy"), "share right")}
 PIXELS_PER_INCH = 96  # a browser's inch, so that 10 pt letters are 10 pt on the page
 
 
@@ -168,14 +171,37 @@ def attention_maps(image: Image.Image | np.ndarray, maps: Mapping[str, Tensor],
     return figure
 
 
+def _label_line(panel: Axes, height: float, text: str) -> None:
+    """Write what a horizontal line is, at that end and on that side of it where the fewest points of curves lie."""
+    inches = panel.figure.get_size_inches() / panel.get_subplotspec().get_gridspec().get_geometry()[::-1]
+    wide, tall = 0.075 * len(text) / (inches[0] - 0.7), 0.22 / (inches[1] - 0.9)  # of the panel: 9 pt letters, one line
+    (left, right), (low, high) = panel.get_xlim(), panel.get_ylim()
+    points = np.concatenate([line.get_xydata() for line in panel.lines[:-1]])  # the last one is the line itself
+    x, y = ((points - (left, low)) / (right - left, high - low)).T
+    at = (height - low) / (high - low)
+
+    def crossed(place: tuple[int, int]) -> float:
+        end, side = place
+        bottom = at if side > 0 else at - tall
+        if side < 0 and bottom < 0 or end == 0 and bottom + tall > 1:  # off the panel, or in its title
+            return math.inf
+        return ((x > 1 - wide if end else x < wide) & (y > bottom) & (y < bottom + tall)).sum()
+
+    end, side = min([(1, 1), (1, -1), (0, 1), (0, -1)], key=crossed)
+    panel.annotate(text, (end, height), (2 - 4 * end, 5 * side), ha="right" if end else "left",
+                   va="bottom" if side > 0 else "top", fontsize=9, xycoords=("axes fraction", "data"),
+                   textcoords="offset points", bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 1})
+
+
 def curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
-           keys: Sequence[str] = ("loss", "itc", "itm", "itg"), smooth: int = 1,
-           chance: Mapping[str, float] | None = None, chance_label: str = "chance") -> Figure:
+           keys: Sequence[str] | Mapping[str, str] = ("loss", "itc", "itm", "itg"), smooth: int = 1,
+           chance: Mapping[str, float] | None = None, chance_label: str = "chance", unit: str | None = None) -> Figure:
     """Training curves from the log, one panel per key, one line per run.
 
-    records: the log's lines, each with "step", or name of run -> lines; `smooth`: each point is the mean of so many
-    records around it, with the raw values pale behind; chance: key -> height of a dashed line that any curve must
-    beat, called `chance_label`.
+    records: the log's lines, each with "step", or name of run -> lines; keys: what to draw of them, or key -> title;
+    `smooth`: each point is the mean of so many records around it, with the raw values pale behind; chance: key ->
+    height of a dashed line that any curve must beat, called `chance_label`; `unit` stands at every vertical axis
+    (None: losses are in nats, accuracies shares, of other keys nothing is said).
     """
     runs = records if isinstance(records, Mapping) else {"": records}
     columns = 3 if len(keys) % 3 == 0 else 2
@@ -193,10 +219,9 @@ def curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
                 panel.plot(steps, values, color=curve.get_color(), alpha=0.25, linewidth=1, linestyle="-", zorder=1)
         if key in (chance or {}):
             panel.axhline(chance[key], color=INK, linewidth=1.2, linestyle=(0, (2, 2)))
-            panel.annotate(f"{chance_label} {chance[key]:.3g}", (1, chance[key]), (0, 3), ha="right", fontsize=9,
-                           xycoords=("axes fraction", "data"), textcoords="offset points")
-        panel.set_title(key)
-        panel.set_xlabel("step")
+            _label_line(panel, chance[key], f"{chance_label} {chance[key]:.3g}")
+        panel.set_title(keys[key] if isinstance(keys, Mapping) else NAMES.get(key, key.replace("_", " ")))
+        panel.set(xlabel="step", ylabel=UNITS.get(key, "") if unit is None else unit)
         panel.grid(axis="y")
     if len(runs) > 1:
         handles, labels = panels[0].get_legend_handles_labels()
@@ -252,8 +277,8 @@ def retrieval_sheet(query_text: str, images: Sequence[object], correct: Sequence
 def modality_gap(image_vectors: Tensor, text_vectors: Tensor) -> Figure:
     """Images and their texts in one plane, the one in which they vary most (PCA of both clouds), each pair joined.
 
-    image_vectors and text_vectors (n e), row by row a pair. The title tells the distance between the two centres and
-    the mean distance within pairs, both in the full space.
+    image_vectors and text_vectors (n e), row by row a pair. The title tells how many pairs there are, the
+    distance between the two centres and the mean distance within pairs, both in the full space.
     """
     if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape or min(image_vectors.shape) < 2:
         raise UserError(f"the vectors have shapes {tuple(image_vectors.shape)} and {tuple(text_vectors.shape)}: "
@@ -272,7 +297,7 @@ def modality_gap(image_vectors: Tensor, text_vectors: Tensor) -> Figure:
     for points, colour, marker, label in ((image_points, IMAGE, "o", "image"), (text_points, TEXT, "^", "text")):
         panel.scatter(*points.T, color=colour, marker=marker, edgecolor="white", linewidth=0.6, s=42, label=label)
     gap, within = (images.mean(0) - texts.mean(0)).norm(), (images - texts).norm(dim=1).mean()
-    panel.set_title(f"distance of the centres {gap:.2f}, of a pair {within:.2f}")
+    panel.set_title(f"{len(images)} pairs: distance of the centres {gap:.2f}, of a pair {within:.2f}")
     panel.set_xlabel(f"direction 1 ({share[0]:.0f} % of the variance)")
     panel.set_ylabel(f"direction 2 ({share[1]:.0f} %)")
     panel.set_aspect("equal", adjustable="datalim")

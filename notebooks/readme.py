@@ -10,12 +10,14 @@ import re
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from minblip2.files import read_json, write_beside
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
+UNDER_PICTURE = "<!-- picture -->", "<!-- /picture -->"
 ROWS = {  # what is measured -> what it is called; a row that no run measured is left out
     "images": "pictures",
     "candidates": "captions to choose from",
@@ -91,7 +93,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
 def fill(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
     """The text with `content` between the markers. Raises ValueError unless each marker is there once, in order."""
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"README.md needs {begin} and, below it, {end}, each once: put them where the table belongs")
+        raise ValueError(f"README.md needs {begin} and, below it, {end}, each once: put them where that belongs")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
@@ -103,19 +105,27 @@ def put(content: str, begin: str = BEGIN, end: str = END) -> None:
     write_beside(readme, lambda partial: partial.write_text(filled, encoding="utf-8"))
 
 
-def picture(run: Path) -> bytes:
-    """The first pictures of the validation split with the captions that a trained bridge gives them, as PNG."""
-    from minblip2 import evaluation, viz
+def under_picture(right: Sequence[bool], prompt: str) -> str:
+    """What stands below the picture: how many of its captions name every thing of their scene, and nothing else."""
+    return (f'*The first {len(right)} scenes of the validation split, not chosen, captioned after the prompt '
+            f'"{prompt}":\n{sum(right)} of the {len(right)} captions are right in every colour and shape. How good '
+            "they are on the whole, and what\nfails, is under [Results](#results).*")
+
+
+def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
+    """The first pictures of the validation split as PNG, captioned by a trained bridge; and what to write below it."""
+    from minblip2 import evaluation, scenes, viz
     from minblip2.bridge import load_bridge
     from minblip2.data import CocoCaptions
     from minblip2.pictures import load_image
 
-    bridge = load_bridge(run)
-    told = read_json(run / "run.json")
-    data = CocoCaptions(told["data"], "val", limit=8)
-    pictures = [load_image(record.path) for record in data.images]
-    captions = evaluation.ask(bridge, bridge.look(pictures), evaluation.QUESTIONS["things"])
-    return viz.png(viz.caption_sheet(pictures, [[caption] for caption in captions]))
+    bridge, data = load_bridge(run), read_json(run / "run.json")["data"]
+    pictures = [load_image(record.path) for record in CocoCaptions(data, "val", limit=count).images]
+    prompt = evaluation.QUESTIONS["things"]
+    captions = evaluation.ask(bridge, bridge.look(pictures), prompt)
+    truths = scenes.load_scenes(data, "val")[:count]
+    right = [bool(scenes.judge(caption, truth)["things"]) for caption, truth in zip(captions, truths, strict=True)]
+    return viz.png(viz.caption_sheet(pictures, [[caption] for caption in captions])), under_picture(right, prompt)
 
 
 def main() -> int:
@@ -125,14 +135,15 @@ def main() -> int:
         if not found:
             raise ValueError("no runs/*/results-*.json: run make course first")
         put(table(found))
+        if (ROOT / "runs" / "scenes" / "stage2" / "model.safetensors").exists():
+            figure = ROOT / "notebooks" / "figures" / "bridge.png"
+            figure.parent.mkdir(exist_ok=True)
+            drawn, sentence = picture(ROOT / "runs" / "scenes")
+            put(sentence, *UNDER_PICTURE)
+            write_beside(figure, lambda partial: partial.write_bytes(drawn))
     except ValueError as error:
         print(f"readme.py: {error}", file=sys.stderr)
         return 2
-    if (ROOT / "runs" / "scenes" / "stage2" / "model.safetensors").exists():
-        figure = ROOT / "notebooks" / "figures" / "bridge.png"
-        figure.parent.mkdir(exist_ok=True)
-        drawn = picture(ROOT / "runs" / "scenes")
-        write_beside(figure, lambda partial: partial.write_bytes(drawn))
     print(f"README.md: results of {'; '.join(found)}")
     return 0
 

@@ -328,6 +328,12 @@ def test_results_table(tmp_path):
     assert filled == f"a\n{readme.BEGIN}\nnew\n{readme.END}\nb" == readme.fill(filled, "new")
 
 
+def test_the_sentence_under_the_picture_counts_and_has_its_place():
+    sentence = readme.under_picture([True, False, True], "we see")
+    assert "first 3 scenes" in sentence and "2 of the 3 captions are right" in sentence and '"we see"' in sentence
+    assert sentence in readme.fill((ROOT / "README.md").read_text(encoding="utf-8"), sentence, *readme.UNDER_PICTURE)
+
+
 @pytest.mark.parametrize("text", ["", readme.BEGIN, f"{readme.END} {readme.BEGIN}", 2 * f"{readme.BEGIN}{readme.END}"])
 def test_a_readme_without_markers_is_refused(text):
     with pytest.raises(ValueError, match="README.md needs"):

@@ -188,7 +188,24 @@ def test_curves_draw_each_run_and_the_chance_line():
     assert [len(line.get_xdata()) for line in loss.lines] == [50, 20]
     assert len({(line.get_color(), str(line.get_linestyle())) for line in loss.lines}) == 2
     assert itm.lines[-1].get_ydata() == [math.log(2)] * 2
-    assert {"chance 0.693", "hard", "random", "loss", "itm", "step"} <= set(texts(figure))
+    assert {"chance 0.693", "hard", "random", "loss", "ITM", "step", "nats"} <= set(texts(figure))
+
+
+def test_curves_call_things_by_their_names_and_tell_what_is_measured():
+    lines = [{"step": step, "itm_accuracy": 0.5, "rate_of_change": 1.0} for step in range(3)]
+    accuracy, other = viz.curves(lines, ["itm_accuracy", "rate_of_change"]).axes
+    assert (accuracy.get_title(loc="left"), accuracy.get_ylabel()) == ("ITM accuracy", "share right")
+    assert (other.get_title(loc="left"), other.get_ylabel()) == ("rate of change", "")
+    mine, = viz.curves(log(), {"loss": "loss per word"}, unit="bits").axes
+    assert (mine.get_title(loc="left"), mine.get_ylabel()) == ("loss per word", "bits")
+
+
+def test_the_label_of_the_chance_line_is_legible_where_a_curve_crosses_it():
+    figure = viz.curves([{"step": step, "itm": 0.64} for step in range(5)], ["itm"], chance={"itm": 0.6365})
+    label, = figure.axes[0].texts
+    paper = label.get_bbox_patch()
+    assert to_rgb(paper.get_facecolor()[:3]) == pytest.approx(to_rgb(viz.PAPER)) and paper.get_alpha() >= 0.8
+    assert label.get_zorder() > max(line.get_zorder() for line in figure.axes[0].lines)
 
 
 def test_curves_smooth_without_shifting():
@@ -205,6 +222,18 @@ def test_curves_skip_records_of_another_kind_and_refuse_unknown_keys():
     assert len(viz.curves(mixed, ["t2i_r1"]).axes[0].lines[0].get_xdata()) == 1
     with pytest.raises(UserError, match="'itg': choose keys among itc, itm, loss, step, t2i_r1"):
         viz.curves(mixed, ["itg"])
+
+
+def test_the_label_of_the_chance_line_stands_where_no_curve_is():
+    def label(values):
+        lines = [{"step": step, "itc": value} for step, value in enumerate(values)]
+        found, = viz.curves(lines, ["itc"], chance={"itc": 2.0}).axes[0].texts
+        return found.get_ha(), found.get_va()
+
+    falling, rising = np.linspace(4, 0, 41), np.linspace(0, 4, 41)
+    assert label(falling) == ("right", "bottom")  # as a rule at the right end, above the line
+    assert label(np.where(rising > 2, 2.1, rising)) == ("right", "top")  # a curve that comes to rest just above it
+    assert label(np.where(np.arange(41) < 20, 4, 2 + 0.2 * (-1) ** np.arange(41)))[0] == "left"  # or crosses it there
 
 
 # --- sheets ---
@@ -252,7 +281,7 @@ def test_modality_gap_keeps_distances_that_lie_in_a_plane():
     assert np.linalg.norm(drawn_words - drawn_images, axis=1) == pytest.approx(np.full(20, 30), rel=1e-4)
     assert drawn_words[:, 0].min() > drawn_images[:, 0].max()  # texts are on the right, whatever the sign of the SVD
     assert len(panel.lines) == 20
-    assert panel.get_title(loc="left") == "distance of the centres 30.00, of a pair 30.00"
+    assert panel.get_title(loc="left") == "20 pairs: distance of the centres 30.00, of a pair 30.00"
     shares = [int(share) for share in re.findall(r"\((\d+) %", panel.get_xlabel() + panel.get_ylabel())]
     assert sum(shares) == pytest.approx(100, abs=1)
 
