@@ -80,6 +80,8 @@ def main() -> int:
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="replace")  # a Windows console may lack the arrows of the table
     os.environ.setdefault("MINBLIP2_SCALE", "fast")  # the form for a CPU; "full" wants a GPU
+    if args.write:
+        os.environ["MINBLIP2_DRAWN_ONLY"] = "1"  # outputs in git hold no photograph: not all may be handed on
     try:
         chosen = choose(args.folder.resolve(), args.notebooks)
     except ValueError as error:
