@@ -88,19 +88,18 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
                      zip(line[1:], widths[1:], strict=True))]) + " |" for line in lines)
 
 
-def fill(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
+def fill(text: str, content: str, begin: str = BEGIN, end: str = END, file: str = "README.md") -> str:
     """The text with `content` between the markers. Raises ValueError unless each marker is there once, in order."""
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"README.md needs {begin} and, below it, {end}, each once: put them where the table belongs")
+        raise ValueError(f"{file} needs {begin} and, below it, {end}, each once: put them where the table belongs")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
-def put(content: str, begin: str = BEGIN, end: str = END) -> None:
-    """Put `content` into README.md between the markers. Raises ValueError as `fill`."""
-    readme = ROOT / "README.md"
-    filled = fill(readme.read_text(encoding="utf-8"), content, begin, end)
-    write_beside(readme, lambda partial: partial.write_text(filled, encoding="utf-8"))
+def put(content: str, begin: str = BEGIN, end: str = END, file: Path = ROOT / "README.md") -> None:
+    """Put `content` into a Markdown file between the markers. Raises ValueError as `fill`."""
+    filled = fill(file.read_text(encoding="utf-8"), content, begin, end, file.name)
+    write_beside(file, lambda partial: partial.write_text(filled, encoding="utf-8"))
 
 
 def picture(run: Path) -> bytes:
