@@ -19,7 +19,7 @@ from .batches import Batch, PairBatches
 from .data import CocoCaptions
 from .features import feature_cache, weights_checksum
 from .files import write_json
-from .recipes import Parts, Recipe, clean, default_data, find_recipe
+from .recipes import RECIPES, Parts, Recipe, clean, default_data, find_recipe
 from .stage1 import Stage1
 from .stage2 import Stage2, split_prefix
 from .tokenizer import Tokenizer
@@ -166,12 +166,15 @@ def load_bridge(out: Path) -> Bridge:
     try:
         told = json.loads((out / "run.json").read_text())
     except FileNotFoundError:
-        raise UserError(f"{out} holds no trained bridge: run `python -m minblip2 train --out {out}` first") from None
+        recipe = f"--recipe {out.name} " if out.name in RECIPES else ""
+        raise UserError(f"{out} holds no trained bridge: run `python -m minblip2 train {recipe}--out {out}` first"
+                        ) from None
     recipe = find_recipe(told["recipe"])
     parts = recipe.build(recipe, Path(told["data"]), Path(told["parts"]) if told["parts"] else None, out)
     bridge = Bridge(recipe, parts, recipe.new_stage1(parts))
     if not (out / "stage1" / "model.safetensors").exists():
-        raise UserError(f"{out} stopped before the end of stage 1: run `python -m minblip2 train --out {out}` again")
+        raise UserError(f"{out} stopped before the end of stage 1: run `python -m minblip2 train "
+                        f"--recipe {recipe.name} --out {out}` again")
     load_weights(bridge.stage1, out / "stage1" / "model.safetensors")
     bridge.stage1.to(bridge.device).eval()
     if (out / "stage2" / "model.safetensors").exists():

@@ -1,7 +1,8 @@
 """The results table and the picture, from what runs left behind: python notebooks/readme.py puts them into README.md.
 
 Every runs/NAME/results-SPLIT.json is a column; NAME-seed1, NAME-seed2, ... are further seeds of NAME and share its
-column, as mean ± standard deviation.
+column, as mean ± standard deviation. A run that is not here, but whose figures are kept in benchmarks/results/NAME.json
+(`python -m benchmarks.provenance runs/NAME`), is a column, too, and where those are from is told below the table.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from minblip2.files import read_json, write_beside
+from minblip2.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -64,6 +67,19 @@ def columns(runs: Path, names: str = r".*") -> dict[str, list[dict[str, float]]]
         if re.fullmatch(names, name):
             found[f"{name}, {path.stem.removeprefix('results-')}"].append(read_json(path))
     return {f"{title} ({len(seeds)} seeds)" if len(seeds) > 1 else title: seeds for title, seeds in found.items()}
+
+
+def kept(results: Path = ROOT / "benchmarks" / "results", names: tuple[str, ...] = tuple(RECIPES)
+         ) -> dict[str, dict[str, Any]]:
+    """Recipe -> its figures with their provenance, of those that are kept with the code."""
+    return {name: read_json(results / f"{name}.json") for name in names if (results / f"{name}.json").exists()}
+
+
+def provenance(results: dict[str, dict[str, Any]]) -> str:
+    """Where kept figures are from, a sentence for each recipe."""
+    return "\n".join(f"*{name}: {told['data']}; {told['minutes_stage1']:.0f} minutes of stage 1 and "
+                     f"{told['minutes_stage2']:.0f} of stage 2 on {told['machine']}; commit {told['commit']}.*"
+                     for name, told in results.items())
 
 
 def cell(values: list[float]) -> str:
@@ -119,11 +135,12 @@ def picture(run: Path) -> bytes:
 
 def main() -> int:
     """Write the table into README.md and the picture; 2 when there is nothing to write or nowhere to write it."""
-    found = columns(ROOT / "runs")
+    found, told = columns(ROOT / "runs"), kept()
     try:
         if not found:
             raise ValueError("no runs/*/results-*.json: run make course first")
-        put(table(found))
+        found = {f"{name}, val": [figures] for name, figures in told.items() if f"{name}, val" not in found} | found
+        put("\n\n".join([table(dict(sorted(found.items()))), *([provenance(told)] if told else [])]))
     except ValueError as error:
         print(f"readme.py: {error}", file=sys.stderr)
         return 2

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -15,8 +17,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 import course
 import guide
 import minblip2
+import readme
 from benchmarks import provenance
 from minblip2 import UserError, lesson
+from minblip2.__main__ import parser
 
 from . import gates
 from .exercises import lesson07
@@ -135,6 +139,49 @@ def test_the_guide_quotes_a_message_for_every_exercise():
 def test_the_commonest_message_is_quoted():
     told = [("b", "a b c | d. Read again: x."), ("z", "z. Read again: y."), ("b", "u b v. Read again: x.")]
     assert commonest(told) == "a b c \\| d."
+
+
+# --- the README -------------------------------------------------------------------------------------------------------
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUESTIONS = [row.strip("|").split(" | ") for row in README.splitlines()
+             if re.match(r"\| [^|]+ \| \[\d\d\]\(notebooks/", row)]
+
+
+@pytest.mark.parametrize("question, answer", QUESTIONS, ids=lambda text: text.strip()[:60])
+def test_every_question_has_an_answer_that_is_there(question, answer):
+    named = re.findall(r"\[(\d\d)\]\((notebooks/\w+\.ipynb)\)((?:,? §\d+)+|, opening)", answer)
+    assert named and len(named) == answer.count("]("), f"a lesson without a section: {answer}"
+    for number, path, where in named:
+        prose = gates.markdown_of(nbformat.read(ROOT / path, 4))
+        assert path.startswith(f"notebooks/{number}_")
+        for section in re.findall(r"\d+", where):
+            assert re.search(rf"^## {section} · ", prose, re.MULTILINE), f"{path} has no section {section}"
+
+
+def test_the_readme_lists_every_lesson_and_guide():
+    assert len(QUESTIONS) > 25
+    for path in [*sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), guide.GUIDE, guide.GUIDE.with_name("PAPER.md")]:
+        assert f"](notebooks/{path.name})" in README, f"README does not lead to {path.name}"
+    assert "](CHANGELOG.md)" in README
+
+
+def test_every_command_of_the_readme_is_one():
+    shown = re.findall(r"^python -m minblip2 (\w+)((?: --?[\w-]+)*)", README, re.MULTILINE)
+    assert {name for name, _ in shown} == {"train", "caption", "retrieve", "attend", "evaluate", "ask"}
+    grammar = parser()
+    for line in re.findall(r"^python -m minblip2 (.+?)(?:\s+#.*)?$", README, re.MULTILINE):
+        grammar.parse_args(shlex.split(line))
+
+
+def test_kept_figures_are_a_column_with_their_provenance(tmp_path):
+    figures = {"images": 5, "stage2_cider": 12.5, "commit": "abc", "machine": "m", "minutes_stage1": 2.0,
+               "minutes_stage2": 0.6, "data": "five pictures"}
+    (tmp_path / "laptop.json").write_text(json.dumps(figures))
+    told = readme.kept(tmp_path)
+    assert list(told) == ["laptop"] and "12.5" in readme.table({"laptop, val": [told["laptop"]]})
+    assert readme.provenance(told) == ("*laptop: five pictures; 2 minutes of stage 1 and 1 of stage 2 on m; "
+                                       "commit abc.*")
 
 
 # --- results with their provenance ------------------------------------------------------------------------------------
