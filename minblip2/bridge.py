@@ -18,7 +18,7 @@ from .batches import Batch, PairBatches
 from .data import CocoCaptions
 from .features import feature_cache, weights_checksum
 from .files import read_json, write_json
-from .recipes import Parts, Recipe, clean, default_data, find_recipe
+from .recipes import RECIPES, Parts, Recipe, clean, default_data, find_recipe
 from .stage1 import Stage1
 from .stage2 import Stage2, split_prefix
 from .tokenizer import Tokenizer
@@ -163,13 +163,15 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
 def load_bridge(out: Path) -> Bridge:
     """The bridge that `train_bridge` left in `out`. Raises UserError when there is none."""
     if not (out / "run.json").exists():
-        raise UserError(f"{out} holds no trained bridge: run `python -m minblip2 train --out {out}` first")
+        recipe = f"--recipe {out.name} " if out.name in RECIPES else ""
+        raise UserError(f"{out} holds no trained bridge: run `python -m minblip2 train {recipe}--out {out}` first")
     told = read_json(out / "run.json")
     recipe = find_recipe(told["recipe"]).with_seed(told["seed"])
     parts = recipe.build(recipe, Path(told["data"]), Path(told["parts"]) if told["parts"] else None, out)
     bridge = Bridge(recipe, parts, recipe.new_stage1(parts))
     if not (out / "stage1" / "model.safetensors").exists():
-        raise UserError(f"{out} stopped before the end of stage 1: run `python -m minblip2 train --out {out}` again")
+        raise UserError(f"{out} stopped before the end of stage 1: run `python -m minblip2 train "
+                        f"--recipe {recipe.name} --out {out}` again")
     load_weights(bridge.stage1, out / "stage1" / "model.safetensors")
     bridge.stage1.to(bridge.device).eval()
     if (out / "stage2" / "model.safetensors").exists():

@@ -52,6 +52,7 @@ MODELS = {model.folder: model for model in (
     _opt("1.3b", "3f5c25d0bc631cb57ac65913f76e22c2dfb61d62", 2048, 24, 32),
     HubModel("Salesforce/blip2-opt-2.7b", "59a1ef6c1e5117b3f65523d1c6066825bcf315e3", "MIT"),
     HubModel("Salesforce/blip2-flan-t5-xl", "0eb0d3b46c14c1f8c7680bca2693baafdb90bb28", "MIT"),
+    HubModel("Salesforce/blip2-itm-vit-g", "d3788a04efa0f9e897305f5b9d9dedeaa3afb99d", "MIT"),  # stage 1, to retrieve
 )}
 
 RECIPE_MODELS = {

@@ -28,6 +28,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except UserError:
         raise
+    except FileNotFoundError:
+        raise UserError(f"image {path} cannot be read: there is no such file, check the path") from None
     except Exception as error:  # a broken file makes decoders raise almost anything
         raise UserError(f"image {path} cannot be read ({error!r}): replace or remove it") from error
 

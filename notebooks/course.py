@@ -2,8 +2,8 @@
 
 Every notebook, or those whose names begin with NN, without a window, N at a time; before them the bridge that they look
 at is trained, if it is not there. Executed copies go to runs/course/; with --write the notebook itself is replaced by
-its executed self, stamped with a hash of its source. That is how outputs are made before they are committed; a test
-compares the hash, so stale outputs do not go unnoticed.
+its executed self, stamped with a hash of its source, and INSTRUCTORS.md gets the new timings. That is how outputs are
+made before they are committed; a test compares the hash, so stale outputs do not go unnoticed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
+import guide
 from minblip2.files import write_beside
 from readme import columns, table
 
@@ -80,6 +81,8 @@ def main() -> int:
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="replace")  # a Windows console may lack the arrows of the table
     os.environ.setdefault("MINBLIP2_SCALE", "fast")  # the form for a CPU; "full" wants a GPU
+    if args.write:
+        os.environ["MINBLIP2_DRAWN_ONLY"] = "1"  # outputs in git hold no photograph: not all may be handed on
     try:
         chosen = choose(args.folder.resolve(), args.notebooks)
     except ValueError as error:
@@ -111,6 +114,8 @@ def main() -> int:
                 print(failure, file=sys.stderr)
                 pool.shutdown(cancel_futures=True)
                 return 1
+    if args.write and args.folder.resolve() == ROOT / "notebooks":
+        guide.write()  # its timings are those of the outputs
     if found := columns(ROOT / "runs", "scenes"):
         print(f"\n{table(found)}")
     return 0

@@ -1,7 +1,8 @@
 """The results table and the picture, from what runs left behind: python notebooks/readme.py puts them into README.md.
 
 Every runs/NAME/results-SPLIT.json is a column; NAME-seed1, NAME-seed2, ... are further seeds of NAME and share its
-column, as mean ± standard deviation.
+column, as mean ± standard deviation. A run that is not here, but whose figures are kept in benchmarks/results/NAME.json
+(`python -m benchmarks.provenance runs/NAME`), is a column, too, and where those are from is told below the table.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from minblip2.files import read_json, write_beside
+from minblip2.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -68,6 +71,19 @@ def columns(runs: Path, names: str = r".*") -> dict[str, list[dict[str, float]]]
     return {f"{title} ({len(seeds)} seeds)" if len(seeds) > 1 else title: seeds for title, seeds in found.items()}
 
 
+def kept(results: Path = ROOT / "benchmarks" / "results", names: tuple[str, ...] = tuple(RECIPES)
+         ) -> dict[str, dict[str, Any]]:
+    """Recipe -> its figures with their provenance, of those that are kept with the code."""
+    return {name: read_json(results / f"{name}.json") for name in names if (results / f"{name}.json").exists()}
+
+
+def provenance(results: dict[str, dict[str, Any]]) -> str:
+    """Where kept figures are from, a sentence for each recipe."""
+    return "\n".join(f"*{name}: {told['data']}; {told['minutes_stage1']:.0f} minutes of stage 1 and "
+                     f"{told['minutes_stage2']:.0f} of stage 2 on {told['machine']}; commit {told['commit']}.*"
+                     for name, told in results.items())
+
+
 def cell(values: list[float]) -> str:
     """One figure, or mean ± standard deviation of several."""
     if not values:
@@ -90,19 +106,18 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
                      zip(line[1:], widths[1:], strict=True))]) + " |" for line in lines)
 
 
-def fill(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
+def fill(text: str, content: str, begin: str = BEGIN, end: str = END, file: str = "README.md") -> str:
     """The text with `content` between the markers. Raises ValueError unless each marker is there once, in order."""
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"README.md needs {begin} and, below it, {end}, each once: put them where that belongs")
+        raise ValueError(f"{file} needs {begin} and, below it, {end}, each once: put them where that belongs")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
-def put(content: str, begin: str = BEGIN, end: str = END) -> None:
-    """Put `content` into README.md between the markers. Raises ValueError as `fill`."""
-    readme = ROOT / "README.md"
-    filled = fill(readme.read_text(encoding="utf-8"), content, begin, end)
-    write_beside(readme, lambda partial: partial.write_text(filled, encoding="utf-8"))
+def put(content: str, begin: str = BEGIN, end: str = END, file: Path = ROOT / "README.md") -> None:
+    """Put `content` into a Markdown file between the markers. Raises ValueError as `fill`."""
+    filled = fill(file.read_text(encoding="utf-8"), content, begin, end, file.name)
+    write_beside(file, lambda partial: partial.write_text(filled, encoding="utf-8"))
 
 
 def under_picture(right: Sequence[bool], prompt: str) -> str:
@@ -130,11 +145,12 @@ def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
 
 def main() -> int:
     """Write the table into README.md and the picture; 2 when there is nothing to write or nowhere to write it."""
-    found = columns(ROOT / "runs")
+    found, told = columns(ROOT / "runs"), kept()
     try:
         if not found:
             raise ValueError("no runs/*/results-*.json: run make course first")
-        put(table(found))
+        found = {f"{name}, val": [figures] for name, figures in told.items() if f"{name}, val" not in found} | found
+        put("\n\n".join([table(dict(sorted(found.items()))), *([provenance(told)] if told else [])]))
         if (ROOT / "runs" / "scenes" / "stage2" / "model.safetensors").exists():
             figure = ROOT / "notebooks" / "figures" / "bridge.png"
             figure.parent.mkdir(exist_ok=True)

@@ -200,7 +200,8 @@ def test_the_lm_has_read_of_pairs_that_no_captioned_picture_shows():
 @pytest.mark.parametrize("words, said", [
     (["train", "--recipe", "desktop"], "there is no recipe 'desktop': choose one of scenes, laptop, gpu"),
     (["train", "--recipe", "laptop"], "name a folder in COCO layout with --data"),
-    (["caption", "--run", "{tmp}/nothing", "{photo}"], "holds no trained bridge"),
+    (["caption", "--run", "{tmp}/nothing", "{photo}"], "holds no trained bridge: run `python -m minblip2 train --out"),
+    (["caption", "--run", "{tmp}/laptop", "{photo}"], "train --recipe laptop --out"),
     (["caption", "--run", "{run}", "{tmp}/absent.jpg"], "absent.jpg cannot be read"),
     (["caption", "--run", "{run}", "{empty}"], "empty.jpg cannot be read"),
     (["evaluate", "--run", "{run}", "--split", "train2014"], "no split 'train2014'"),

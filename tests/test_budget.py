@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from minblip2 import UserError, budget
-from minblip2.budget import dry_run, parameters, settings_of, trained_parameters
+from minblip2.budget import StageCost, dry_run, estimate, free_memory, parameters, settings_of, trained_parameters
 from minblip2.checkpoint import HubConfig
 from minblip2.hub import MODELS
 from minblip2.opt import OPT, OPTConfig
@@ -143,3 +143,28 @@ def test_what_cannot_be_told_is_refused(tmp_path):
         dry_run(SCENES)
     with pytest.raises(UserError, match="a 'gpt2' model; the language model must be one of opt, llama, t5"):
         lm_parameters({"model_type": "gpt2"})
+
+
+def test_the_largest_batch_is_the_last_that_fits():
+    cost = StageCost(trained=10, fixed=1000.0, each=30.0)
+    assert cost.largest_batch(cost.memory(7)) == 7 and cost.largest_batch(cost.memory(7) - 1) == 6
+    assert cost.largest_batch(999) == cost.largest_batch(1001) == 0
+
+
+def test_an_estimate_is_what_the_dry_run_tells(tmp_path):
+    costs, value = estimate(LAPTOP, tmp_path, 2), budget.compute_dtype(budget.best_device()).itemsize
+    here = estimate(LAPTOP, tmp_path, value)
+    text = dry_run(LAPTOP, tmp_path, tmp_path)
+    for stage, settings in ((here.stage1, LAPTOP.stage1), (here.stage2, LAPTOP.stage2)):
+        assert f"about {stage.memory(settings.batch_size) / 1e9:.1f} GB of memory" in text
+    assert f"{costs.encoder:,} frozen" in text and f"{costs.stage1.trained:,} trained" in text
+    assert costs.cached == 2 * 257 * 384 and costs.stage1.each < estimate(LAPTOP, tmp_path, 4).stage1.each
+    with pytest.raises(UserError, match="scenes makes all"):
+        estimate(SCENES)
+
+
+def test_free_memory_is_told_or_unknown(monkeypatch):
+    free = free_memory(torch.device("cpu"))
+    assert free is None or 1e6 < free < 1e14
+    monkeypatch.setattr(budget, "Path", lambda path: (_ for _ in ()).throw(OSError(path)))
+    assert free_memory(torch.device("cpu")) is None

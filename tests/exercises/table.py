@@ -1,8 +1,9 @@
-"""The README's table of tested checks, measured now: python -m tests.exercises.table [--write]"""
+"""The README's table of tested checks and the guide's common errors: python -m tests.exercises.table [--write]"""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
@@ -10,37 +11,51 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "exercises"), str(ROOT / "notebooks")]
 
 import checks  # noqa: E402
+import guide  # noqa: E402
 import progress  # noqa: E402
 from readme import put  # noqa: E402
 
 BEGIN, END = "<!-- exercises -->", "<!-- /exercises -->"
+ERRORS = "<!-- errors -->", "<!-- /errors -->"
 
 
-def table() -> str:
-    """For each lesson: exercises, wrong answers that got their own message, right ones that passed; in Markdown."""
-    rows, sums = [], [0] * 5
+def tables() -> tuple[str, str]:
+    """Two tables in Markdown: for each lesson exercises, wrong answers that got their own message, and right ones that
+    passed; for each exercise the message that most of its wrong answers get."""
+    rows, sums, errors = [], [0] * 5, []
     for lesson, exercises in progress.lessons().items():
         answers = import_module(f"tests.exercises.lesson{lesson}").ANSWERS
         rejected = [(each, *wrong) for each in exercises for wrong in answers[each.__name__].rejected]
         accepted = [(each, right) for each in exercises for right in answers[each.__name__].accepted]
-        verdicts = [(each.verdict(answer), said) for each, answer, said in rejected]
-        told = sum(verdict.status == checks.WRONG and said in verdict.message for verdict, said in verdicts)
+        verdicts = [(each, each.verdict(answer), said) for each, answer, said in rejected]
+        told = sum(verdict.status == checks.WRONG and said in verdict.message for _, verdict, said in verdicts)
         passed = sum(each.verdict(answer).status == checks.DONE for each, answer in accepted)
         numbers = [len(exercises), told, len(rejected), passed, len(accepted)]
         sums = [a + b for a, b in zip(sums, numbers, strict=True)]
         rows.append((lesson, numbers))
+        errors += [(each.name, commonest([(said, verdict.message) for one, verdict, said in verdicts if one is each]))
+                   for each in exercises]
     lines = ["| lesson | exercises | wrong answers told why | right answers passed |", "| --- | ---: | ---: | ---: |"]
     lines += [f"| {name} | {n} | {told} of {wrong} | {passed} of {right} |"
               for name, (n, told, wrong, passed, right) in [*rows, ("all", sums)]]
-    return "\n".join(lines)
+    common = ["| exercise | what learners are told most |", "| --- | --- |"]
+    return "\n".join(lines), "\n".join([*common, *(f"| {name} | {message} |" for name, message in errors)])
+
+
+def commonest(messages: list[tuple[str, str]]) -> str:
+    """The message under the part that most wrong answers share, as a cell of a table, without where to read again."""
+    (part, _), = Counter(said for said, _ in messages).most_common(1)
+    message = next(message for said, message in messages if said == part)
+    return " ".join(message.rpartition(" Read again: ")[0].replace("|", "\\|").split())
 
 
 def main() -> None:
-    """Print the table; with --write put it into README.md."""
-    made = table()
+    """Print the first table; with --write put it into README.md, and the common errors into the guide."""
+    made, errors = tables()
     print(made)
     if "--write" in sys.argv:
         put(made, BEGIN, END)
+        put(errors, *ERRORS, guide.GUIDE)
 
 
 if __name__ == "__main__":

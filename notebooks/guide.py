@@ -1,0 +1,112 @@
+"""Timings for instructors, from the notebooks themselves: python notebooks/guide.py puts them into INSTRUCTORS.md.
+
+Reading and computing are what each notebook says of its last execution, minutes of exercises what stands beside each.
+`course.py --write` calls this, so the guide is as old as the outputs.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+from minblip2.lesson import WORDS_PER_MINUTE
+from readme import put
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDE = ROOT / "notebooks" / "INSTRUCTORS.md"
+TIMINGS, PLANS_AT = ("<!-- timings -->", "<!-- /timings -->"), ("<!-- plans -->", "<!-- /plans -->")
+SAID = re.compile(r"Reading: about \*\*(\d+) minutes\*\*.*Computing: \*\*(\d+) seconds\*\*")
+ASKED = re.compile(r"importance (●+)○* · about (\d+) minutes")
+MOST = 5  # points of importance that an exercise can have
+
+# A plan's sessions: what it is called, its lessons, and the exercises: all, those of greatest importance, or none.
+PLANS = {
+    "one day": [("morning", ("00", "02", "05"), "most"), ("afternoon", ("06", "07", "08", "10"), "most")],
+    "three days": [("day 1", ("00", "01", "02", "03", "04"), "most"), ("day 2", ("05", "06", "07", "08", "09"), "most"),
+                   ("day 3", ("10", "11", "12", "13", "16"), "most")],
+    "a term": [(f"week {i + 1}", lessons, "all") for i, lessons in enumerate((
+        ("00",), ("01",), ("02",), ("03",), ("04",), ("05",), ("06", "07"), ("08",), ("09",), ("10",), ("11", "12"),
+        ("13",), ("14", "15"), ("16", "17")))],
+}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A lesson's title, its minutes of reading, seconds of computing, and (importance, minutes) of its exercises."""
+
+    title: str
+    reading: int
+    computing: int
+    exercises: tuple[tuple[int, int], ...]
+
+    def minutes(self, which: str) -> float:
+        """Minutes in all, with `all` exercises or those of `most` importance."""
+        chosen = sum(minutes for importance, minutes in self.exercises if which == "all" or importance == MOST)
+        return self.reading + self.computing / 60 + chosen
+
+
+def lessons(folder: Path = ROOT) -> dict[str, Lesson]:
+    """Every lesson by its number. Raises ValueError for a notebook that does not tell its minutes."""
+    found = {}
+    for path in sorted((folder / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        outputs = [output.get("data", {}).get("text/markdown", "") for cell in notebook.cells
+                   if cell.cell_type == "code" for output in cell.outputs]
+        said = next((match for text in outputs if (match := SAID.search(text))), None)
+        if said is None:
+            raise ValueError(f"{path.name} does not tell its minutes: run python notebooks/course.py --write")
+        solved = folder / "solutions" / path.name
+        prose = [cell.source for cell in nbformat.read(solved, 4).cells] if solved.exists() else []
+        asked = tuple((len(stars), int(minutes)) for stars, minutes in ASKED.findall("\n".join(prose)))
+        title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+        found[path.name[:2]] = Lesson(title.partition(" · ")[2], int(said[1]), int(said[2]), asked)
+    return found
+
+
+def timings(known: dict[str, Lesson]) -> str:
+    """The table of lessons in Markdown."""
+    rows = [(number, one.title, one.reading, one.computing, len(one.exercises), sum(m for _, m in one.exercises))
+            for number, one in known.items()]
+    sums = [sum(row[column] for row in rows) for column in range(2, 6)]
+    lines = [f"| lesson | | reading, minutes at {WORDS_PER_MINUTE} words each | computing, seconds | exercises | "
+             "their minutes |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join([*lines, f"| all | | {' | '.join(map(str, sums))} |"])
+
+
+def plans(known: dict[str, Lesson]) -> str:
+    """The tables of the plans in Markdown; a lesson that is not there yet is left out."""
+    lines = ["| plan | session | lessons | exercises | hours |", "| --- | --- | --- | --- | ---: |"]
+    for name, sessions in PLANS.items():
+        for session, numbers, which in sessions:
+            there = [number for number in numbers if number in known]
+            hours = sum(known[number].minutes(which) for number in there) / 60
+            asked = "all" if which == "all" else "the most important"
+            lines.append(f"| {name} | {session} | {', '.join(there)} | {asked} | {hours:.1f} |")
+    return "\n".join(lines)
+
+
+def write() -> None:
+    """Put both tables into the guide."""
+    known = lessons()
+    for content, marks in ((timings(known), TIMINGS), (plans(known), PLANS_AT)):
+        put(content, *marks, GUIDE)
+
+
+def main() -> int:
+    """Write the tables; 2 when a notebook has no outputs, or the guide no place for them."""
+    try:
+        write()
+    except ValueError as error:
+        print(f"guide.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{GUIDE.relative_to(ROOT)}: timings and plans")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
