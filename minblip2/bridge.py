@@ -17,7 +17,7 @@ from torch import Tensor
 from . import UserError
 from .batches import Batch, PairBatches
 from .data import CocoCaptions
-from .distributed import first, group, here, spread, started, take_device
+from .distributed import batch_ranks, launched, prepare_once, process_group, rank_and_size, take_device
 from .features import feature_cache, weights_checksum
 from .files import write_json
 from .recipes import Parts, Recipe, clean, default_data, find_recipe
@@ -29,7 +29,7 @@ from .train import autocast, best_device, load_weights, train
 
 def stage1_losses(model: Stage1, batch: Batch, weights: tuple[float, float, float] = (1, 1, 1)) -> dict[str, Tensor]:
     """The three losses of a batch, their weighted sum, and how often matching is right (a constant gives 2/3)."""
-    ranks = spread(batch.image)
+    ranks = batch_ranks(batch.image)
     out = model(batch.image, batch.text_ids, batch.text_mask, batch.image_ids, ranks=ranks)
     loss = sum(weight * part for weight, part in zip(weights, (out.itc, out.itm, out.itg), strict=True))
     right = ranks.mean((out.match_logits.argmax(dim=1) == out.match_labels).float().mean(), len(batch.image))
@@ -121,7 +121,7 @@ class Bridge:
         ids = [tokenizer.encode(clean(caption), self.recipe.prompt if for_lm else "", self.recipe.max_length)
                for _, caption in data.pairs]
         return PairBatches(views, [index for index, _ in data.pairs], ids, [record.id for record in data.images],
-                           config.batch_size, config.seed, tokenizer.pad_id, self.recipe.keep, *here())
+                           config.batch_size, config.seed, tokenizer.pad_id, self.recipe.keep, *rank_and_size())
 
 
 def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, out: Path,
@@ -132,12 +132,12 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     train together; `out`, data and parts must be folders that all of them see.
     """
     take_device()
-    with first():
+    with prepare_once():
         data = default_data(recipe, out, data)
         parts = recipe.build(recipe, data, parts_folder, out)
         bridge = Bridge(recipe, parts, recipe.new_stage1(parts))
         out.mkdir(parents=True, exist_ok=True)
-        if started()[0] == 0:
+        if launched()[0] == 0:
             write_json(out / "run.json", dict(recipe=recipe.name, data=str(data.resolve()),
                                               parts=str(parts_folder.resolve()) if parts_folder else None))
         split = CocoCaptions(data, "train")
@@ -146,7 +146,7 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     settings = dict(recipe=recipe.name, qformer=parts.qformer, pairs=texts,
                     encoder=weights_checksum(parts.encoder), shared_width=recipe.shared_width, weights=recipe.weights)
     losses = partial(stage1_losses, weights=recipe.weights)
-    with group():
+    with process_group():
         train(bridge.stage1, losses, bridge.pairs(split, views, for_lm=False), recipe.stage1, out / "stage1",
               settings, name="stage 1", resume=resume, device=bridge.device)
     bridge.stage1.eval()
@@ -158,10 +158,10 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
 
     def stage2_losses(model: Stage2, batch: Batch) -> dict[str, Tensor]:
         words = divide(batch, parts.lm_tokenizer, recipe.prompt)
-        return {"loss": model(batch.image, *words, ranks=spread(batch.image)).loss}
+        return {"loss": model(batch.image, *words, ranks=batch_ranks(batch.image)).loss}
 
     settings |= dict(stage1=weights_checksum(bridge.stage1), lm=weights_checksum(parts.lm), prompt=recipe.prompt)
-    with group():
+    with process_group():
         train(bridge.stage2, stage2_losses, bridge.pairs(split, views, for_lm=True), recipe.stage2, out / "stage2",
               settings, name="stage 2", resume=resume, device=bridge.device)
     bridge.stage2.eval()

@@ -24,12 +24,12 @@ from .qformer import ImageKV
 from .stage1 import OneProcess, Stage1
 
 
-def started() -> tuple[int, int]:
+def launched() -> tuple[int, int]:
     """The number of this process and how many torchrun has started: (0, 1) without torchrun."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def here() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """The number of this process in the group that is open, and how many are in it: (0, 1) without a group."""
     together = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
@@ -38,7 +38,7 @@ def here() -> tuple[int, int]:
 # --- one batch, many processes ----------------------------------------------------------------------------------------
 
 
-def gather(rows: Tensor, held: list[int]) -> Tensor:
+def gather_rows(rows: Tensor, held: list[int]) -> Tensor:
     """All processes' rows (n ...) of this one's (b ...); held: how many each has. Other axes must agree everywhere."""
     rank, size = dist.get_rank(), len(held)
     padded = torch.cat([rows.detach(), rows.new_zeros(max(held) - len(rows), *rows.shape[1:])])
@@ -55,12 +55,12 @@ class ManyProcesses(OneProcess):
     """`rows` (b ...) of a batch are here; `held` says how many each process has, `own` where these are in the whole."""
 
     def __init__(self, rows: Tensor):
-        (self.rank, self.size), self.rows = here(), rows
+        (self.rank, self.size), self.rows = rank_and_size(), rows
 
     @cached_property
     def held(self) -> list[int]:
         """How many rows each process has."""
-        return gather(torch.tensor([len(self.rows)], device=self.rows.device), [1] * self.size).tolist()
+        return gather_rows(torch.tensor([len(self.rows)], device=self.rows.device), [1] * self.size).tolist()
 
     @property
     def own(self) -> slice:
@@ -69,12 +69,12 @@ class ManyProcesses(OneProcess):
 
     def gather(self, rows: Tensor) -> Tensor:
         """The whole batch's rows (n ...) of those that are here (b ...)."""
-        return gather(rows, self.held)
+        return gather_rows(rows, self.held)
 
     def mean(self, value: Tensor, count: int) -> Tensor:
         """The mean over the whole batch of a scalar that is the mean over `count` things here."""
         pair = torch.stack([value, value.new_tensor(count)])
-        values, counts = gather(rearrange(pair, "n -> 1 n"), [1] * self.size).unbind(dim=1)
+        values, counts = gather_rows(rearrange(pair, "n -> 1 n"), [1] * self.size).unbind(dim=1)
         return (values * counts).sum() / counts.sum()
 
     def bring(self, model: Stage1, image: Tensor, image_kv: ImageKV, texts: tuple[Tensor, Tensor],
@@ -108,9 +108,9 @@ class ManyProcesses(OneProcess):
         return got[mine.argsort(stable=True).argsort()]  # they came in the order of their holders
 
 
-def spread(rows: Tensor) -> OneProcess:
+def batch_ranks(rows: Tensor) -> OneProcess:
     """Who holds the batch of which `rows` (b ...) are here."""
-    return ManyProcesses(rows) if here()[1] > 1 else OneProcess()
+    return ManyProcesses(rows) if rank_and_size()[1] > 1 else OneProcess()
 
 
 # --- beginning and end ------------------------------------------------------------------------------------------------
@@ -126,9 +126,9 @@ def _store() -> dist.Store:
 
 
 @contextmanager
-def first() -> Iterator[None]:
+def prepare_once() -> Iterator[None]:
     """Process 0 does what stands inside; the others wait, for days if need be, then do it too and find it done."""
-    (rank, size), done = started(), f"done {next(_number)}"
+    (rank, size), done = launched(), f"done {next(_number)}"
     if rank:
         _store().wait([done], timedelta(days=7))
     yield
@@ -137,12 +137,12 @@ def first() -> Iterator[None]:
 
 
 @contextmanager
-def group() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """While open, processes started by torchrun form a group; one alone stays as it is.
 
     Raises UserError when another process has ended and this one cannot go on.
     """
-    rank, size = started()
+    rank, size = launched()
     if size == 1:
         yield
         return
@@ -162,10 +162,10 @@ def group() -> Iterator[None]:
 
 def take_device() -> None:
     """Let this process compute on a GPU of its own, where there are any."""
-    if torch.cuda.is_available() and started()[1] > 1:
+    if torch.cuda.is_available() and launched()[1] > 1:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def speaks() -> bool:
+def first_to_speak() -> bool:
     """Whether this process is to print an error: it is the first that asks."""
-    return started()[1] == 1 or _store().add("said", 1) == 1
+    return launched()[1] == 1 or _store().add("said", 1) == 1

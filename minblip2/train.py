@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from . import UserError
-from .distributed import here
+from .distributed import rank_and_size
 from .files import write_beside
 
 
@@ -150,7 +150,7 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
     Raises UserError when the folder belongs to other settings, or when the loss is not finite.
     """
     folder, device = Path(folder), device or best_device()
-    rank, processes = here()
+    rank, processes = rank_and_size()
     fingerprint = json.dumps({"train": asdict(config), **(settings or {})}, sort_keys=True, default=str)
     final, saved, log = folder / "model.safetensors", folder / "checkpoint.pt", folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from minblip2.distributed import ManyProcesses, group, here, spread
+from minblip2.distributed import ManyProcesses, batch_ranks, process_group, rank_and_size
 from minblip2.opt import OPT, OPTConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
@@ -41,15 +41,15 @@ def stage2():
 
 def stage1_step(model, batch, negatives=None):
     """Losses by name; gradients are in the model. Seeded as `train` does, but for what each process draws alone."""
-    torch.manual_seed(here()[0] * 500_009)
-    out = model(*batch, negatives=negatives, ranks=spread(batch[0]))
+    torch.manual_seed(rank_and_size()[0] * 500_009)
+    out = model(*batch, negatives=negatives, ranks=batch_ranks(batch[0]))
     out.loss.backward()
     return {name: getattr(out, name).detach() for name in ("loss", "itc", "itm", "itg", "similarity")}
 
 
 def stage2_step(model, batch):
     image, ids, mask, _ = batch
-    loss = model(image, ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:], ranks=spread(image)).loss
+    loss = model(image, ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:], ranks=batch_ranks(image)).loss
     loss.backward()
     return {"loss": loss.detach()}
 
@@ -59,7 +59,7 @@ def gradients(model):
 
 
 def own_part(batch):
-    rank, size = here()
+    rank, size = rank_and_size()
     return [part[len(part) * rank // size:len(part) * (rank + 1) // size] for part in batch]
 
 
@@ -82,12 +82,12 @@ def synchronised(wrapped, step):
 def main(file):
     found, batch = {}, whole_batch()
     given = torch.tensor([3, 2, 6, 0, 1, 2, 5]), torch.tensor([2, 0, 4, 5, 6, 3, 1])
-    with group():
+    with process_group():
         part = own_part(batch)
         for name, model, step in (("stage1", stage1(), stage1_step), ("stage2", stage2(), stage2_step),
                                   ("given", stage1(), lambda *inputs: stage1_step(*inputs, negatives=given))):
             values = step(DistributedDataParallel(model), part)
-            everywhere = [None] * here()[1]
+            everywhere = [None] * rank_and_size()[1]
             dist.all_gather_object(everywhere, (values, gradients(model)))
             found[name] = everywhere
         model = stage1()
@@ -106,10 +106,10 @@ def main(file):
         ranks, dist.all_to_all_single = ManyProcesses(part[0]), count
         wanted = torch.tensor([6, 6, 6, 6, 5, 0, 6])
         got = ranks.fetch(part[0], wanted)
-        everywhere = [None] * here()[1]
+        everywhere = [None] * rank_and_size()[1]
         dist.all_gather_object(everywhere, (got, sent[0], ranks.held))
         found["fetched"] = wanted, everywhere
-        if here()[0] == 0:
+        if rank_and_size()[0] == 0:
             torch.save(found, file)
 
 

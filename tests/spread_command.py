@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from minblip2 import UserError, __main__, bridge, experts
-from minblip2.distributed import started
+from minblip2.distributed import launched
 from minblip2.recipes import RECIPES, SCENES
 
 SHORT = replace(SCENES, experts={name: replace(config, steps=2, precision="float32")
@@ -27,7 +27,7 @@ def with_trouble(losses):
 
     def troubled(*inputs, **settings):
         steps.append(time.sleep(float(os.environ.get("SPREAD_PAUSE", 0))))
-        if len(steps) == 3 and os.environ.get("SPREAD_BROKEN") == str(started()[0]):
+        if len(steps) == 3 and os.environ.get("SPREAD_BROKEN") == str(launched()[0]):
             raise UserError("something that only this process has met")
         return losses(*inputs, **settings)
 
