@@ -47,6 +47,22 @@ def activations(tokens: int, layers: int, width: int, value: int) -> float:
     return SAVED / 2 * value * tokens * layers * width
 
 
+def kept_by_stage1(batch: int, config: QFormerConfig, visual: int, value: int) -> float:
+    """Bytes that a stage-1 step on `batch` pairs with `visual` tokens keeps for its gradient; see `activations`."""
+    queries, cross = config.queries, -(-config.layers // config.cross_every)
+    each = 2 * queries + 5 * CAPTION + 3 * (queries + CAPTION)  # queries for ITC, text for ITC and ITG, three ITM pairs
+    return (activations(batch * each, config.layers, config.width, value) + 4 * value * batch * visual
+            * (config.image_width + cross * config.width) + 12 * batch * CAPTION * config.vocabulary)
+
+
+def kept_by_stage2(batch: int, config: QFormerConfig, lm: nn.Module, visual: int, value: int) -> float:
+    """Bytes that a stage-2 step on `batch` pairs keeps, most of them for the gradient through the language model."""
+    queries, cross = config.queries, -(-config.layers // config.cross_every)
+    return (activations(batch * (queries + CAPTION), lm.config.layers, lm.width, value)
+            + activations(batch * queries, config.layers, config.width, value)
+            + 4 * value * batch * visual * cross * config.width + 12 * batch * CAPTION * lm.config.vocabulary)
+
+
 def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None) -> str:
     """A recipe's parts, costs and what is missing, as text. Raises UserError when the scenes' own recipe is asked for.
 
@@ -70,7 +86,7 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None)
 
     device = best_device()
     value = compute_dtype(device).itemsize
-    kept, seen, queries = 4 * parameters(vit) + value * parameters(lm), recipe.keep or tokens, config.queries
+    kept, seen = 4 * parameters(vit) + value * parameters(lm), recipe.keep or tokens
 
     def row(what: str, role: str, count: int, use: str) -> str:
         folder = parts / recipe.models[role]
@@ -84,14 +100,8 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None)
         return (f"  {name:16} {settings.steps:,} steps of {settings.accumulate * settings.batch_size} pairs, "
                 f"{passes:.1f} passes over {pairs:,}; about {(16 * trained + kept + saved) / 1e9:.1f} GB of memory")
 
-    batch, cross = recipe.stage1.batch_size, -(-config.layers // config.cross_every)
-    each = 2 * queries + 5 * CAPTION + 3 * (queries + CAPTION)  # queries for ITC, text for ITC and ITG, three ITM pairs
-    saved1 = (activations(batch * each, config.layers, config.width, value) + 4 * value * batch * seen * vit.width
-              + 4 * value * batch * seen * cross * config.width + 12 * batch * CAPTION * config.vocabulary)
-    batch = recipe.stage2.batch_size
-    saved2 = (activations(batch * (queries + CAPTION), lm.config.layers, lm.width, value)
-              + activations(batch * queries, config.layers, config.width, value)
-              + 4 * value * batch * seen * cross * config.width + 12 * batch * CAPTION * lm.config.vocabulary)
+    saved1 = kept_by_stage1(recipe.stage1.batch_size, config, seen, value)
+    saved2 = kept_by_stage2(recipe.stage2.batch_size, config, lm, seen, value)
     views = len(recipe.views)
     lines = [
         f"recipe {recipe.name}, on {device} in {'bfloat16' if value == 2 else 'float32'}", "",
