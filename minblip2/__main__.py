@@ -13,6 +13,7 @@ from .blip2 import Blip2
 from .bridge import load_bridge, train_bridge
 from .budget import dry_run
 from .data import CocoCaptions
+from .distributed import first_to_speak, launched
 from .evaluation import evaluate_run
 from .files import read_json, write_beside
 from .pictures import load_image
@@ -34,6 +35,8 @@ def train_command(args: argparse.Namespace) -> None:
         print(dry_run(recipe, args.data, args.parts))
         return
     bridge = train_bridge(recipe, args.data, args.parts, out, resume=not args.restart)
+    if launched()[0] > 0:
+        return  # torchrun has started more of us: one measures and speaks
     print_table(evaluate_run(out, bridge, args.split))
     print(f"kept in {out}; try: python -m minblip2 caption --run {out} PICTURE")
 
@@ -163,7 +166,8 @@ def main() -> int:
     try:
         args.execute(args)
     except UserError as error:
-        print(f"minblip2: {error}", file=sys.stderr)
+        if first_to_speak():
+            print(f"minblip2: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -35,13 +35,14 @@ class PairBatches:
     set's ids; pairs_image and pairs_ids: row and token ids of each pair. `keep` visual tokens, drawn anew for each
     batch (the first always stays), stand for the whole image: cheaper, and another view each time (arXiv 2212.00794).
     An epoch visits every pair once, but for the remainder that fills no batch; every batch has two pictures or more, so
-    that each pair has an admissible negative. Raises UserError when the data cannot give that.
+    that each pair has an admissible negative. Of `processes` that share a batch, each calls for its own part of it, all
+    of them as long as the whole's longest text. Raises UserError when the data cannot give that.
     """
 
     def __init__(self, views: Sequence[np.ndarray], pairs_image: Sequence[int], pairs_ids: Sequence[Sequence[int]],
                  image_ids: Sequence[int], batch_size: int, seed: int, pad_id: int,
-                 keep: int | None = None):
-        self.keep = keep
+                 keep: int | None = None, rank: int = 0, processes: int = 1):
+        self.keep, self.rank, self.processes = keep, rank, processes
         self.views, self.pairs_ids, self.batch_size, self.pad_id = views, pairs_ids, batch_size, pad_id
         self.seed = seed % 2**63  # numpy takes no negative seed
         self.rows, self.image_ids = np.asarray(pairs_image, dtype=np.int64), np.asarray(image_ids, dtype=np.int64)
@@ -53,6 +54,9 @@ class PairBatches:
                             f"{len(self.image_ids)} image ids: each two must be equally many")
         if batch_size < 2 or n < batch_size:
             raise UserError(f"batch size is {batch_size} for {n} pairs: choose at least 2, at most all pairs")
+        if batch_size < processes:
+            raise UserError(f"a batch of {batch_size} pairs cannot be spread over {processes} processes: "
+                            "start fewer, or choose a larger batch size")
         if self.rows.min() < 0 or self.rows.max() >= len(self.image_ids) or not self.lengths.all():
             raise UserError(f"a pair has no tokens or a picture row outside 0..{len(self.image_ids) - 1}: "
                             "rebuild the pairs")
@@ -90,7 +94,11 @@ class PairBatches:
         return random.permutation(order[:used].reshape(-1, self.batch_size))
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from the start of training; texts padded to the longest."""
+        """The batch of a step, counted from the start of training; texts padded to the longest.
+
+        What is drawn is drawn for the whole batch, whatever part of it is ours: so training may go on with more
+        processes, or fewer.
+        """
         epoch, place = divmod(step, len(self))
         if (known := self._epoch) is None or known[0] != epoch:
             known = self._epoch = epoch, self.plan(epoch)
@@ -103,8 +111,11 @@ class PairBatches:
         drawn, tokens = random.integers(len(self.views), size=len(pairs)), np.arange(self.views[0].shape[1])
         if self.keep is not None:
             tokens = np.append(0, np.sort(random.choice(tokens[1:], size=self.keep - 1, replace=False)))
-        image = np.stack([self.views[view][row][tokens] for view, row in zip(drawn, self.rows[pairs], strict=True)])
-        return Batch(torch.from_numpy(image.astype(np.float32)), ids, mask, torch.from_numpy(self.pictures[pairs]))
+        ours = slice(*(len(pairs) * rank // self.processes for rank in (self.rank, self.rank + 1)))
+        image = np.stack([self.views[view][row][tokens]
+                          for view, row in zip(drawn[ours], self.rows[pairs[ours]], strict=True)])
+        return Batch(torch.from_numpy(image.astype(np.float32)), ids[ours], mask[ours],
+                     torch.from_numpy(self.pictures[pairs[ours]]))
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """Batches without end from a step on, the next one prepared in the background."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import UserError
 from .batches import Batch, PairBatches
 from .data import CocoCaptions
+from .distributed import batch_ranks, launched, prepare_once, process_group, rank_and_size, take_device
 from .features import feature_cache, weights_checksum
 from .files import read_json, write_json
 from .recipes import RECIPES, Parts, Recipe, clean, default_data, find_recipe
@@ -27,10 +28,11 @@ from .train import autocast, best_device, load_weights, train
 
 def stage1_losses(model: Stage1, batch: Batch, weights: tuple[float, float, float] = (1, 1, 1)) -> dict[str, Tensor]:
     """The three losses of a batch, their weighted sum, and how often matching is right (a constant gives 2/3)."""
-    out = model(batch.image, batch.text_ids, batch.text_mask, batch.image_ids)
+    ranks = batch_ranks(batch.image)
+    out = model(batch.image, batch.text_ids, batch.text_mask, batch.image_ids, ranks=ranks)
     loss = sum(weight * part for weight, part in zip(weights, (out.itc, out.itm, out.itg), strict=True))
-    right = (out.match_logits.argmax(dim=1) == out.match_labels).float().mean()
-    return dict(loss=loss, itc=out.itc, itm=out.itm, itg=out.itg, itm_accuracy=right, temperature=model.temperature)
+    right = ranks.mean((out.match_logits.argmax(dim=1) == out.match_labels).float().mean(), len(batch.image))
+    return dict(loss=loss, itc=out.itc, itm=out.itm, itg=out.itg, itm_accuracy=right, temperature=out.temperature)
 
 
 def divide(batch: Batch, tokenizer: Tokenizer, prompt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -118,31 +120,35 @@ class Bridge:
         ids = [tokenizer.encode(clean(caption), self.recipe.prompt if for_lm else "", self.recipe.max_length)
                for _, caption in data.pairs]
         return PairBatches(views, [index for index, _ in data.pairs], ids, [record.id for record in data.images],
-                           config.batch_size, config.seed, tokenizer.pad_id, self.recipe.keep)
+                           config.batch_size, config.seed, tokenizer.pad_id, self.recipe.keep, *rank_and_size())
 
 
 def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, out: Path,
                  resume: bool = True, stages: int = 2) -> Bridge:
     """Run a recipe from its frozen parts to the end of stage 2; all is kept under `out`, and a stopped run goes on.
 
-    With `stages` = 1 it ends after stage 1; called again, it goes on from there.
+    With `stages` = 1 it ends after stage 1; called again, it goes on from there. Started by torchrun, all processes
+    train together; `out`, data and parts must be folders that all of them see.
     """
-    data = default_data(recipe, out, data)
-    parts = recipe.build(recipe, data, parts_folder, out)
-    bridge = Bridge(recipe, parts, recipe.new_stage1(parts))
-    out.mkdir(parents=True, exist_ok=True)
-    told = dict(recipe=recipe.name, seed=recipe.stage1.seed, data=str(data.resolve()),
-                parts=str(parts_folder.resolve()) if parts_folder else None)
-    write_json(out / "run.json", told)
-
-    split = CocoCaptions(data, "train")
-    views = [bridge.features(split, out / "cache", **view) for view in recipe.views]
+    take_device()
+    with prepare_once():
+        data = default_data(recipe, out, data)
+        parts = recipe.build(recipe, data, parts_folder, out)
+        bridge = Bridge(recipe, parts, recipe.new_stage1(parts))
+        out.mkdir(parents=True, exist_ok=True)
+        if launched()[0] == 0:
+            told = dict(recipe=recipe.name, seed=recipe.stage1.seed, data=str(data.resolve()),
+                        parts=str(parts_folder.resolve()) if parts_folder else None)
+            write_json(out / "run.json", told)
+        split = CocoCaptions(data, "train")
+        views = [bridge.features(split, out / "cache", **view) for view in recipe.views]
     texts = hashlib.sha256(repr(split.pairs).encode()).hexdigest()
     settings = dict(recipe=recipe.name, qformer=parts.qformer, pairs=texts,
                     encoder=weights_checksum(parts.encoder), shared_width=recipe.shared_width, weights=recipe.weights)
     losses = partial(stage1_losses, weights=recipe.weights)
-    train(bridge.stage1, losses, bridge.pairs(split, views, for_lm=False), recipe.stage1, out / "stage1",
-          settings, name="stage 1", resume=resume, device=bridge.device)
+    with process_group():
+        train(bridge.stage1, losses, bridge.pairs(split, views, for_lm=False), recipe.stage1, out / "stage1",
+              settings, name="stage 1", resume=resume, device=bridge.device)
     bridge.stage1.eval()
     if stages == 1:
         return bridge
@@ -151,11 +157,13 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     bridge.stage2.calibrate(torch.from_numpy(np.array(views[0][:256], dtype=np.float32)).to(bridge.device))
 
     def stage2_losses(model: Stage2, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": model(batch.image, *divide(batch, parts.lm_tokenizer, recipe.prompt)).loss}
+        words = divide(batch, parts.lm_tokenizer, recipe.prompt)
+        return {"loss": model(batch.image, *words, ranks=batch_ranks(batch.image)).loss}
 
     settings |= dict(stage1=weights_checksum(bridge.stage1), lm=weights_checksum(parts.lm), prompt=recipe.prompt)
-    train(bridge.stage2, stage2_losses, bridge.pairs(split, views, for_lm=True), recipe.stage2, out / "stage2",
-          settings, name="stage 2", resume=resume, device=bridge.device)
+    with process_group():
+        train(bridge.stage2, stage2_losses, bridge.pairs(split, views, for_lm=True), recipe.stage2, out / "stage2",
+              settings, name="stage 2", resume=resume, device=bridge.device)
     bridge.stage2.eval()
     return bridge
 

@@ -48,6 +48,22 @@ def activations(tokens: int, layers: int, width: int, value: int) -> float:
     return SAVED / 2 * value * tokens * layers * width
 
 
+def kept_by_stage1(batch: int, config: QFormerConfig, visual: int, value: int) -> float:
+    """Bytes that a stage-1 step on `batch` pairs with `visual` tokens keeps for its gradient; see `activations`."""
+    queries, cross = config.queries, -(-config.layers // config.cross_every)
+    each = 2 * queries + 5 * CAPTION + 3 * (queries + CAPTION)  # queries for ITC, text for ITC and ITG, three ITM pairs
+    return (activations(batch * each, config.layers, config.width, value) + 4 * value * batch * visual
+            * (config.image_width + cross * config.width) + 12 * batch * CAPTION * config.vocabulary)
+
+
+def kept_by_stage2(batch: int, config: QFormerConfig, lm: nn.Module, visual: int, value: int) -> float:
+    """Bytes that a stage-2 step on `batch` pairs keeps, most of them for the gradient through the language model."""
+    queries, cross = config.queries, -(-config.layers // config.cross_every)
+    return (activations(batch * (queries + CAPTION), lm.config.layers, lm.width, value)
+            + activations(batch * queries, config.layers, config.width, value)
+            + 4 * value * batch * visual * cross * config.width + 12 * batch * CAPTION * lm.config.vocabulary)
+
+
 @dataclass(frozen=True)
 class StageCost:
     """What training a stage takes, in bytes: `fixed`, whatever the batch, and `each` for every pair in it.
@@ -99,14 +115,8 @@ def estimate(recipe: Recipe, parts: Path | None = None, value: int = 4) -> Estim
     config = pretrained.bert_sizes(recipe.models["bert"], told["bert"], image_width=vit.width, **recipe.qformer)
     first, second = trained_parameters(config, recipe.shared_width, lm.width)
     tokens = (Transform().size // vit.config.patch_size) ** 2 + vit.config.class_token
-    kept, seen, queries = 4 * parameters(vit) + value * parameters(lm), recipe.keep or tokens, config.queries
-    cross = -(-config.layers // config.cross_every)
-    each = 2 * queries + 5 * CAPTION + 3 * (queries + CAPTION)  # queries for ITC, text for ITC and ITG, three ITM pairs
-    saved1 = (activations(each, config.layers, config.width, value) + 4 * value * seen * vit.width
-              + 4 * value * seen * cross * config.width + 12 * CAPTION * config.vocabulary)
-    saved2 = (activations(queries + CAPTION, lm.config.layers, lm.width, value)
-              + activations(queries, config.layers, config.width, value)
-              + 4 * value * seen * cross * config.width + 12 * CAPTION * lm.config.vocabulary)
+    kept, seen = 4 * parameters(vit) + value * parameters(lm), recipe.keep or tokens
+    saved1, saved2 = kept_by_stage1(1, config, seen, value), kept_by_stage2(1, config, lm, seen, value)
     return Estimate(parameters(vit), parameters(lm), StageCost(first, 16 * first + kept, saved1),
                     StageCost(second, 16 * second + kept, saved2), tokens, vit.width)
 

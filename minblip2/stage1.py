@@ -1,7 +1,7 @@
 """Stage 1: the Q-Former learns to read images from image-text pairs by three losses (paper §3.2).
 
-Source: LAVIS `lavis/models/blip2_models/blip2_qformer.py`. On one process nothing is detached: both sides of the
-contrastive loss learn from both of its terms.
+Source: LAVIS `lavis/models/blip2_models/blip2_qformer.py`. Nothing is detached, on one process or on many: both sides
+of the contrastive loss learn from both of its terms.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from .qformer import ImageKV, LMHead, QFormer, QFormerConfig
 class Stage1Output(NamedTuple):
     """The three losses, their sum, and the logits that made them.
 
-    similarity (b b): image i against text j, divided by the temperature. match_logits (3b 2) for the pairs
+    similarity (b b): image i against text j, divided by the `temperature`. match_logits (3b 2) for the pairs
     [true, wrong image, wrong text]; match_labels (3b). word_logits (n vocabulary): one row per supervised word.
+    Of a batch spread over processes, losses and similarity are the whole batch's, the other logits this process's.
     """
 
     loss: Tensor
@@ -34,6 +35,26 @@ class Stage1Output(NamedTuple):
     match_logits: Tensor
     match_labels: Tensor
     word_logits: Tensor
+    temperature: Tensor
+
+
+class OneProcess:
+    """The whole batch is here, so there is nobody to ask; `distributed.ManyProcesses` asks the others."""
+
+    own = slice(None)  # where the rows that are here stand in the whole batch
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The whole batch's rows (n ...) of those that are here (b ...)."""
+        return rows
+
+    def mean(self, value: Tensor, count: int) -> Tensor:
+        """The mean over the whole batch of a scalar that is the mean over `count` things here."""
+        return value
+
+    def bring(self, model: Stage1, image: Tensor, image_kv: ImageKV, texts: tuple[Tensor, Tensor],
+              negatives: tuple[Tensor, Tensor]) -> tuple[ImageKV, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """What `match_pairs` needs: the pairs that are here and, wherever they come from, their negatives."""
+        return image_kv, *texts, negatives
 
 
 class Stage1(nn.Module):
@@ -113,8 +134,8 @@ class Stage1(nn.Module):
     def match_pairs(self, image: ImageKV, text_ids: Tensor, text_mask: Tensor,
                     negatives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """ITM's triple: true pairs, wrong images, wrong texts. Returns logits (3b 2) and labels (3b)."""
-        own = torch.arange(len(text_ids), device=text_ids.device)
         wrong_image, wrong_text = negatives
+        own = torch.arange(len(wrong_image), device=text_ids.device)
         images, texts = torch.cat([own, wrong_image, own]), torch.cat([own, own, wrong_text])
         labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
         return self.match(image.select(images), text_ids[texts], text_mask[texts]), labels
@@ -141,28 +162,32 @@ class Stage1(nn.Module):
         return text_ids[:, :longest], text_mask[:, :longest]
 
     def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor, image_ids: Tensor | None = None,
-                negatives: tuple[Tensor, Tensor] | None = None) -> Stage1Output:
+                negatives: tuple[Tensor, Tensor] | None = None, ranks: OneProcess = OneProcess()) -> Stage1Output:
         """ITC + ITM + ITG of image features (b v image_width) with texts [CLS] ... [SEP]: ids (b t), mask (b t).
 
-        Captions with equal `image_ids` (b) are positives of each other. `negatives` replaces the sampled ones.
+        Captions with equal `image_ids` (b) are positives of each other. `negatives` replaces the sampled ones. `ranks`
+        says who holds the rest of the batch.
         """
-        text_ids, text_mask = self.trim(text_ids, text_mask)
-        image_ids = torch.arange(len(image), device=image.device) if image_ids is None else image_ids
+        texts = self.trim(ranks.gather(text_ids), ranks.gather(text_mask))
+        text_ids, text_mask = (part[ranks.own] for part in texts)
+        image_ids = torch.arange(len(texts[0]), device=image.device) if image_ids is None else ranks.gather(image_ids)
         same_image = rearrange(image_ids, "b -> b 1") == rearrange(image_ids, "n -> 1 n")
         image_kv, cache = self.image_kv(image), KVCache()
 
-        cosine = self.similarity(self.embed_image(image_kv, cache), self.embed_text(text_ids, text_mask))
-        similarity = cosine.float() / self.temperature
+        seen, said = self.embed_image(image_kv, cache), self.embed_text(text_ids, text_mask)
+        similarity = self.similarity(ranks.gather(seen), ranks.gather(said)).float() / self.temperature
         itc = self.contrastive_loss(similarity, same_image)
 
         negatives = self.sample_negatives(similarity, same_image) if negatives is None else negatives
-        match_logits, match_labels = self.match_pairs(image_kv, text_ids, text_mask, negatives)
-        itm = F.cross_entropy(match_logits.float(), match_labels)
+        match_logits, match_labels = self.match_pairs(*ranks.bring(self, image, image_kv, texts, negatives))
+        itm = ranks.mean(F.cross_entropy(match_logits.float(), match_labels), len(image))
 
         decoder_ids = torch.cat([torch.full_like(text_ids[:, :1], self.qformer.dec), text_ids[:, 1:]], dim=1)
         states = self.decode_states(image_kv, decoder_ids, text_mask, cache)
         itg, word_logits = self.generation_loss(states, text_ids, text_mask)
-        return Stage1Output(itc + itm + itg, itc, itm, itg, similarity, match_logits, match_labels, word_logits)
+        itg = ranks.mean(itg, len(word_logits))
+        return Stage1Output(itc + itm + itg, itc, itm, itg, similarity, match_logits, match_labels, word_logits,
+                            self.temperature)
 
     # --- captions without a language model ----------------------------------------------------------------------------
 

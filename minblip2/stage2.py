@@ -18,7 +18,7 @@ from . import UserError, masks
 from .attention import KVCache
 from .generation import generate
 from .qformer import QFormer
-from .stage1 import Stage1
+from .stage1 import OneProcess, Stage1
 
 
 class Stage2Output(NamedTuple):
@@ -81,11 +81,12 @@ class Stage2(nn.Module):
         return self.lm.read(torch.cat([soft, words], dim=1), visible, cache)
 
     def forward(self, image: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, text_ids: Tensor,
-                text_mask: Tensor) -> Stage2Output:
+                text_mask: Tensor, ranks: OneProcess = OneProcess()) -> Stage2Output:
         """Loss of texts (b t), padded on the right, given image features (b v image_width) and prompts (b t).
 
         Prompts may be empty, and padded on any side. Every word of a text is learned: the first is predicted from what
-        was read, each other one from the words before it as well. Only those positions meet the vocabulary.
+        was read, each other one from the words before it as well. Only those positions meet the vocabulary. `ranks`
+        says who holds the rest of the batch, of which the loss is the mean.
         """
         cache = KVCache()
         first, visible = self.read(image, prompt_ids, prompt_mask, cache)
@@ -93,7 +94,7 @@ class Stage2(nn.Module):
         later = self.lm(self.lm.embed(text_ids[:, :-1]), masks.causal(seen)[:, :, visible.shape[1]:], cache)
         hidden = torch.cat([rearrange(first, "b e -> b 1 e"), later], dim=1)
         logits = self.lm.head(hidden[text_mask]).float()
-        return Stage2Output(F.cross_entropy(logits, text_ids[text_mask]), logits)
+        return Stage2Output(ranks.mean(F.cross_entropy(logits, text_ids[text_mask]), len(logits)), logits)
 
     @torch.no_grad()
     def generate(self, image: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, end: int, **decoding) -> Tensor:

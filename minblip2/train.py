@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,9 +16,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from . import UserError
+from .distributed import rank_and_size
 from .files import write_beside
 
 
@@ -142,9 +145,12 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
 
     losses(model, batch) gives named scalars, the one to minimise as "loss". Every step seeds itself from `config.seed`
     and its number, so a run that was killed and resumed is the run that was not. A finished folder is loaded, not
-    trained again. Raises UserError when the folder belongs to other settings, or when the loss is not finite.
+    trained again. In a process group (see `distributed`), `batches` gives each process its part, `losses` the loss of
+    the whole, and process 0 writes; a run may go on with another number of processes.
+    Raises UserError when the folder belongs to other settings, or when the loss is not finite.
     """
     folder, device = Path(folder), device or best_device()
+    rank, processes = rank_and_size()
     fingerprint = json.dumps({"train": asdict(config), **(settings or {})}, sort_keys=True, default=str)
     final, saved, log = folder / "model.safetensors", folder / "checkpoint.pt", folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,23 +173,27 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
         optimiser.load_state_dict(state["optimiser"])
         first = state["step"]
         records = [record for record in read_log(log) if record["step"] <= first]
-    # What was logged after the last checkpoint will be logged again.
-    write_beside(log, lambda path: path.write_text("".join(json.dumps(record) + "\n" for record in records)))
+    if rank == 0:  # what was logged after the last checkpoint will be logged again
+        write_beside(log, lambda path: path.write_text("".join(json.dumps(record) + "\n" for record in records)))
 
     model.train()
-    source, started = batches.iterate(first * config.accumulate), time.perf_counter()
-    progress = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=name, unit="step")
-    with open(log, "a") as log_file, contextlib.closing(source):
+    # Frozen parameters take no part: the wrapper adds up the gradients of those that have one.
+    spread = DistributedDataParallel(model) if processes > 1 else model
+    source, began = batches.iterate(first * config.accumulate), time.perf_counter()
+    progress = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=name, unit="step",
+                    disable=rank > 0)
+    with open(log if rank == 0 else os.devnull, "a") as log_file, contextlib.closing(source):
         for step in progress:
-            torch.manual_seed(config.seed * 1_000_003 + step)
+            torch.manual_seed(config.seed * 1_000_003 + step + 500_009 * rank)  # dropout is each process's own
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, config) * group["gain"]
             optimiser.zero_grad()
             total: dict[str, float] = {}
-            for _ in range(config.accumulate):
+            for part in range(config.accumulate):
                 batch = next(source).to(device)
-                with autocast(device, config.precision):
-                    parts = losses(model, batch)
+                last = processes == 1 or part == config.accumulate - 1  # only then gradients are added up
+                with contextlib.nullcontext() if last else spread.no_sync(), autocast(device, config.precision):
+                    parts = losses(spread, batch)
                 if not parts["loss"].isfinite():
                     raise UserError(f"the loss of {name} is {parts['loss'].item()} at step {step + 1}, on images "
                                     f"{getattr(batch, 'image_ids', torch.empty(0)).tolist()}: lower the learning rate")
@@ -196,12 +206,13 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
             records.append(record)
             log_file.write(json.dumps(record) + "\n")
             progress.set_postfix({key: f"{value:.3f}" for key, value in total.items() if key != "gradient"})
-            if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps and rank == 0:
                 log_file.flush()
                 state = {"step": step + 1, "fingerprint": fingerprint, "model": trained_state(model),
                          "optimiser": optimiser.state_dict()}
                 write_beside(saved, lambda path, state=state: torch.save(state, path))
-    (folder / "seconds.json").write_text(json.dumps({"seconds": time.perf_counter() - started, "from_step": first}))
-    save_weights(model, final, fingerprint)
-    saved.unlink(missing_ok=True)
+    if rank == 0:
+        (folder / "seconds.json").write_text(json.dumps({"seconds": time.perf_counter() - began, "from_step": first}))
+        save_weights(model, final, fingerprint)
+        saved.unlink(missing_ok=True)
     return records

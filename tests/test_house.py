@@ -20,7 +20,7 @@ NOTEBOOKS = [path for folder in ("notebooks", "solutions", "exercises")
              for path in sorted((ROOT / folder).glob("*.ipynb"))]
 # files whose lesson is written: notebooks show all that they define
 SHOWN = ("attention", "masks", "vit", "lm", "opt", "llama", "t5", "tokenizer", "generation", "qformer", "stage1",
-         "stage2", "features", "batches", "train", "experts", "metrics", "grounding")
+         "stage2", "distributed", "features", "batches", "train", "experts", "metrics", "grounding")
 PICTURE = "data:image/png;base64,AAAA"
 
 
