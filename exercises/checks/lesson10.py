@@ -100,6 +100,9 @@ def labels(labels_of: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]) -
         moved = torch.cat([told[:, :1] * 0 + IGNORED, told[:, :-1]], dim=1)[:, queries + p:]
         expect(not torch.equal(moved, wanted), "the labels are one place too early: here they stand at their words' "
                                                "own places, and the loss does the shift. Both would shift twice.")
+        early = torch.cat([wanted[:, 1:], torch.full((b, 1), IGNORED)], dim=1)
+        expect(not torch.equal(answer, early), "you have shifted already, and the first word of each text is lost with "
+               "it: the shift is the business of the loss. Here each word stands at its own place.")
         expect(not bool((answer[right] == IGNORED).any()), "some word of a text has no label.")
         expect(not bool((answer[~right] != IGNORED).any()), "padding has labels; torch's cross-entropy skips -100 and "
                "nothing else.")

@@ -69,6 +69,10 @@ def no_last(text, mask):
     return text.masked_fill(~(mask & F.pad(mask[:, 1:], (0, 1))), IGNORED)
 
 
+def shifted_text(text, mask):
+    return F.pad(text.masked_fill(~mask, IGNORED)[:, 1:], (0, 1), value=IGNORED)
+
+
 def shifted_already(*given):
     return F.pad(labelled(*given)[:, 1:], (0, 1), value=IGNORED)
 
@@ -142,7 +146,8 @@ ANSWERS = {
         [labelled, labelled_by_loops],
         [(prompt_too, "though it is given"), (soft_too, "no word"), (with_text(lambda text, mask: text), "padding has"),
          (with_text(end_by_id), "by its id"), (with_text(no_last), "never learns to stop"),
-         (shifted_already, "shift twice"), (lambda *given: labelled(*given).float(), "torch.int64"),
+         (shifted_already, "shift twice"), (with_text(shifted_text), "you have shifted already"),
+         (lambda *given: labelled(*given).float(), "torch.int64"),
          (with_text(lambda text, mask: text.masked_fill(~mask, 0)), "nothing else")]),
     "shifted_loss": Answers(
         [shifted, shifted_by_gather, by(1)],
