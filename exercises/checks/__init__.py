@@ -68,8 +68,8 @@ class Exercise:
             random.seed(), torch.manual_seed(random.getrandbits(32))  # drawn anew each time: no answer may fit a seed
             try:
                 self.check(answer)
-            except NotImplementedError:
-                return Verdict(OPEN, "")
+            except NotImplementedError as unfinished:
+                return Verdict(OPEN, str(unfinished))
             except Wrong as wrong:
                 return Verdict(WRONG, f"{wrong} Read again: {self.reads}.")
             except Exception as error:  # it is the learner's code that ran: anything may come out of it
