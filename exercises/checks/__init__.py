@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRESS = ROOT / "runs" / "progress.json"
 DONE, WRONG, OPEN = "done", "not right yet", "not done yet"
 # Whose lines are not the learner's: the checks', the module's, Python's and those of the packages.
-NOT_HERS = (str(Path(__file__).parent), str(ROOT / "minblip2"), "<frozen",
+NOT_HERS = (str(Path(__file__).parent), str(ROOT / "exercises" / "own.py"), str(ROOT / "minblip2"), "<frozen",
             *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 SIGNS = {DONE: "✓", WRONG: "✗", OPEN: "○"}
 
