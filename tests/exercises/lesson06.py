@@ -170,7 +170,7 @@ ANSWERS = {
          (itc(scale=lambda cosine, temperature: (cosine / temperature).softmax(dim=1)), "you have turned"),
          (itc(scale=lambda cosine, temperature: cosine * temperature.exp()), "CLIP's log-scale"),
          (itc(smooth=False, both=False), "two slips at once: only pictures pick among sentences"),
-         (itc(scale=torch.mul, target=lambda same: torch.eye(len(same))), "And: another caption of the same picture"),
+         (itc(scale=lambda cosine, _: cosine, mean=1.0), "And: the two directions are added"),
          (naive, "overflowed"), (changing, "changed what it was given"),
          (lambda cosine, same, temperature, smoothing: by_stage1(cosine, same, temperature.item(), smoothing),
           "temperature gets no gradient"),
