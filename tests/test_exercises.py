@@ -4,6 +4,7 @@ import random
 from importlib import import_module
 from pathlib import Path
 
+import einops
 import nbformat
 import numpy as np
 import pytest
@@ -100,6 +101,38 @@ def test_what_is_unfinished_or_raises_is_told(exercise, answers):
     verdict = exercise.verdict(raises)
     assert verdict.status == checks.WRONG and "KeyError" in verdict.message
     assert exercise.verdict(None).status == checks.WRONG
+
+
+def at_einsum(image, text):
+    return einops.einsum(image, text, "b q e, n e -> b m")  # the learner's line; what raises lies in einops
+
+
+def in_the_module(model, prompts, pad, steps):
+    return model.embed(prompts[0])  # a list
+
+
+@pytest.mark.parametrize("lesson, name, answer, where", [
+    ("06", "similarity", at_einsum, "in at_einsum"), ("04", "write_on", in_the_module, "in in_the_module"),
+    ("06", "similarity", lambda image: image, "at the call, before its first line")])
+def test_an_error_is_told_at_the_learners_line(lesson, name, answer, where):
+    (exercise,) = [each for each in LESSONS[lesson] if each.__name__ == name]
+    message = exercise.verdict(answer).message
+    assert "stopped with" in message and where in message and "\n" not in message
+    assert "the learner's line" in message or "a list" in message or "at the call" in message
+
+
+def test_groups_on_paper_are_compared_and_not_told(capsys):
+    lesson12 = import_module("checks.lesson12")
+    right = [lesson12.slow_group(-far, False, 8, 64) for far in lesson12.BY_HAND]
+
+    def unfinished():
+        raise NotImplementedError
+
+    for answer in (unfinished, lambda: right[:3], lambda: right[:-1] + [8], lambda: right):
+        lesson12.on_paper(answer)
+    assert capsys.readouterr().out.splitlines() == [
+        "○ on paper: nothing yet", f"✗ on paper: {right[:3]}; asked for are 8 groups",
+        "✗ on paper: 7 of 8; think again of 500", "✓ on paper: 8 of 8"]
 
 
 @pytest.mark.parametrize("exercise, answers", EXERCISES)

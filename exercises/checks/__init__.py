@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import random
+import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from minblip2.files import read_json, write_json
 ROOT = Path(__file__).resolve().parents[2]
 PROGRESS = ROOT / "runs" / "progress.json"
 DONE, WRONG, OPEN = "done", "not right yet", "not done yet"
+# Whose lines are not the learner's: the checks', the module's, Python's and those of the packages.
+NOT_HERS = (str(Path(__file__).parent), str(ROOT / "exercises" / "own.py"), str(ROOT / "minblip2"), "<frozen",
+            *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 SIGNS = {DONE: "✓", WRONG: "✗", OPEN: "○"}
 
 
@@ -38,6 +42,15 @@ class Verdict:
 
     status: str
     message: str
+
+
+def stopped(error: Exception) -> str:
+    """What went wrong, and the learner's last line on the way there: not PyTorch's, where it came to light."""
+    said = " ".join(str(error).split())
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(NOT_HERS)]
+    where = (f"in {frames[-1].name}, line {frames[-1].lineno}: {frames[-1].line}" if frames
+             else "at the call, before its first line: does it take what the exercise says?")
+    return f"{type(error).__name__}: {said} ({where})"
 
 
 class Exercise:
@@ -55,14 +68,12 @@ class Exercise:
             random.seed(), torch.manual_seed(random.getrandbits(32))  # drawn anew each time: no answer may fit a seed
             try:
                 self.check(answer)
-            except NotImplementedError:
-                return Verdict(OPEN, "")
+            except NotImplementedError as unfinished:
+                return Verdict(OPEN, str(unfinished))
             except Wrong as wrong:
                 return Verdict(WRONG, f"{wrong} Read again: {self.reads}.")
             except Exception as error:  # it is the learner's code that ran: anything may come out of it
-                line = traceback.extract_tb(error.__traceback__)[-1]
-                return Verdict(WRONG, f"your code stopped with {type(error).__name__}: {error} (in {line.name}, line "
-                                      f"{line.lineno}: {line.line}). Read again: {self.reads}.")
+                return Verdict(WRONG, f"your code stopped with {stopped(error)}. Read again: {self.reads}.")
             finally:
                 random.setstate(numbers)
                 np.random.set_state(numpy_numbers)

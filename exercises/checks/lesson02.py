@@ -41,6 +41,9 @@ def common(mask: Tensor, is_text: Tensor, is_padding: Tensor) -> None:
     expect(bool(own.any()), "queries may not look at queries. True means: may look; or do they stand behind the text? "
            "Queries come first.")
     looked_at = mask & is_padding[:, None, :]
+    turned = is_padding.roll(-int(queries.sum()), dims=1)  # where padding would be, were the text in front
+    expect(not bool(looked_at.any()) or bool((mask & turned[:, None, :]).any()) or not bool(turned.any()),
+           "padding is looked at, and queries are not: you have put the queries behind the text. Queries come first.")
     rows_closed = not bool((mask & is_padding[:, :, None]).any()) and bool(is_padding.any())
     expect(not bool(looked_at.any()), "padding is looked at: " + (
         "you have closed the rows of padding. A row says what a token looks at; who looks at it stands in its column."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -75,19 +76,28 @@ def similarity(similarity_of: Callable[[Tensor, Tensor], Tensor]) -> None:
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
+def softmax(row: list[float]) -> list[float]:
+    """Probabilities of a row of logits."""
+    grown = [math.exp(x - max(row)) for x in row]
+    return [x / sum(grown) for x in grown]
+
+
 def slow_itc(cosine: list[list[float]], same: list[list[bool]], temperature: float, smoothing: float, scale: str = "",
-             sides: str = "", target: str = "", spread: str = "", twice: bool = False) -> float:
+             sides: str = "", target: str = "", spread: str = "", twice: str = "") -> float:
     """ITC in loops; what is given by name is a slip."""
     b = len(cosine)
-    factor = {"": 1 / temperature, "multiplied": temperature, "none": 1.0, "squared": 1 / temperature**2}[scale]
+    factor = {"": 1 / temperature, "multiplied": temperature, "none": 1.0, "squared": 1 / temperature**2,
+              "logarithm": math.exp(temperature)}[scale]
+    logits = [[factor * x for x in row] for row in cosine]
+    if twice == "rows":
+        logits = [softmax(row) for row in logits]
     paid = []
     for picture_asks in (True, False):
         total = 0.0
         for i in range(b):
-            row = [factor * (cosine[i][j] if picture_asks else cosine[j][i]) for j in range(b)]
-            if twice:
-                row = [math.exp(x - max(row)) for x in row]
-                row = [x / sum(row) for x in row]
+            row = logits[i] if picture_asks else [logits[j][i] for j in range(b)]
+            if twice == "each":
+                row = softmax(row)
             shift = max(row)
             log_sum = shift + math.log(sum(math.exp(x - shift) for x in row))
             for j in range(b):
@@ -101,6 +111,8 @@ def slow_itc(cosine: list[list[float]], same: list[list[bool]], temperature: flo
             "rows": b * sum(paid) / 2}[sides]
 
 
+PROBABILITIES = ("F.cross_entropy takes logits: you give it probabilities, and it makes probabilities of them once "
+                 "more.")
 ITC_SLIPS = {
     "the cosines are multiplied by the temperature: candidates are as good as equal, and the loss cannot leave ln B.":
         {"scale": "multiplied"},
@@ -118,31 +130,44 @@ ITC_SLIPS = {
         {"spread": "wrong"},
     "the smoothed part goes to all but the diagonal: in this house, as in torch, all candidates share it.":
         {"spread": "others"},
-    "softmax was applied twice: cross-entropy takes logits, and makes probabilities of them itself.": {"twice": True},
+    PROBABILITIES: {"twice": "each"},
+    PROBABILITIES + " And it is the rows' softmax that you have turned.": {"twice": "rows"},
+    "that is CLIP's log-scale, which grows by exp: here the temperature is a plain number to divide by.":
+        {"scale": "logarithm"},
 }
+# Two at once, where they do not meet in one part of the formula.
+ITC_PAIRS = {(one, other): ITC_SLIPS[one] | ITC_SLIPS[other] for one, other in combinations(ITC_SLIPS, 2)
+             if not ITC_SLIPS[one].keys() & ITC_SLIPS[other].keys()}
 
 
 @exercise("06.2", "lesson 06, sections 3, 4 and 6")
 def contrastive_loss(loss_of: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     """Both directions, divided by the temperature, smoothed, with shared targets."""
+    given, losses = [], []
     for ids in ([0, 1, 2, 0, 3, 0], [4, 4, 1, 7, 1], [2, 0, 1, 2]):
         random.shuffle(ids)
         b, smoothing, temperature = len(ids), random.uniform(0.1, 0.3), torch.tensor(random.uniform(0.1, 0.5))
         same = torch.tensor(ids)[:, None] == torch.tensor(ids)
         cosine = 2 * torch.rand(b, b) - 1
-        given = cosine.clone(), same.clone()
-        told = a_tensor(loss_of(cosine, same, temperature, smoothing), (), "the loss")
-        expect(torch.equal(cosine, given[0]) and torch.equal(same, given[1]),
-               "your function changed what it was given.")
         numbers = cosine.tolist(), same.tolist(), temperature.item(), smoothing
-        right = slow_itc(*numbers)
-        if math.isclose(told.item(), right, rel_tol=1e-4):
-            continue
-        slips = {meaning: abs(slow_itc(*numbers, **slip) - told.item()) for meaning, slip in ITC_SLIPS.items()}
-        nearest = min(slips, key=slips.__getitem__)
-        expect(slips[nearest] > 1e-4 * right, nearest)
-        expect(False, f"image ids {ids}: your loss is {told.item():.4f}, that of the loops {right:.4f}; it is none of "
-               "the usual slips. Begin with one row of logits and its target.")
+        told = a_tensor(loss_of(cosine, same, temperature, smoothing), (), "the loss")
+        expect(cosine.tolist() == numbers[0] and same.tolist() == numbers[1],
+               "your function changed what it was given.")
+        given.append(numbers)
+        losses.append(told.item())
+
+    def like(**slip: str) -> bool:
+        """Whether the losses are those of the loops with such a slip: all of them, as one may be so by chance."""
+        return all(math.isclose(slow_itc(*numbers, **slip), loss, rel_tol=1e-4)
+                   for numbers, loss in zip(given, losses, strict=True))
+
+    if not like():
+        for meaning, slip in ITC_SLIPS.items():
+            expect(not like(**slip), meaning)
+        for two, slip in ITC_PAIRS.items():
+            expect(not like(**slip), "two slips at once: " + " And: ".join(two))
+        expect(False, f"image ids {ids}: your loss is {losses[-1]:.4f}, that of the loops {slow_itc(*given[-1]):.4f}; "
+               "it is none of the usual slips, nor two of them at once. Begin with one row of logits and its target.")
     eye = torch.eye(5, dtype=torch.bool)
     equal = loss_of(torch.full((5, 5), 0.3), eye, torch.tensor(0.07), 0.1).item()
     expect(math.isclose(equal, math.log(5), rel_tol=1e-4), f"if all 5 candidates are alike the loss should be ln 5 = "

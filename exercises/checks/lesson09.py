@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from . import exercise, expect
+from . import Wrong, exercise, expect
 
 
 def a_number(value: object, what: str) -> float:
@@ -45,6 +45,12 @@ def _slips_of_rate(steps: int, warmup: int, peak: float, floor: float) -> list[t
              "the cosine is stretched over all steps, so that it has not come down when the run ends."),
             (lambda i: floor + (1 - floor) * (1 + math.cos(2 * math.pi * i / length)) / 2,
              "that is a whole cosine, which rises again in the second half: asked for is half of one."),
+            (lambda i: floor + (1 - floor) * (1 + math.cos(math.pi * i / (length - 1))) / 2,
+             "one step too short: the floor belongs to step number `steps`, one after the last, and you are there at "
+             "the last. How many steps are there behind the warm-up?"),
+            (lambda i: floor + (1 - floor) * (1 + math.cos(math.pi * (i + 1) / length)) / 2,
+             "one step ahead: the first step behind the warm-up still has the full rate, as no share of the way is "
+             "done."),
             (lambda i: floor + (1 - floor) * math.cos(math.pi * i / length / 2),
              "that is a quarter of a cosine, which falls fastest at its end: it should be nearly flat there."),
             (lambda i: 1 - (1 - floor) * i / length, "that is a straight line."),
@@ -109,6 +115,9 @@ def slow_hits(similarity: list[list[float]], owner: list[int], k: int, tie: str 
     return hits
 
 
+FIRST_ONLY = "only the first own caption is asked; any of them counts."
+
+
 def _slips_of_recall(rows: list[list[float]], owner: list[int], k: int) -> dict[str, float]:
     """What the usual mistakes would give."""
     b, n = len(rows), len(owner)
@@ -118,8 +127,10 @@ def _slips_of_recall(rows: list[list[float]], owner: list[int], k: int) -> dict[
     columns = [sorted(range(b), key=lambda i, j=j: -rows[i][j])[:k] for j in range(n)]
     worst = [sorted(range(n), key=lambda j, row=row: row[j])[:k] for row in rows]
     return {
-        "only one of a picture's captions counts: any of its own will do.":
-            sum(mine[0] in some for some, mine in zip(ranked, own, strict=True)) / b,
+        FIRST_ONLY: sum(mine[0] in some for some, mine in zip(ranked, own, strict=True)) / b,
+        FIRST_ONLY + " (Its brothers do not stand in its way, that part is right.)":
+            sum(sum(row[j] >= row[mine[0]] for j in range(n) if j not in mine) < k
+                for row, mine in zip(rows, own, strict=True)) / b,
         "row i and column i are taken for the pair: look into `owner`.":
             sum(i in some for i, some in enumerate(ranked)) / b,
         "all captions of a picture have to be found: one of them is enough.":
@@ -218,6 +229,14 @@ class Holder(nn.Module):
         self.expert, self.twin, self.head = kind(width), kind(width), nn.Linear(width, 1)
 
 
+def called(train: Callable, meaning: str, *mode: bool) -> object:
+    """What the method gives back, if it takes what it is given."""
+    try:
+        return train(*mode)
+    except TypeError as error:
+        raise Wrong(f"`.train({', '.join(map(str, mode))})` stops ({error}): {meaning}.") from None
+
+
 @exercise("09.3", "lesson 09, section 10, 'An encoder that is not quite frozen'")
 def freeze(freeze_it: Callable[[nn.Module], nn.Module]) -> None:
     """No gradient for its weights, evaluation mode for good, and a gradient through it."""
@@ -233,12 +252,17 @@ def freeze(freeze_it: Callable[[nn.Module], nn.Module]) -> None:
     expect(len(list(expert.parameters())) == 5 + 2, "the module has lost some of its weights.")
     expect(not left, f"{len(left)} of {len(before) - 3} weights still ask for a gradient, such as {left[:1]}: "
                      "freezing has to reach every floor of the module.")
+    expect(type(model.twin).train is nn.Module.train, "another module of the same class no longer follows when the "
+           "mode changes: you have changed the class where one module was meant.")
+    expect(not expert.training or "train" not in vars(expert), "the frozen module is in training mode, and its `train` "
+           "is yours: `.eval()` calls `train(False)`, so where `train` is replaced first, `.eval()` no longer does "
+           "anything.")
     expect(not expert.training, "the frozen module is in training mode: its dropout is on, and its running means move.")
     loud = [name for name, part in expert.named_modules() if part.training]
     expect(not loud, f"the part {loud[:1]} of the frozen module is in training mode.")
     twin = list(model.twin.modules())
     for mode in (True, False, True):
-        model.train(mode)
+        called(model.train, "a model hands its mode on to each of its parts: your `train` has to take one", mode)
         expect(all(part.training == mode for part in twin), "another module of the same class no longer follows when "
                "the mode changes: you have changed the class where one module was meant.")
     expect(model.training and model.head.training, "after .train() of the model, other parts of it no longer train.")
@@ -246,7 +270,8 @@ def freeze(freeze_it: Callable[[nn.Module], nn.Module]) -> None:
                                                                 "frozen "
            "module is in training mode again: whoever trains the rest calls that, and wakes its dropout.")
     expect(all(weight.requires_grad for weight in model.twin.parameters()), "a module that nobody froze is frozen.")
-    expect(expert.train() is expert, ".train() of a frozen module should still give back the module, as every .train() "
+    told = called(expert.train, "`.train()` may be called without an argument, and then means True")
+    expect(told is expert, ".train() of a frozen module should still give back the module, as every .train() "
            "does.")
     expect(not any(part.training for part in expert.modules()), "its own .train() wakes the frozen module.")
     seen = expert(x)
@@ -312,19 +337,35 @@ CONFUSED = {
 }
 
 
+def _noise(steps: int, most: float, last: int) -> list[float]:
+    """A factor for each line. Batches differ, so single lines tell little; two in a row make up for each other.
+
+    The first line and the last are the ones that mislead most: the first upwards, the last up or down.
+    """
+    factors = []
+    for pair in range(steps // 2):
+        by = random.choice((-1, 1)) * random.uniform(most / 2, most)
+        by = {0: most, steps // 2 - 1: -last * most}.get(pair, by)
+        factors += [1 + by, 1 - by]
+    return factors
+
+
 def _log(kind: str, batch: int) -> list[dict]:
     """A log such as a run of this kind would leave."""
-    lines, words, steps = math.log(batch), random.uniform(4, 9), random.randint(300, 500)
+    lines, words, steps = math.log(batch), random.uniform(4, 9), 2 * random.randint(150, 250)
     speed, low = random.uniform(25, 45), random.uniform(0.2, 0.3)
     leaves = random.uniform(0.3, 0.5) * steps
+    noise = [_noise(steps, most, -1 if kind in ("mispaired", "too fast") else 1) for most in (0.6, 0.15, 0.4)]
+    if kind != "finished":  # the first batch of a run that begins from nothing is an easy one
+        noise[0][:2] = noise[0][1::-1]
     log = []
     for step in range(steps):
         seen = math.exp(-step / speed)
         itc = {"healthy": low + (1 - low) * seen, "wait": 0.35 + 0.65 * seen, "finished": low}.get(kind, 1.0) * lines
         itg = {"too fast": 1 - 0.1 * (1 - seen), "finished": low}.get(kind, low + (1 - low) * seen) * words
         met = {"healthy": 1 / (1 + math.exp((leaves - step) / 12)), "finished": 1.0}.get(kind, 0.0)
-        noise = [random.uniform(0.985, 1.015) for _ in range(3)]
-        itc, itm, itg = itc * noise[0], (STUCK + met * (0.05 - STUCK)) * noise[1], itg * noise[2]
+        itc, itm, itg = (value * factors[step] for value, factors in
+                         zip((itc, STUCK + met * (0.05 - STUCK), itg), noise, strict=True))
         log.append({"step": step + 1, "loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg,
                     "itm_accuracy": (2 + 0.97 * met) / 3 + random.uniform(-0.01, 0.01)})
     return log
@@ -341,10 +382,15 @@ def diagnose(name_of: Callable[[list[dict], int], str]) -> None:
                f"your function answers {told!r}; the answers are {', '.join(map(repr, KINDS))}.")
         if told == kind:
             continue
-        first, last = log[0], log[-1]
+        few = 20
+        first, last = ({name: sum(line[name] for line in some) / few for name in log[0]}
+                       for some in (log[:few], log[-few:]))
         shown = ", ".join(f"{name.upper()} from {first[name]:.2f} to {last[name]:.2f}"
                           for name in ("itc", "itm", "itg"))
+        single = max(abs(log[i][name] / mean[name] - 1) for i, mean in ((0, first), (-1, last))
+                     for name in ("itc", "itg"))
         hint = next((text for pair, text in CONFUSED.items() if set(pair) == {kind, told}),
                     "compare each loss with what a blind model pays.")
         expect(False, f"a log of {len(log)} steps with batches of {batch} ({shown}, accuracy at the end "
-                      f"{last['itm_accuracy']:.2f}) is {kind!r}, and you call it {told!r}: {hint}")
+                      f"{last['itm_accuracy']:.2f}, all averaged over {few} lines) is {kind!r}, and you call it "
+                      f"{told!r}: {hint} And mind that a single line is off by up to {single:.0%}: average some.")

@@ -1,13 +1,17 @@
-"""Checks of lesson 10: the soft prompt, its labels, the shifted loss, a frozen model, and who predicts whom."""
+"""Checks of lesson 10: soft prompt, labels, shifted loss, a frozen model, who predicts whom, and the own bridge."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
+
+from minblip2.scenes import Scene, judge
 
 from . import a_tensor, close, exercise, expect
 
@@ -100,6 +104,9 @@ def labels(labels_of: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]) -
         moved = torch.cat([told[:, :1] * 0 + IGNORED, told[:, :-1]], dim=1)[:, queries + p:]
         expect(not torch.equal(moved, wanted), "the labels are one place too early: here they stand at their words' "
                                                "own places, and the loss does the shift. Both would shift twice.")
+        early = torch.cat([wanted[:, 1:], torch.full((b, 1), IGNORED)], dim=1)
+        expect(not torch.equal(answer, early), "you have shifted already, and the first word of each text is lost with "
+               "it: the shift is the business of the loss. Here each word stands at its own place.")
         expect(not bool((answer[right] == IGNORED).any()), "some word of a text has no label.")
         expect(not bool((answer[~right] != IGNORED).any()), "padding has labels; torch's cross-entropy skips -100 and "
                "nothing else.")
@@ -223,3 +230,54 @@ def places(predict: Callable[[int, int, int], tuple[int, int, int]]) -> None:
                   length: "neither soft prompt nor what is given is paid for."}
         expect(paid == written, f"{said} you let {paid:g} positions be paid for: " + counts.get(
             int(paid), "which tokens have a label?"))
+
+
+# --- the own bridge ---------------------------------------------------------------------------------------------------
+
+Caption = Callable[[Sequence[Image]], list[str]]
+ENOUGH = 0.10  # by so much more often a caption has to be right about its own picture than about another's
+LONG = 27  # words; every true caption is shorter
+
+
+def share(captions: Sequence[str], scenes: Sequence[Scene]) -> float:
+    """How many captions name exactly the things that are in their scene."""
+    return sum(bool(judge(caption, scene)["things"]) for caption, scene in zip(captions, scenes, strict=True)) / len(
+        captions)
+
+
+def stutters(caption: str) -> bool:
+    """Whether a word follows itself twice."""
+    words = caption.split()
+    return any(one == two == three for (one, two), (_, three) in pairwise(pairwise(words)))
+
+
+@exercise("10.6", "lesson 10, sections 4 to 6, and lesson 08, section 4")
+def own_bridge(bridge_of: Callable[[], Caption]) -> None:
+    """A bridge of the learner's pieces says what is in pictures that it has never seen, and not what is in others."""
+    from own import exam  # which itself builds on the checks
+
+    pictures, scenes, _ = exam()
+    caption = bridge_of()
+    expect(callable(caption), f"your function gives {'None' if caption is None else f'a {type(caption).__name__}'}; "
+           "asked for is what captions pictures: own.captioner makes it of a trained stage 2.")
+    told = caption(pictures)
+    expect(isinstance(told, list | tuple) and len(told) == len(pictures) and all(isinstance(one, str) for one in told),
+           f"of {len(pictures)} pictures should come as many captions, each a text.")
+    n = len(told)
+    empty, stuck = sum(not one.split() for one in told), sum(map(stutters, told))
+    endless, kinds = sum(len(one.split()) >= LONG for one in told), len(set(told))
+    expect(empty < n / 2, f"{empty} of {n} captions are empty: the end is said before any word. Which word is the "
+           "first that the loss asks for, and who predicts it (10.2, 10.3, 10.5)?")
+    expect(stuck < n / 2, f"{stuck} of {n} captions say one word again and again: so does a model that was taught to "
+           "repeat what it reads. Is a label shifted exactly once, in stage 1 (08.3) and in stage 2 (10.3)?")
+    expect(endless < n / 2, f"{endless} of {n} captions come to no end: has the end a label (10.2)?")
+    expect(kinds > n / 20, f"{n} pictures get {kinds} different captions: nothing of the picture arrives. Do the "
+           "queries read it (05.1), does the prompt stand in front (10.1), and does the gradient come back through the "
+           "language model (10.4)?")
+    right = share(told, scenes)
+    other = sum(share([*told[by:], *told[:by]], scenes) for by in range(1, 6)) / 5
+    seen = (f"{right:.0%} of your captions name exactly what is in their picture, and {other:.0%} what is in another "
+            "one")
+    expect(right > other + ENOUGH / 4, f"{seen}: fluent, and blind. Does stage 2 begin with the stage 1 that you have "
+           "trained, and did the losses of both fall?")
+    expect(right > other + ENOUGH, f"{seen}: it has begun to see. More steps, or another rate, will open its eyes.")

@@ -36,6 +36,24 @@ def slow_group(ahead: int, both_sides: bool, groups: int, farthest: int, roundin
     return group + side * (both_sides and ahead > 0)
 
 
+BY_HAND = (0, 1, 2, 3, 5, 10, 40, 500)  # how far before the query, for 8 groups on one side and `farthest` 64
+
+
+def on_paper(groups_of: Callable[[], list[int]]) -> None:
+    """Say which of the eight groups that were worked out by hand are right."""
+    try:
+        told = groups_of()
+    except NotImplementedError:
+        print("○ on paper: nothing yet")
+        return
+    if not isinstance(told, list | tuple) or len(told) != len(BY_HAND):
+        print(f"✗ on paper: {told!r}; asked for are {len(BY_HAND)} groups")
+        return
+    wrong = [far for far, one in zip(BY_HAND, told, strict=True) if one != slow_group(-far, False, 8, 64)]
+    print(f"{'✗' if wrong else '✓'} on paper: {len(BY_HAND) - len(wrong)} of {len(BY_HAND)}"
+          + (f"; think again of {', '.join(map(str, wrong))}" if wrong else ""))
+
+
 GROUP_SLIPS: dict[str, Group] = {
     "the sides are exchanged: `ahead` is positive where the key stands after the query.":
         lambda ahead, *rest: slow_group(-ahead, *rest),

@@ -114,7 +114,7 @@ ANSWERS = {
              1, 1, queries + text_mask.shape[1], 1)],
         [(opposite(masks.bidirectional), "opposite"), (without_padding(masks.bidirectional), "has to be closed"),
          (rows_closed(masks.bidirectional), "closed the rows of padding"), (masks.unimodal, "in both directions"),
-         (text_first(masks.bidirectional), "padding is looked at"),
+         (text_first(masks.bidirectional), "Queries come first"),
          (lambda queries, text_mask: masks.bidirectional(queries, text_mask)[:, 0], "(b 1 s s)"),
          (lambda queries, text_mask: masks.bidirectional(queries, text_mask).float(), "torch.bool")]),
     "unimodal": Answers(

@@ -35,6 +35,15 @@ def too_long(step, steps, warmup, peak, floor):
     return peak * ((step + 1) / warmup if step < warmup else cosine((step - warmup) / steps, floor))
 
 
+def one_short(step, steps, warmup, peak, floor):
+    share = (step - warmup) / max(1, steps - 1 - warmup)
+    return peak * ((step + 1) / warmup if step < warmup else cosine(share, floor))
+
+
+def one_ahead(step, steps, warmup, peak, floor):
+    return peak * ((step + 1) / warmup if step < warmup else cosine((step + 1 - warmup) / (steps - warmup), floor))
+
+
 def floor_is_a_rate(step, steps, warmup, peak, floor):
     return rate_of(cosine)(step, steps, warmup, peak, floor / peak) if step >= warmup else peak * (step + 1) / warmup
 
@@ -68,6 +77,15 @@ def by_ranking(similarity, owner, k):
         order = sorted(range(len(row)), key=lambda j, row=row, mine=mine: (-row[j], mine[j]))
         first_own = next((place for place, j in enumerate(order) if mine[j]), k)
         found += sum(not mine[j] for j in order[:first_own]) < k and any(mine)
+    return found / len(similarity)
+
+
+def first_only(similarity, owner, k):
+    """Of each picture's captions, where the first stands among the wrong ones."""
+    found = 0
+    for picture, row in enumerate(similarity):
+        own = (owner == picture).nonzero().flatten().tolist()
+        found += bool(own) and int((row[owner != picture] >= row[own[0]]).sum()) < k
     return found / len(similarity)
 
 
@@ -173,6 +191,28 @@ def cut(module):
     return module
 
 
+def replaced_first(module):
+    module.train = lambda mode=True: module
+    return module.requires_grad_(False).eval()
+
+
+def replaced_in_the_class(module):
+    type(module).train = lambda self, mode=True: self
+    return module.requires_grad_(False).eval()
+
+
+def always_with_a_mode(module):
+    module.requires_grad_(False).eval()
+    module.train = lambda mode: module
+    return module
+
+
+def never_with_a_mode(module):
+    module.requires_grad_(False).eval()
+    module.train = lambda: module
+    return module
+
+
 def root_only(module):
     module.requires_grad_(False)
     module.training = False
@@ -196,22 +236,22 @@ def mean(name, lines):
     return sum(line[name] for line in lines) / len(lines)
 
 
-def by_shares(log, batch):
-    """By how far each loss has gone, and by accuracy."""
-    chance = math.log(batch)
-    if log[0]["itc"] < chance / 2:
+def by_shares(log, batch, first=12, last=30):
+    """By how far each loss has gone, and by accuracy; averaged over so many lines."""
+    chance, begin, end = math.log(batch), log[:first], log[-last:]
+    if mean("itc", begin) < 0.55 * chance:
         return "finished"
-    grammar = log[-1]["itg"] < log[0]["itg"] / 2
-    if log[-1]["itc"] > 0.8 * chance:
+    grammar = mean("itg", end) < mean("itg", begin) / 2
+    if mean("itc", end) > 0.75 * chance:
         return "mispaired" if grammar else "too fast"
-    return "healthy" if mean("itm_accuracy", log[-30:]) > 0.8 else "wait"
+    return "healthy" if mean("itm_accuracy", end) > 0.8 else "wait"
 
 
 def by_table(log, batch):
-    chance = math.log(batch)
-    met, told = log[-1]["itm"] < 0.3, mean("itc", log[-9:]) < 0.7 * chance
-    return {(True, True): "finished" if log[0]["itm"] < 0.3 else "healthy", (False, True): "wait"}.get(
-        (met, told), "too fast" if mean("itg", log[-9:]) > 3 * log[0]["itg"] / 4 else "mispaired")
+    chance, begin, end = math.log(batch), log[:21], log[-21:]
+    met, told = mean("itm", end) < 0.3, mean("itc", end) < 0.7 * chance
+    return {(True, True): "finished" if mean("itm", begin) < 0.3 else "healthy", (False, True): "wait"}.get(
+        (met, told), "too fast" if mean("itg", end) > 3 * mean("itg", begin) / 4 else "mispaired")
 
 
 def mistaking(one, other):
@@ -233,6 +273,7 @@ ANSWERS = {
          (rate_of(lambda share, floor: max(floor, cosine(share, 0))), "cut off at the floor"),
          (rate_of(lambda share, floor: floor + cosine(share, 0)), "begins above its peak"),
          (rate_of(lambda share, floor: floor + (1 - floor) * math.cos(math.pi * share / 2)), "quarter of a cosine"),
+         (one_short, "one step too short"), (one_ahead, "one step ahead"),
          (rate_of(lambda share, floor: 1 - (1 - floor) * share), "straight line"), (floor_is_a_rate, "not a rate"),
          (rate_of(lambda share, floor: floor + (1 - floor) * (1 - share) ** 3), "What share of the way")]),
     "recall": Answers(
@@ -245,6 +286,7 @@ ANSWERS = {
          (with_topk(lambda found, own: found.float().mean()), "how many of the first K"),
          (lambda similarity, owner, k: of_metrics(-similarity, owner, k), "least similar"),
          (lambda similarity, owner, k: of_metrics(similarity, torch.arange(len(owner)), k), "taken for the pair"),
+         (first_only, "only the first own caption is asked"),
          (other_way, "the other way"), (filled, "changed what it was given"),
          (ties_with_brothers, "tie with each other")]),
     "freeze": Answers(
@@ -253,7 +295,9 @@ ANSWERS = {
          (lambda module: module.requires_grad_(False), "in training mode"), (root_only, "the part"),
          (mode_only_outside, "in training mode again"), (returns_none, "still give back the module"),
          (lambda module: with_lambda(copy.deepcopy(module)), "something else"), (of_class, "changed the class"),
-         (lambda module: with_lambda(module) and None, "gives back None"), (cut, "cut wire")]),
+         (lambda module: with_lambda(module) and None, "gives back None"), (cut, "cut wire"),
+         (replaced_first, "where `train` is replaced first"), (replaced_in_the_class, "changed the class"),
+         (always_with_a_mode, "without an argument"), (never_with_a_mode, "hands its mode on")]),
     "accumulated": Answers(
         [lambda pairs, batch, times: (pairs // (batch * times), math.log(batch), batch - 1),
          lambda pairs, batch, times: [pairs // batch // times, torch.tensor(batch).log().item(), float(batch - 1)]],
@@ -272,6 +316,8 @@ ANSWERS = {
         [(mistaking("wait", "mispaired"), "cannot fall"), (mistaking("mispaired", "wait"), "cannot fall"),
          (mistaking("too fast", "mispaired"), "grammar"), (mistaking("mispaired", "healthy"), "blind model"),
          (mistaking("finished", "healthy"), "And at the beginning"), (mistaking("healthy", "wait"), "stood still"),
+         (lambda log, batch: by_shares(log, batch, last=1), "a single line is off"),
+         (lambda log, batch: by_shares(log, batch, first=1, last=1), "average some"),
          (mistaking("wait", "too fast"), "Do the other two move"), (lambda log, batch: "stuck", "the answers are"),
          (lambda log, batch: "healthy" if log[-1]["loss"] < log[0]["loss"] else "too fast", "is '")]),
 }

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
+import own
+
 from . import Answers
 
 IGNORED = -100
@@ -69,6 +71,10 @@ def no_last(text, mask):
     return text.masked_fill(~(mask & F.pad(mask[:, 1:], (0, 1))), IGNORED)
 
 
+def shifted_text(text, mask):
+    return F.pad(text.masked_fill(~mask, IGNORED)[:, 1:], (0, 1), value=IGNORED)
+
+
 def shifted_already(*given):
     return F.pad(labelled(*given)[:, 1:], (0, 1), value=IGNORED)
 
@@ -128,6 +134,35 @@ def answers(length=lambda q, p, t: q + p + t, first=lambda q, p, t: q + p - 1, p
     return lambda q, p, t: (length(q, p, t), first(q, p, t), paid(q, p, t))
 
 
+# --- 10.6: bridges that need no training, because they look up what is in the pictures -------------------------------
+
+
+def says(make):
+    """A bridge that says make(scene, its number) of each picture of the exam."""
+    def caption(pictures):
+        place = {id(picture): number for number, picture in enumerate(own.exam()[0])}
+        numbers = [place[id(picture)] for picture in pictures]
+        return [make(own.exam()[1][number], number) for number in numbers]
+    return lambda: caption
+
+
+def plain(scene, number=0):
+    return "a picture of " + " and ".join(f"a {thing.colour} {thing.shape}" for thing in scene.things)
+
+
+def of_another(scene, number):
+    return plain(own.exam()[1][(number + 40) % own.EXAM])
+
+
+def every(nth, caption=of_another):
+    """Right for one picture in so many, something else for the others."""
+    return lambda scene, number: plain(scene) if number % nth == 0 else caption(scene, number)
+
+
+def as_written(scene, number):
+    return own.exam()[2][number]
+
+
 ANSWERS = {
     "sequence": Answers(
         [joined, joined_by_places],
@@ -142,7 +177,8 @@ ANSWERS = {
         [labelled, labelled_by_loops],
         [(prompt_too, "though it is given"), (soft_too, "no word"), (with_text(lambda text, mask: text), "padding has"),
          (with_text(end_by_id), "by its id"), (with_text(no_last), "never learns to stop"),
-         (shifted_already, "shift twice"), (lambda *given: labelled(*given).float(), "torch.int64"),
+         (shifted_already, "shift twice"), (with_text(shifted_text), "you have shifted already"),
+         (lambda *given: labelled(*given).float(), "torch.int64"),
          (with_text(lambda text, mask: text.masked_fill(~mask, 0)), "nothing else")]),
     "shifted_loss": Answers(
         [shifted, shifted_by_gather, by(1)],
@@ -162,4 +198,14 @@ ANSWERS = {
          (answers(first=lambda q, p, t: q + p), "who predicts it"), (answers(paid=lambda q, p, t: t - 1), "as well"),
          (answers(paid=lambda q, p, t: q + p + t - 1), "is not paid for"),
          (answers(length=lambda q, p, t: q + p + t + 2), "counted already")]),
+    "own_bridge": Answers(
+        [says(as_written), says(every(3)), lambda: lambda pictures: tuple(says(plain)()(pictures))],
+        [(says(lambda scene, number: ""), "the end is said before"),
+         (says(lambda scene, number: "a red red red red circle"), "taught to repeat"),
+         (says(lambda scene, number: " and ".join([plain(scene)] * 9)), "no end"),
+         (says(lambda scene, number: "a picture of a red circle"), "nothing of the picture arrives"),
+         (says(of_another), "fluent, and blind"), (says(every(14)), "it has begun to see"),
+         (lambda: says(plain)()(own.exam()[0]), "gives a list"),
+         (lambda: lambda pictures: says(plain)()(pictures[:9]), "as many captions"),
+         (lambda: lambda pictures: [None] * len(pictures), "each a text")]),
 }

@@ -1,0 +1,459 @@
+"""Your own bridge: what you wrote in the exercises, put in the place of the module's parts, trained, and captioning.
+
+`collect` reads the pieces out of the notebooks of a folder and lets each one's check judge it; what is not done yet is
+lent by the solutions. `OwnStage1` and `OwnStage2` are the module's two stages with the pieces in them: read their
+`forward` to see all of yours at work. What no exercise asks for (embeddings, norms, feed-forwards, the LM head,
+decoding) stays the module's, and so does the names of all weights: a trained one can be loaded into the module.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import linecache
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from checks import DONE, OPEN, ROOT, SIGNS, Exercise
+from minblip2 import UserError, masks, viz
+from minblip2.batches import Batch
+from minblip2.bridge import Bridge, divide
+from minblip2.data import CocoCaptions
+from minblip2.lesson import RUN
+from minblip2.qformer import Block, ImageKV, QFormer, QFormerConfig, QFormerOutput
+from minblip2.recipes import SCENES, default_data
+from minblip2.scenes import Scene, draw_scenes, judge, write_captions
+from minblip2.stage1 import Stage1, Stage1Output
+from minblip2.stage2 import Stage2, Stage2Output
+
+SLOTS = {  # lesson -> its exercises whose answers are put in, by the names of their checks
+    "01": ("attention", "cross_attention"), "02": ("bidirectional", "unimodal", "multimodal_causal"),
+    "05": ("run_block", "fresh_queries"), "06": ("similarity", "contrastive_loss"),
+    "07": ("sample_negatives", "match_triple", "match_logits"),
+    "08": ("decoder_ids", "next_words", "generation_loss", "until_end"), "09": ("rate", "recall", "freeze"),
+    "10": ("sequence", "labels", "shifted_loss", "hear"),
+}
+NOT_YET = "None of the pieces is yours so far: solve some exercises of lessons 01 to 10, and save their notebooks."
+
+# --- reading what was written -----------------------------------------------------------------------------------------
+
+
+class NotThere(Exception):
+    """A notebook does not hold the answer that is looked for."""
+
+
+def code_of(notebook: Path) -> list[str]:
+    """The code cells of a notebook, without magics."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return ["\n".join(line for line in cell.source.split("\n") if not line.lstrip().startswith(("%", "!")))
+            for cell in cells if cell.cell_type == "code"]
+
+
+def binds(node: ast.stmt) -> set[str]:
+    """The names that a statement gives a meaning, if it is a definition, an import or an assignment."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name.split(".")[0] for alias in node.names}
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    return set()
+
+
+def source_of(cells: Sequence[str], name: str) -> str:
+    """What it takes to define a name: its last definition, and all that this one leans on, in the notebook's order."""
+    statements: list[tuple[ast.stmt, str]] = []
+    for cell in cells:
+        try:
+            tree = ast.parse(cell)
+        except SyntaxError:
+            continue  # a cell that is being written
+        for node in tree.body:
+            first = min([node.lineno, *(part.lineno for part in getattr(node, "decorator_list", ()))])
+            statements.append((node, "\n".join(cell.split("\n")[first - 1:node.end_lineno])))
+    home = {bound: number for number, (node, _) in enumerate(statements) for bound in binds(node)}
+    needed, open_names = set(), [name]
+    while open_names:
+        number = home.get(open_names.pop())
+        if number is not None and number not in needed:
+            needed.add(number)
+            open_names += [part.id for part in ast.walk(statements[number][0]) if isinstance(part, ast.Name)]
+    return "\n\n\n".join(statements[number][1] for number in sorted(needed))
+
+
+def answer_in(notebook: Path, check: str) -> Any:
+    """What a notebook gives to a check. Raises NotThere; whatever its own lines raise comes out as it is."""
+    cells = code_of(notebook)
+    given = re.search(rf"\bcheck\.{check}\((\w+)\)", "\n".join(cells))
+    source = source_of(cells, given[1]) if given else ""
+    if not source:
+        raise NotThere(f"{notebook.name} holds nothing that is given to check.{check}")
+    file = f"<{notebook.name}: {given[1]}>"
+    linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # so that errors show its lines
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, file, "exec"), space)  # it is the learner's own notebook
+    return space[given[1]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An answer to an exercise, whose it is, and what the check says of the learner's."""
+
+    exercise: Exercise
+    answer: Any
+    yours: bool
+    status: str
+    message: str
+
+
+class Pieces:
+    """The answers by the names of their checks, as attributes: `pieces.unimodal(queries, text_mask)`."""
+
+    def __init__(self, pieces: Sequence[Piece]):
+        self.all = {piece.exercise.__name__: piece for piece in pieces}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return vars(self)["all"][name].answer
+        except KeyError:
+            raise AttributeError(f"there is no piece {name}") from None
+
+    def __deepcopy__(self, memo: dict) -> Pieces:
+        return self  # functions, not weights: a copy of a model shares them
+
+    @property
+    def yours(self) -> int:
+        """How many of them are the learner's."""
+        return sum(piece.yours for piece in self.all.values())
+
+    def table(self) -> str:
+        """A line for each piece, and how many are the learner's."""
+        lines = []
+        for piece in self.all.values():
+            told = "yours" if piece.yours else f"{piece.status}; the solution's is put in"
+            lines.append(f"{SIGNS[piece.status]} {piece.exercise.name}: {told}")
+            lines += [f"  {piece.message}"] if piece.message else []
+        return "\n".join([*lines, f"{self.yours} of {len(self.all)} pieces are yours"])
+
+
+def judged(exercise: Exercise, folder: Path) -> Piece:
+    """What a folder's notebook answers to an exercise, as its check sees it; there may be nothing."""
+    try:
+        notebook = next(folder.glob(f"{exercise.number[:2]}_*.ipynb"), None)
+        if notebook is None:
+            raise NotThere(f"there is no notebook of lesson {exercise.number[:2]} in {folder.name}/")
+        answer = answer_in(notebook, exercise.__name__)
+    except NotThere as nothing:
+        return Piece(exercise, None, False, OPEN, f"{nothing}.")
+    except NotImplementedError:
+        return Piece(exercise, None, False, OPEN, "")
+    except Exception as error:  # they are the learner's lines
+        return Piece(exercise, None, False, "not right yet", f"{type(error).__name__}: {error}")
+    verdict = exercise.verdict(answer)
+    return Piece(exercise, answer, verdict.status == DONE, verdict.status, verdict.message)
+
+
+def collect(folder: Path | None = None, lender: Path = ROOT / "solutions") -> Pieces:
+    """Read the pieces out of a folder's notebooks and say whose they are; by default those beside the running one.
+
+    A piece that its check does not let pass is lent by the `lender`. Raises UserError where that has none either.
+    """
+    here = folder or (Path.cwd() if any(Path.cwd().glob("01_*.ipynb")) else ROOT / "exercises")
+    pieces = []
+    for lesson, names in SLOTS.items():
+        for name in names:
+            exercise = getattr(import_module(f"checks.lesson{lesson}"), name)
+            piece = judged(exercise, here)
+            if not piece.yours:
+                lent = judged(exercise, lender)
+                if not lent.yours:
+                    raise UserError(f"{exercise.name} is {piece.status}, and {lender.name}/ has none to lend: do it "
+                                    "first, or restore the solutions")
+                piece = Piece(exercise, lent.answer, False, piece.status, piece.message)
+            pieces.append(piece)
+    made = Pieces(pieces)
+    print(made.table())
+    return made
+
+
+# --- the module with the pieces in it ---------------------------------------------------------------------------------
+
+
+class OwnBlock(Block):
+    """A block of the Q-Former whose attention is the learner's, as is the order in which the parts run."""
+
+    def __init__(self, config: QFormerConfig, reads_image: bool, pieces: Pieces):
+        super().__init__(config, reads_image)
+        # 01.4 leans on a `fused` that is given there; here it leans on 01.2.
+        pieces.cross_attention.forward.__globals__["fused"] = pieces.attention
+
+        class SelfAttention(pieces.cross_attention):
+            """A layer that reads another sequence reads its own as well."""
+
+            def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+                return super().forward(x, x, mask)
+
+        self.self_attention = SelfAttention(config.width, config.heads, config.width)
+        if reads_image:
+            self.cross_attention = pieces.cross_attention(config.width, config.heads, config.image_width)
+        self.pieces = pieces
+
+    def forward(self, x: Tensor, queries: int, image: tuple[Tensor, Tensor] | None, mask: Tensor,
+                cache: None = None) -> Tensor:
+        """Transform x (b s e); `image` holds features (b v image_width), not keys and values."""
+        return self.pieces.run_block(self, x, queries, None if image is None else image[0], mask)
+
+
+class OwnQFormer(QFormer):
+    """The module's embeddings and LM head around blocks of the learner's, which project the picture each for itself."""
+
+    def __init__(self, config: QFormerConfig, pieces: Pieces):
+        super().__init__(config)
+        self.blocks = nn.ModuleList(OwnBlock(config, i % config.cross_every == 0, pieces) for i in range(config.layers))
+        self.blocks.apply(self.initialise)
+        self.query_tokens = pieces.fresh_queries(config.queries, config.width, config.init_std)
+
+    def project_image(self, image: Tensor) -> ImageKV:
+        """Features (b v image_width) as they are: the learner's layer projects them itself."""
+        return ImageKV(tuple((image, image) for _ in self.cross_attentions))
+
+    def query_branch(self) -> OwnQFormer:
+        """A copy for stage 2. It keeps its text side: the learner's block may call it for a text of no words."""
+        return copy.deepcopy(self)
+
+
+class OwnStage1(Stage1):
+    """Stage 1 of the learner's pieces. Nothing is cached or trimmed: one pass for each loss, as the paper draws it."""
+
+    def __init__(self, config: QFormerConfig, shared_width: int, pieces: Pieces):
+        super().__init__(config, shared_width)
+        self.qformer, self.pieces = OwnQFormer(config, pieces), pieces
+
+    def run(self, image: ImageKV, text_ids: Tensor, text_mask: Tensor, mask_of: Callable) -> QFormerOutput:
+        """Queries and text in one sequence, under one of the three masks."""
+        return self.qformer(image, text_ids, mask_of(self.qformer.config.queries, text_mask))
+
+    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor, image_ids: Tensor | None = None,
+                negatives: tuple[Tensor, Tensor] | None = None) -> Stage1Output:
+        """ITC + ITM + ITG, of the shapes of `Stage1.forward`; read it beside the figure of lesson 06."""
+        mine, kv, queries = self.pieces, self.image_kv(image), self.qformer.config.queries
+        image_ids = torch.arange(len(image)) if image_ids is None else image_ids
+        same_image = rearrange(image_ids, "b -> b 1") == rearrange(image_ids, "n -> 1 n")
+
+        apart = self.run(kv, text_ids, text_mask, mine.unimodal)
+        seen = F.normalize(self.vision_projection(apart.queries), dim=-1)
+        said = F.normalize(self.text_projection(apart.text[:, 0]), dim=-1)
+        cosine = mine.similarity(seen, said)
+        itc = mine.contrastive_loss(cosine, same_image, self.temperature, self.label_smoothing)
+
+        similarity = cosine / self.temperature
+        wrong = mine.sample_negatives(similarity.detach(), same_image) if negatives is None else negatives
+        images, texts, match_labels = mine.match_triple(*wrong)
+        fused = self.run(kv.select(images), text_ids[texts], text_mask[texts], mine.bidirectional)
+        match_logits = mine.match_logits(torch.cat(fused, dim=1), queries, self.match_head)
+        itm = F.cross_entropy(match_logits, match_labels)
+
+        asked = mine.next_words(text_ids, text_mask)
+        told = self.run(kv, mine.decoder_ids(text_ids, self.qformer.dec), text_mask, mine.multimodal_causal).text
+        words = self.qformer.predict(told)
+        itg = mine.generation_loss(words, asked, self.label_smoothing)
+        loss, words = itc + itm + itg, words[asked != -100]
+        return Stage1Output(loss, itc, itm, itg, similarity, match_logits, match_labels, words)
+
+
+class Heard(nn.Module):
+    """A language model under a mask, from embeddings (b s e) to logits (b s n): what 10.4 lets the gradient through."""
+
+    def __init__(self, lm: nn.Module, mask: Tensor):
+        super().__init__()
+        self.lm, self.mask = lm, mask
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        """(b s e) -> (b s n)."""
+        return self.lm.head(self.lm(embeds, self.mask))
+
+
+class OwnStage2(Stage2):
+    """Stage 2 of the learner's pieces, after stage 1. Writing is the module's: it reads the same soft prompt."""
+
+    def __init__(self, stage1: OwnStage1, lm: nn.Module):
+        super().__init__(stage1.vision_norm, stage1.qformer, lm)
+        self.lm, self.pieces = stage1.pieces.freeze(self.lm), stage1.pieces
+
+    def queries(self, image: Tensor) -> Tensor:
+        """What the Q-Former reads off features (b v image_width): (b q e)."""
+        kv, queries = self.qformer.project_image(self.vision_norm(image)), self.qformer.config.queries
+        nobody = torch.empty(len(image), 0, dtype=torch.bool)
+        return self.qformer(kv, mask=self.pieces.bidirectional(queries, nobody)).queries
+
+    def soft_prompt(self, image: Tensor) -> Tensor:
+        """Features (b v image_width) as tokens (b q e) of the language model's width."""
+        return self.projection(self.queries(image))
+
+    def forward(self, image: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, text_ids: Tensor,
+                text_mask: Tensor) -> Stage2Output:
+        """Loss of texts (b t) after [image ; prompt], of the shapes of `Stage2.forward`."""
+        mine, seen = self.pieces, self.queries(image)
+        embeds = mine.sequence(seen, self.projection, self.lm.embed(prompt_ids), self.lm.embed(text_ids))
+        visible = F.pad(torch.cat([prompt_mask, text_mask], dim=1), (seen.shape[1], 0), value=True)
+        targets = mine.labels(seen.shape[1], prompt_ids, prompt_mask, text_ids, text_mask)
+        logits = mine.hear(Heard(self.lm, masks.causal(visible)), embeds)
+        return Stage2Output(mine.shifted_loss(logits, targets), logits[:, :-1][targets[:, 1:] != -100])
+
+
+# --- the world in which it learns -------------------------------------------------------------------------------------
+
+EXAM = 200  # pictures that nobody has trained on
+SIZES = dict(layers=2, cross_every=1)  # half of the course's blocks, each of which reads: minutes, not a quarter hour
+
+
+@cache
+def exam() -> tuple[list[Image], list[Scene], list[str]]:
+    """The pictures on which a bridge is judged, what is in them, and a caption of each that tells much."""
+    drawn = list(draw_scenes(EXAM, "exam of the own bridge"))
+    told = [max(write_captions(scene, rng), key=len) for rng, _, scene in drawn]
+    return [image for _, image, _ in drawn], [scene for _, _, scene in drawn], told
+
+
+class World:
+    """Drawn scenes, and the two frozen experts that the course has trained; what is not there yet is made first."""
+
+    def __init__(self) -> None:
+        self.data = CocoCaptions(default_data(SCENES, RUN, None), "train")
+        self.parts = SCENES.build(SCENES, self.data.root, None, RUN)
+        self.parts.qformer = replace(self.parts.qformer, **SIZES)
+        self.bridge = Bridge(SCENES, self.parts, SCENES.new_stage1(self.parts), device=torch.device("cpu"))
+        self.features = self.bridge.features(self.data, RUN / "cache")
+
+    def batches(self, for_lm: bool) -> Iterator[Batch]:
+        """Batches of pictures and captions without end, in the ids of the Q-Former or of the language model."""
+        return self.bridge.pairs(self.data, [self.features], for_lm).iterate()
+
+    @torch.no_grad()
+    def look(self, pictures: Sequence[Image]) -> Tensor:
+        """Frozen features (b v e) of pictures."""
+        return self.parts.encoder(torch.stack([self.parts.transform(picture) for picture in pictures]))
+
+
+@cache
+def world() -> World:
+    """The one world."""
+    return World()
+
+
+def learn(model: nn.Module, loss_of: Callable[[Batch], Tensor], batches: Iterator[Batch], steps: int, peak: float,
+          rate: Callable, name: str, fresh: str = "") -> None:
+    """Train in place, at the learner's rate; what is `fresh` among trained parts learns ten times as fast.
+
+    Says how it goes. Every step has its seed, so that a run can be repeated.
+    """
+    weights = [(part, weight) for part, weight in model.named_parameters() if weight.requires_grad]
+    new = [weight for part, weight in weights if fresh and part.startswith(fresh)]
+    old = [weight for part, weight in weights if not (fresh and part.startswith(fresh))]
+    optimiser = torch.optim.AdamW([{"params": old, "gain": 1}, {"params": new, "gain": 10}], betas=(0.9, 0.98))
+    model.train()
+    started, paid = time.perf_counter(), []
+    for step in range(steps):
+        torch.manual_seed(step)
+        for group in optimiser.param_groups:
+            group["lr"] = group["gain"] * rate(step, steps, steps // 20, peak, 0.02)
+        loss = loss_of(next(batches))
+        if not loss.isfinite():
+            raise UserError(f"the loss of {name} is {loss.item()} at step {step + 1}: lower the peak rate {peak:g}")
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        paid.append(loss.item())
+        if step + 1 in (steps // 4, steps // 2, 3 * steps // 4, steps):
+            print(f"{name}, step {step + 1} of {steps}: loss {np.mean(paid[-20:]):.2f}, "
+                  f"{time.perf_counter() - started:.0f} s", flush=True)
+    model.eval()
+
+
+def train_stage1(pieces: Pieces, steps: int, peak: float) -> OwnStage1:
+    """A Q-Former of the learner's pieces, trained on her losses. Raises NotImplementedError where no piece is hers."""
+    if not pieces.yours:
+        raise NotImplementedError(NOT_YET)
+    torch.manual_seed(0)
+    model = OwnStage1(world().parts.qformer, SCENES.shared_width, pieces)
+
+    def loss_of(batch: Batch) -> Tensor:
+        out = model(batch.image, batch.text_ids, batch.text_mask, batch.image_ids)
+        return sum(weight * part for weight, part in zip(SCENES.weights, (out.itc, out.itm, out.itg), strict=True))
+
+    learn(model, loss_of, world().batches(for_lm=False), steps, peak, pieces.rate, "stage 1")
+    found = recall_of(model)
+    print(f"stage 1: {found:.0%} of {EXAM} unseen pictures find their own caption first; blindly {1 / EXAM:.1%} would")
+    return model
+
+
+@torch.no_grad()
+def recall_of(model: OwnStage1) -> float:
+    """Recall@1 on the exam, by the learner's similarity and recall."""
+    pictures, _, captions = exam()
+    seen = model.qformer(model.image_kv(world().look(pictures)), mask=masks.bidirectional(
+        model.qformer.config.queries, torch.empty(len(pictures), 0, dtype=torch.bool))).queries
+    ids, mask = world().bridge.text_ids(captions)
+    said = model.qformer(text_ids=ids, mask=masks.unimodal(0, mask)).text[:, 0]
+    cosine = model.pieces.similarity(F.normalize(model.vision_projection(seen), dim=-1),
+                                     F.normalize(model.text_projection(said), dim=-1))
+    return model.pieces.recall(cosine, torch.arange(len(captions)), 1)
+
+
+def train_stage2(stage1: OwnStage1, steps: int, peak: float) -> OwnStage2:
+    """What stage 1 has learned in front of the frozen language model, trained on the learner's loss."""
+    torch.manual_seed(0)
+    model = OwnStage2(stage1, copy.deepcopy(world().parts.lm))
+    model.calibrate(torch.from_numpy(np.array(world().features[:256], dtype=np.float32)))
+    tokenizer = world().parts.lm_tokenizer
+
+    def loss_of(batch: Batch) -> Tensor:
+        return model(batch.image, *divide(batch, tokenizer, "")).loss
+
+    learn(model, loss_of, world().batches(for_lm=True), steps, peak, stage1.pieces.rate, "stage 2", fresh="projection")
+    return model
+
+
+TRAINED: list[Callable[[Sequence[Image]], list[str]]] = []  # the last captioner that was made, for `show`
+
+
+def captioner(model: OwnStage2) -> Callable[[Sequence[Image]], list[str]]:
+    """What gives a caption for each picture, written by the frozen language model, one likeliest word after another."""
+    tokenizer = world().parts.lm_tokenizer
+
+    def caption(pictures: Sequence[Image]) -> list[str]:
+        given = torch.tensor([tokenizer.encode_prompt("")]).expand(len(pictures), -1)
+        ids = model.generate(world().look(pictures), given, torch.ones_like(given, dtype=torch.bool), tokenizer.end)
+        return [tokenizer.decode(torch.tensor(row)) for row in model.pieces.until_end(ids, tokenizer.end)]
+
+    TRAINED[:] = [caption]
+    return caption
+
+
+def show(count: int = 8) -> None:
+    """What the bridge that was trained last says of some pictures of the exam, as a figure."""
+    if not TRAINED:
+        print("○ not done yet: there is no bridge that could say anything")
+        return
+    pictures, scenes, _ = exam()
+    told = TRAINED[0](pictures[:count])
+    right = [bool(judge(caption, scene)["things"]) for caption, scene in zip(told, scenes[:count], strict=True)]
+    sheet = viz.caption_sheet(pictures[:count], [{"right" if good else "wrong": caption}
+                                                 for caption, good in zip(told, right, strict=True)])
+    viz.show(sheet, f"{count} drawn scenes with the captions of your own bridge, {sum(right)} of them right about "
+                    f"every thing in the picture; the first says: {told[0]}")
