@@ -177,6 +177,11 @@ def sizes(**changes: int) -> Change:
     return lambda base: replace(base, qformer=base.qformer | changes)
 
 
+def faster(gain: int) -> Change:
+    """Stage 2's projection, which starts from nothing, learns so many times as fast as the rest."""
+    return lambda base: replace(base, stage2=replace(base.stage2, fresh="projection", gain=gain))
+
+
 def weights(itc: float, itm: float, itg: float) -> Change:
     """The recipe's weights times these."""
     return lambda base: replace(base, weights=tuple(
@@ -212,6 +217,7 @@ GROUPS: dict[str, dict[str, Change]] = {
     },
     "negatives": {BASE: steps(), "random negatives": having(model=RandomNegatives)},
     "self-attention": {BASE: steps(), "separate self-attention": having(model=SeparateSelfAttention)},
+    "rates": {BASE: steps(), **{f"projection {n} times as fast": faster(n) for n in (3, 10)}},
     "cross-attention": {BASE: steps(), "in every block": sizes(cross_every=1)},
     "queries": {f"{n} queries" if n != SCENES.qformer["queries"] else BASE: sizes(queries=n)
                 for n in (1, 2, 4, 8, 16, 32)},

@@ -133,7 +133,7 @@ SCENES = Recipe(
                  init_std=0.06),  # 0.02 suits the width 768; the same spread of activations asks for more here
     weights=(0.3, 0.3, 1.0),  # contrast is easy here, and what it does not need it unlearns
     stage1=TrainConfig(steps=1500, learning_rate=2e-3, warmup=60),
-    stage2=TrainConfig(steps=1500, learning_rate=1e-3, warmup=40, fresh="projection", gain=10),
+    stage2=TrainConfig(steps=3000, learning_rate=1e-3, warmup=40),
     shared_width=64, max_length=32, beams=1,
 )
 
