@@ -16,6 +16,15 @@ from . import masks
 from .attention import KVCache
 
 
+@torch.no_grad()
+def by_columns(module: nn.Module) -> None:
+    """Lay frozen matrices out by columns instead of rows: same numbers, and for a few tokens at a time a CPU multiplies
+    twice as fast with them. Does nothing to those that lie so already."""
+    for parameter in module.parameters():
+        if parameter.ndim == 2 and not parameter.requires_grad and parameter.device.type == "cpu":
+            parameter.data = parameter.data.t().contiguous().t()
+
+
 class DecoderOnly(nn.Module):
     """A model that reads with the layers that write: what is given is simply the beginning of the text."""
 

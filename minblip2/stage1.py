@@ -60,7 +60,7 @@ class Stage1(nn.Module):
 
     def image_kv(self, image: Tensor) -> ImageKV:
         """Normalise frozen features (b v image_width) and project them once for all passes."""
-        return self.qformer.project_image(self.vision_norm(image))
+        return self.qformer.project_image(image, self.vision_norm)
 
     def embed_image(self, image: ImageKV, cache: KVCache | None = None) -> Tensor:
         """One unit vector for each query: (b q shared_width). A cache keeps the queries for the text to read."""
