@@ -1,11 +1,11 @@
-"""How a stage-1 step grows: python -m benchmarks.growth [--size base] [--out benchmarks/results/growth.json]
+"""How a stage-1 step grows: python -m benchmarks.growth [--size laptop] [--out benchmarks/results/growth.json]
 
 One axis at a time is varied, the others stay where `START` has them; what is timed is forward and backward of `Stage1`.
 The file that it writes, also for notebook 17 to plot:
 
-    {"machine": {...}, "size": "base", "start": {"batch": 8, "text": 16, "queries": 32, "visual": 257},
+    {"machine": {...}, "size": "laptop", "start": {"batch": 8, "text": 16, "queries": 32, "visual": 257},
      "exponents": {"batch": 0.97, ...},                       the slope of a line through log(value), log(seconds)
-     "batch": [{"value": 2, "seconds": 0.81}, ...], "text": [...], "queries": [...], "visual": [...]}
+     "batch": [{"value": 2, "seconds": 0.21, "wall": 0.22}, ...], "text": [...], "queries": [...], "visual": [...]}
 
 "seconds" are the process's own (CPU time), the median of the rounds; "wall" stands beside it.
 """
@@ -62,6 +62,8 @@ def measure(size: str, start: dict[str, int], axes: dict[str, list[int]], repeat
             if queries != model.qformer.config.queries:
                 model = Stage1(replace(config, queries=queries))
             sides[str(value)] = step(model, **sizes)
+        for side in sides.values():
+            side(0)
         seconds = interleave(sides, repeats)
         medians = {clock: {name: statistics.median(each[name]) for name in sides} for clock, each in seconds.items()}
         found[axis] = [{"value": value, "seconds": medians["cpu"][str(value)], "wall": medians["wall"][str(value)]}
@@ -74,7 +76,7 @@ def measure(size: str, start: dict[str, int], axes: dict[str, list[int]], repeat
 
 def main() -> None:
     """Measure and write the file."""
-    told = options(__doc__, repeats=3, size="base", out="benchmarks/results/growth.json")
+    told = options(__doc__, size="laptop", out="benchmarks/results/growth.json")
     found = measure(told.size, START, AXES, told.repeats)
     Path(told.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(told.out), found)

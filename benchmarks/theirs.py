@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration, Blip2QFormerConfig, Blip2QFormerModel
 
-from minblip2 import masks, names
+from minblip2 import names
 from minblip2.checkpoint import collect
 from minblip2.export import save_pretrained, settings
 from minblip2.qformer import QFormer, QFormerOutput
@@ -46,6 +45,10 @@ class TheirQFormer(nn.Module):
             ours.query_tokens, ours.words, ours.positions, ours.lm_head)
 
     embed_text, predict = QFormer.embed_text, QFormer.predict
+
+    def project_image(self, image: Tensor) -> Tensor:
+        """The features as they are: each call of the model projects them."""
+        return image
 
     def forward(self, image: Tensor | None = None, text_ids: Tensor | None = None, mask: Tensor | None = None,
                 cache: None = None) -> QFormerOutput:
@@ -80,8 +83,10 @@ class _Output(tuple):
 
 
 def blip2(stage2: Stage2, image_token: int, **tokens: int) -> Blip2ForConditionalGeneration:
-    """transformers' BLIP-2 with the weights of a stage 2, for image features in place of pictures; all but its language
-    model can be trained."""
+    """transformers' BLIP-2 with the weights of a stage 2, for image features in place of pictures.
+
+    All but its language model can be trained. `image_token` and `tokens` are those of `export.save_pretrained`.
+    """
     width = stage2.qformer.config.image_width
     vit = ViT(replace(EVA_G, image_size=14, width=width, layers=1, heads=1, mlp_width=1))
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ Seconds = dict[str, dict[str, list[float]]]
 def options(doc: str, repeats: int = 7, **more) -> argparse.Namespace:
     """Command line of a benchmark: --repeats, --threads, and `more` options by name, each a default value or a list."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=repeats, help="rounds, after one that warms up")
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads, of all sides")
     for name, default in more.items():
         several = dict(nargs="+", type=type(default[0])) if isinstance(default, list) else dict(type=type(default))
@@ -39,16 +39,18 @@ def options(doc: str, repeats: int = 7, **more) -> argparse.Namespace:
 
 
 def interleave(sides: Mapping[str, Callable[[int], object]], repeats: int) -> Seconds:
-    """Seconds of each side in each of so many rounds: clock -> side -> rounds. A side is called with the round's number;
-    round 0 warms up and is not kept."""
+    """Seconds of each side in each of so many rounds: clock -> side -> rounds.
+
+    A side is called with the round's number, from 1 on: with round 0 each has shown that it computes the same, and is
+    warm.
+    """
     seconds: Seconds = {clock: {name: [] for name in sides} for clock in CLOCKS}
-    for turn in range(repeats + 1):
+    for turn in range(1, repeats + 1):
         for name, side in sides.items():
             started = {clock: read() for clock, read in CLOCKS.items()}
             side(turn)
             for clock, read in CLOCKS.items():
-                if turn:
-                    seconds[clock][name].append(read() - started[clock])
+                seconds[clock][name].append(read() - started[clock])
     return seconds
 
 
@@ -101,12 +103,19 @@ def machine() -> dict[str, object]:
     return {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def keep(benchmark: str, cases: Mapping[str, dict]) -> Path:
-    """Print the cases and keep them in runs/benchmarks/BENCHMARK.json, beside those that other calls have measured."""
+def store(benchmark: str, cases: Mapping[str, dict], where: Mapping[str, object]) -> Path:
+    """Put cases into runs/benchmarks/BENCHMARK.json, beside those that other calls have measured."""
     path = RESULTS / f"{benchmark}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     before = read_json(path)["cases"] if path.exists() else {}
-    write_json(path, {"benchmark": benchmark, "machine": machine(), "cases": {**before, **cases}})
+    write_json(path, {"benchmark": benchmark, "cases": before | {name: {**found, "machine": where}
+                                                                 for name, found in cases.items()}})
+    return path
+
+
+def keep(benchmark: str, cases: Mapping[str, dict]) -> Path:
+    """Print the cases and `store` them."""
+    path = store(benchmark, cases, machine())
     for name, found in cases.items():
         print(name)
         for side, median in found["median"].items():

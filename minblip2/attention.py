@@ -112,8 +112,8 @@ class MultiHeadAttention(nn.Module):
     def project(self, context: Tensor, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values (b h k d) of a sequence (b k e); worth keeping when it is attended to more than once.
 
-        With `norm` the sequence comes without that norm's scale and bias: the projections take them up, W (γx + β) + b =
-        (Wγ) x + (Wβ + b). So a frozen sequence needs no gradient, though the norm before it learns.
+        With `norm` the sequence comes without that norm's scale and bias, which the projections take up:
+        W (γx + β) + b = (Wγ) x + (Wβ + b). So a frozen sequence needs no gradient, though the norm before it learns.
         """
         key, value = (F.linear(context, layer.weight * norm.weight, layer.weight @ norm.bias + layer.bias)
                       if norm is not None else layer(context) for layer in (self.key, self.value))

@@ -42,7 +42,8 @@ def test_the_plain_form_really_does_more(monkeypatch):
         model, seen = randomise(PlainStage1(CONFIG, shared_width=16, savings=savings)), []
         layer, projected = model.qformer.cross_attentions[0], []
         original = layer.project
-        monkeypatch.setattr(layer, "project", lambda context: projected.append(len(context)) or original(context))
+        monkeypatch.setattr(layer, "project", lambda context, *norm: (
+            projected.append(len(context)) or original(context, *norm)))
         model.qformer.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel() // CONFIG.width))
         model.qformer.words.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
         run(model)
