@@ -24,10 +24,13 @@ from minblip2.stage2 import Stage2, split_prefix
 from minblip2.t5 import T5, T5Config
 
 THEIRS = "transformers"
-LMS = {"OPT-125m": lambda: OPT(OPTConfig()), "T5-small": lambda: T5(T5Config())}
+FLAN = dict(activation="gelu", gated=True, tied=False, scaled=False)  # FlanT5 as BLIP-2 runs it
+LMS = {"OPT-125m": lambda: OPT(OPTConfig()),
+       "FlanT5-small": lambda: T5(T5Config(layers=8, heads=6, mlp_width=1024, **FLAN))}
 TINY_LMS = {
     "OPT-125m": lambda: OPT(OPTConfig(vocabulary=200, width=48, layers=2, heads=4, mlp_width=96, positions=128)),
-    "T5-small": lambda: T5(T5Config(vocabulary=200, width=48, layers=2, heads=4, head_width=12, mlp_width=96))}
+    "FlanT5-small": lambda: T5(T5Config(vocabulary=200, width=48, layers=2, heads=4, head_width=12, mlp_width=96,
+                                        **FLAN))}
 END = 2  # the id that closes a text
 
 
@@ -48,7 +51,7 @@ def pair(size: str, lm: str, seed: int = 0) -> Pair:
     torch.manual_seed(seed)
     config = replace(SIZES[size][0], vocabulary=100)  # the Q-Former's own words stay behind in stage 1
     model = (TINY_LMS if size == "tiny" else LMS)[lm]()
-    if isinstance(model, T5):  # as T5 starts: word embeddings of 1, narrow projections
+    if isinstance(model, T5):  # as T5 starts: queries that make up for scores which nothing divides
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "tokens" not in name:
                 torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 / (8 if "query" in name else 1))

@@ -80,8 +80,8 @@ class KVCache(dict):
     def reorder(self, rows: Tensor, start: int) -> None:
         """Give each entry what `rows` (b) names, in place: how beams move. The first `start` tokens, they share."""
         for key, value, *mask in self.values():
-            for kv in () if mask else (key, value):  # what has a mask was only read: beams share all of it
-                kv[:, :, start:] = kv[rows, :, start:]
+            if not mask:  # what has one was only read: beams share all of it
+                key[:, :, start:], value[:, :, start:] = key[rows, :, start:], value[rows, :, start:]
 
     @property
     def length(self) -> int:

@@ -18,8 +18,7 @@ from .attention import KVCache
 
 @torch.no_grad()
 def by_columns(module: nn.Module) -> None:
-    """Lay frozen matrices out by columns instead of rows: same numbers, and for a few tokens at a time a CPU multiplies
-    twice as fast with them. Does nothing to those that lie so already."""
+    """Lay frozen matrices out by columns instead of rows: a CPU multiplies few tokens at a time faster with them."""
     for parameter in module.parameters():
         if parameter.ndim == 2 and not parameter.requires_grad and parameter.device.type == "cpu":
             parameter.data = parameter.data.t().contiguous().t()
