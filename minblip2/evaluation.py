@@ -41,12 +41,13 @@ def match_all(stage1: Stage1, features: Tensor, text_ids: Tensor, text_mask: Ten
     `batch_size` at a time and the short ones first, so that there is little padding.
     """
     scores, device = torch.empty(len(image_rows)), text_ids.device
-    order = text_mask.sum(dim=1).cpu()[text_rows].argsort()
+    lengths = text_mask.sum(dim=1).cpu()
+    order = lengths[text_rows].argsort()
     for image in image_rows.unique().tolist():
         kv = stage1.image_kv(features[image : image + 1].float().to(device))
         for some in order[image_rows[order] == image].split(batch_size):
-            texts = text_rows[some].to(device)
-            scores[some] = stage1.match(kv, *stage1.trim(text_ids[texts], text_mask[texts]))[:, 1].float().cpu()
+            texts, longest = text_rows[some].to(device), lengths[text_rows[some]].max()
+            scores[some] = stage1.match(kv, text_ids[texts, :longest], text_mask[texts, :longest])[:, 1].float().cpu()
     return scores
 
 

@@ -136,8 +136,11 @@ class Stage1(nn.Module):
 
     @staticmethod
     def trim(text_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut padding that the whole batch shares: nobody may look at it anyway."""
-        longest = int(reduce(text_mask.long(), "b t -> b", "sum").max())
+        """Cut padding that the whole batch shares: nobody may look at it anyway.
+
+        Not on a GPU: the host would have to wait for the answer, and `PairBatches` gives no such padding.
+        """
+        longest = int(reduce(text_mask.long(), "b t -> b", "sum").max()) if text_mask.is_cpu else text_mask.shape[1]
         return text_ids[:, :longest], text_mask[:, :longest]
 
     def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor, image_ids: Tensor | None = None,

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from . import UserError
 from .files import write_beside
+from .recompute import recompute
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class TrainConfig:
     learning_rate rises linearly over `warmup` steps, then falls along a cosine to `floor` times itself. A step adds
     the gradients of `accumulate` batches. `precision` is "float32", "bfloat16" (autocast), or "auto": bfloat16 where
     the device computes in it. Parameters whose names begin with `fresh` start from nothing among trained ones, and
-    learn `gain` times as fast. Checkpoints are written every `checkpoint_every` steps.
+    learn `gain` times as fast. Checkpoints are written every `checkpoint_every` steps. How it is computed, not what:
+    `compile` runs the model through torch.compile, `recompute` lets the blocks of a frozen language model forget what
+    they keep for the gradient and compute it again (arXiv 1604.06174).
     """
 
     steps: int
@@ -45,6 +48,8 @@ class TrainConfig:
     gain: float = 1.0
     seed: int = 0
     checkpoint_every: int = 200
+    compile: bool = False
+    recompute: bool = False
 
 
 class Batches(Protocol):
@@ -145,7 +150,8 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
     trained again. Raises UserError when the folder belongs to other settings, or when the loss is not finite.
     """
     folder, device = Path(folder), device or best_device()
-    fingerprint = json.dumps({"train": asdict(config), **(settings or {})}, sort_keys=True, default=str)
+    chosen = {key: value for key, value in asdict(config).items() if key not in ("compile", "recompute")}
+    fingerprint = json.dumps({"train": chosen, **(settings or {})}, sort_keys=True, default=str)
     final, saved, log = folder / "model.safetensors", folder / "checkpoint.pt", folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     model.to(device)
@@ -154,7 +160,7 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
         return read_log(log)
 
     optimiser = torch.optim.AdamW(parameter_groups(model, config), betas=config.betas,
-                                  lr=config.learning_rate, fused=device.type == "cuda")
+                                  lr=config.learning_rate, fused=True)
     first, records = 0, []
     if resume and saved.exists():
         try:
@@ -171,6 +177,10 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
     write_beside(log, lambda path: path.write_text("".join(json.dumps(record) + "\n" for record in records)))
 
     model.train()
+    if config.recompute:
+        recompute(model)
+    if config.compile:
+        model.compile(dynamic=True)  # one program for texts of every length
     source, started = batches.iterate(first * config.accumulate), time.perf_counter()
     progress = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=name, unit="step")
     with open(log, "a") as log_file, contextlib.closing(source):
@@ -179,18 +189,22 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, config) * group["gain"]
             optimiser.zero_grad()
-            total: dict[str, float] = {}
+            sums: dict[str, Tensor] = {}
+            images: list[Tensor] = []
             for _ in range(config.accumulate):
                 batch = next(source).to(device)
                 with autocast(device, config.precision):
                     parts = losses(model, batch)
-                if not parts["loss"].isfinite():
-                    raise UserError(f"the loss of {name} is {parts['loss'].item()} at step {step + 1}, on images "
-                                    f"{getattr(batch, 'image_ids', torch.empty(0)).tolist()}: lower the learning rate")
                 (parts["loss"] / config.accumulate).backward()
                 for key, value in parts.items():
-                    total[key] = total.get(key, 0.0) + value.item() / config.accumulate
-            total["gradient"] = nn.utils.clip_grad_norm_(model.parameters(), config.clip).item()
+                    sums[key] = sums.get(key, 0.0) + value.detach().float() / config.accumulate
+                images.append(getattr(batch, "image_ids", torch.empty(0)))
+            sums["gradient"] = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            # The host waits for the device here and nowhere else in a step.
+            total = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+            if not math.isfinite(total["loss"]):
+                raise UserError(f"the loss of {name} is {total['loss']} at step {step + 1}, on images "
+                                f"{torch.cat(images).tolist()}: lower the learning rate")
             optimiser.step()
             record = {"step": step + 1, "rate": learning_rate(step, config), **total}
             records.append(record)

@@ -89,8 +89,12 @@ def test_both_write_the_same_ids(lm, beams):
     sides = generate.ways(models, image, beams, tokens=9)
     assert generate.agreement(sides) == "identical"
     assert sides[OURS](0).shape == (3, 9) and len(sides[OURS](0).unique()) > 1
-    with pytest.raises(ValueError, match="ids differ"):
-        generate.agreement({OURS: sides[OURS], "other": generate.ways(models, -image, beams, tokens=9)[OURS]})
+
+
+def test_other_ids_are_noticed():
+    written = {name: (lambda turn, ids=ids: torch.tensor([ids])) for name, ids in ((OURS, [3, 5]), ("other", [3, 4]))}
+    with pytest.raises(ValueError, match="1 of 2 ids differ"):
+        generate.agreement(written)
 
 
 def test_reranking_scores_are_equal():
