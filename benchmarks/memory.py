@@ -1,13 +1,15 @@
 """Peak memory of what the other benchmarks time, each side in a process of its own: python -m benchmarks.memory
 
 The peak is that of the process while it computes, weights included, less what Python and the libraries took before.
-Linux only: it is read from /proc.
+Freed memory goes back to the system at once (MALLOC_MMAP_THRESHOLD_), so that the peak is what is in use, not what the
+allocator keeps. Linux only: it is read from /proc.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,7 +66,8 @@ def peak(what: str, side: str, size: str, threads: int) -> int:
     """Bytes, measured in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", "--child", f"{what}|{side}", "--size", size,
                "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return int(done.stdout.split()[-1])
 
 

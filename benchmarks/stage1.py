@@ -1,11 +1,11 @@
 """A step of stage 1, forward and backward, ours against others': python -m benchmarks.stage1 [--batch 8 16]
 
-`PlainStage1` computes the same losses without a saving: keys and values again for each pass, text padded to 32, the
-vocabulary at every position, attention step by step. "official recipe" is LAVIS's, which has one of our savings, the
-cached queries.
-"transformers" composes the same passes from its `Blip2QFormerModel`, which has no cache. `--forms` chooses what is
-compared (see `forms`), down to each saving alone. Each round takes another batch, the same for all: captions of COCO's
-lengths in batches of similar length, as training makes them, or with `--draw random` at random.
+`PlainStage1` computes the same losses without a saving: keys and values again for each pass, an image copied for each
+pair, text padded to 32, the vocabulary at every position, attention step by step. "official recipe" is LAVIS's, which
+has one of our savings, the cached queries. "transformers" composes the same passes from its `Blip2QFormerModel`, which
+has no cache. `--forms` chooses what is compared (see `forms`), down to each saving alone. Each round takes another
+batch, the same for all: captions of COCO's lengths in batches of similar length, as training makes them, or with
+`--draw random` at random.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 
 SAVINGS = {"image_once": "image K/V projected once", "trim": "text trimmed", "cached": "ITG on cached queries",
-           "supervised": "LM head where supervised", "folded": "norm folded into K/V", "fused": "fused attention"}
+           "supervised": "LM head where supervised", "folded": "norm folded into K/V", "fused": "fused attention",
+           "readers": "an image's texts read it together"}
 OFFICIAL, THEIRS, TRIMMED = "official recipe", "transformers", "transformers, text trimmed"
 SIZES = {"base": (QFormerConfig(dropout=0.0), 257),
          "laptop": (QFormerConfig(width=384, layers=6, mlp_width=1536, queries=16, image_width=384, dropout=0.0), 257),
@@ -81,6 +82,15 @@ class PlainStage1(Stage1):
     def match(self, image, text_ids, text_mask):
         """As in `Stage1`; wrong images are projected again with the pairs."""
         return super().match(self.ready(image), text_ids, text_mask)
+
+    def match_pairs(self, image, text_ids, text_mask, negatives):
+        """All pairs in one batch, which takes a copy of the image for each of them."""
+        if "readers" in self.savings:
+            return super().match_pairs(image, text_ids, text_mask, negatives)
+        own, (wrong_image, wrong_text) = torch.arange(len(text_ids)), negatives
+        images, texts = torch.cat([own, wrong_image, own]), torch.cat([own, own, wrong_text])
+        labels = (torch.arange(len(texts)) < len(own)).long()
+        return self.match(image.select(images), text_ids[texts], text_mask[texts]), labels
 
     def trim(self, text_ids, text_mask):
         """Pad to 32 tokens instead of cutting."""

@@ -115,9 +115,11 @@ class Stage1(nn.Module):
         """ITM's triple: true pairs, wrong images, wrong texts. Returns logits (3b 2) and labels (3b)."""
         own = torch.arange(len(text_ids), device=text_ids.device)
         wrong_image, wrong_text = negatives
-        images, texts = torch.cat([own, wrong_image, own]), torch.cat([own, own, wrong_text])
-        labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
-        return self.match(image.select(images), text_ids[texts], text_mask[texts]), labels
+        # An image is read by two texts, its own and a wrong one: only the wrong images must be copied.
+        texts = rearrange(torch.stack([own, wrong_text]), "n b -> (b n)")
+        true, wrong = rearrange(self.match(image, text_ids[texts], text_mask[texts]), "(b n) k -> n b k", n=2)
+        logits = torch.cat([true, self.match(image.select(wrong_image), text_ids, text_mask), wrong])
+        return logits, torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
 
     def decode_states(self, image: ImageKV, decoder_ids: Tensor, text_mask: Tensor, cache: KVCache) -> Tensor:
         """Text states (b t e) under the multimodal causal mask, on the queries that the contrastive pass has cached."""
@@ -158,13 +160,14 @@ class Stage1(nn.Module):
         similarity = cosine.float() / self.temperature
         itc = self.contrastive_loss(similarity, same_image)
 
-        negatives = self.sample_negatives(similarity, same_image) if negatives is None else negatives
-        match_logits, match_labels = self.match_pairs(image_kv, text_ids, text_mask, negatives)
-        itm = F.cross_entropy(match_logits.float(), match_labels)
-
         decoder_ids = torch.cat([torch.full_like(text_ids[:, :1], self.qformer.dec), text_ids[:, 1:]], dim=1)
         states = self.decode_states(image_kv, decoder_ids, text_mask, cache)
         itg, word_logits = self.generation_loss(states, text_ids, text_mask)
+
+        # The last, because the largest: what it keeps is what the backward pass needs first and lets go.
+        negatives = self.sample_negatives(similarity, same_image) if negatives is None else negatives
+        match_logits, match_labels = self.match_pairs(image_kv, text_ids, text_mask, negatives)
+        itm = F.cross_entropy(match_logits.float(), match_labels)
         return Stage1Output(itc + itm + itg, itc, itm, itg, similarity, match_logits, match_labels, word_logits)
 
     # --- captions without a language model ----------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_transformers_side_really_is_transformers(model, monkeypatch):
     image, ids, mask, negatives = stage1.example(TINY, VISUAL, 5)
     theirs(image, ids, mask, negatives=negatives)
     q = TINY.queries
-    assert seen == [((5, q), True), ((5, 32), False), ((15, q + 32), True), ((5, q + 32), True)]
+    assert seen == [((5, q), True), ((5, 32), False), ((5, q + 32), True), ((15, q + 32), True)]
 
 
 @pytest.mark.parametrize("lm", stage2.LMS)

@@ -48,7 +48,7 @@ def test_the_plain_form_really_does_more(monkeypatch):
         model.qformer.words.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
         run(model)
         return projected, seen
-    assert work(tuple(SAVINGS))[0] == [5] and work(())[0] == [5, 15, 5] and work(("cached",))[0] == [5, 15]
+    assert work(tuple(SAVINGS))[0] == [5] and work(())[0] == [5, 5, 15] and work(("cached",))[0] == [5, 15]
     mask = example(CONFIG, VISUAL, batch=5, seed=1)[2]
     longest, words = mask.shape[1], int(mask.sum()) - 5
     assert longest < PADDED
