@@ -80,17 +80,16 @@ def same(what: str, value: float, allowed: float = 1e-5) -> float:
 
 
 def gradient_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    """The largest difference of any gradient, by name, as a fraction of the largest value in that gradient.
+    """The largest difference of any gradient, by name: the length of the difference as a fraction of its own length.
 
-    Rounding has a scale of its own: a gradient that is nowhere a thousandth of the largest of all is judged as if it
-    were, and a key's bias, which has none in theory (it moves all scores alike), on the scale of all. Raises ValueError
-    when the names differ.
+    A key's bias has none in theory (it moves all scores alike) and rounding in practice: it is judged by the length of
+    the longest. Raises ValueError when the names differ.
     """
     if ours.keys() != theirs.keys():
         raise ValueError(f"only one side has a gradient for {sorted(ours.keys() ^ theirs.keys())[:3]}")
-    scale = max(gradient.abs().max().item() for gradient in theirs.values())
-    return max((ours[name] - theirs[name]).abs().max().item()
-               / max(theirs[name].abs().max().item(), scale * (1 if name.endswith("key.bias") else 1e-3))
+    lengths = {name: gradient.norm().item() for name, gradient in theirs.items()}
+    longest = max(lengths.values())
+    return max((ours[name] - theirs[name]).norm().item() / (longest if name.endswith("key.bias") else lengths[name])
                for name in theirs)
 
 

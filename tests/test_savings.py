@@ -52,4 +52,6 @@ def test_the_plain_form_really_does_more(monkeypatch):
     mask = example(CONFIG, VISUAL, batch=5, seed=1)[2]
     longest, words = mask.shape[1], int(mask.sum()) - 5
     assert longest < PADDED
-    assert work(())[1] == [PADDED] * 3 + [5 * PADDED] and work(tuple(SAVINGS))[1] == [longest] * 3 + [words]
+    assert work(())[1] == [PADDED] * 2 + [5 * PADDED] + [PADDED]
+    # the last two are matching: true and wrong texts with each image, then the wrong images
+    assert work(tuple(SAVINGS))[1] == [longest] * 2 + [words] + [longest] * 2
