@@ -75,6 +75,7 @@ class KVCache(dict):
         if room:
             chosen.room = {layer: tuple(F.pad(kv, (0, 0, 0, room)) for kv in pair)
                            for layer, pair in chosen.items() if len(pair) == 2}
+            chosen.update({layer: tuple(kv[:, :, :-room] for kv in pair) for layer, pair in chosen.room.items()})
         return chosen
 
     def reorder(self, rows: Tensor, start: int) -> None:
