@@ -1,29 +1,33 @@
-"""What each exact saving of stage 1 is worth: python -m benchmarks.stage1 [--size base|laptop|tiny] [--batch 8]
+"""A step of stage 1, forward and backward, ours against others': python -m benchmarks.stage1 [--batch 8 16]
 
-`PlainStage1` computes the same losses without a saving: as LAVIS does (keys and values again for each pass, text padded
-to 32, the vocabulary at every position), or without the cached queries that LAVIS does use.
+`PlainStage1` computes the same losses without a saving: keys and values again for each pass, an image copied for each
+pair, text padded to 32, the vocabulary at every position, attention step by step. "official recipe" is LAVIS's, which
+has one of our savings, the cached queries. "transformers" composes the same passes from its `Blip2QFormerModel`, which
+has no cache. `--forms` chooses what is compared (see `forms`), down to each saving alone. Each round takes another
+batch, the same for all: captions of COCO's lengths in batches of similar length, as training makes them, or with
+`--draw random` at random.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from benchmarks.timing import OURS, case, difference, gradient_difference, interleave, keep, options, same
 from minblip2 import masks
-from minblip2.attention import KVCache
-from minblip2.files import write_json
+from minblip2.attention import KVCache, MultiHeadAttention, record
+from minblip2.batches import PairBatches
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 
 SAVINGS = {"image_once": "image K/V projected once", "trim": "text trimmed", "cached": "ITG on cached queries",
-           "supervised": "LM head where supervised"}
+           "supervised": "LM head where supervised", "folded": "norm folded into K/V", "fused": "fused attention",
+           "readers": "an image's texts read it together"}
+OFFICIAL, THEIRS, TRIMMED = "official recipe", "transformers", "transformers, text trimmed"
 SIZES = {"base": (QFormerConfig(dropout=0.0), 257),
          "laptop": (QFormerConfig(width=384, layers=6, mlp_width=1536, queries=16, image_width=384, dropout=0.0), 257),
          "tiny": (QFormerConfig(width=64, layers=4, heads=4, mlp_width=256, queries=8, image_width=64, vocabulary=200,
@@ -35,9 +39,13 @@ CAPTION_LENGTHS = {9: 2, 10: 7, 11: 47, 12: 77, 13: 63, 14: 72, 15: 50, 16: 32, 
 
 
 class Features(NamedTuple):
-    """Normalised image features (b v e) where `Stage1` holds keys and values: they are projected by each pass anew."""
+    """Image features (b v e) where `Stage1` holds keys and values: they are projected by each pass anew."""
 
     states: Tensor
+
+    def first(self, n: int) -> Features:
+        """The first `n` images."""
+        return Features(self.states[:n])
 
     def select(self, rows: Tensor) -> Features:
         """Those of the images `rows` (n)."""
@@ -51,13 +59,25 @@ class PlainStage1(Stage1):
         super().__init__(*args, **settings)
         self.savings = frozenset(savings)
 
+    def forward(self, *batch, **settings):
+        """As in `Stage1`; without the fused kernel, attention computes its weights and keeps them for the gradient."""
+        explicit = () if "fused" in self.savings else (
+            layer for layer in self.modules() if isinstance(layer, MultiHeadAttention))
+        with record(*explicit):
+            return super().forward(*batch, **settings)
+
     def ready(self, image):
         """Keys and values of what `image_kv` gave."""
-        return self.qformer.project_image(image.states) if isinstance(image, Features) else image
+        if not isinstance(image, Features):
+            return image
+        if "folded" in self.savings:
+            return super().image_kv(image.states)
+        return self.qformer.project_image(image.states)
 
     def image_kv(self, image):
-        """Normalised features only, unless they may be projected once."""
-        return super().image_kv(image) if "image_once" in self.savings else Features(self.vision_norm(image))
+        """Features only, unless they may be projected once; normalised, unless the projections do that."""
+        image = Features(image if "folded" in self.savings else self.vision_norm(image))
+        return self.ready(image) if "image_once" in self.savings else image
 
     def embed_image(self, image, cache=None):
         """As in `Stage1`."""
@@ -66,6 +86,15 @@ class PlainStage1(Stage1):
     def match(self, image, text_ids, text_mask):
         """As in `Stage1`; wrong images are projected again with the pairs."""
         return super().match(self.ready(image), text_ids, text_mask)
+
+    def match_pairs(self, image, text_ids, text_mask, negatives):
+        """All pairs in one batch, which takes a copy of the image for each of them."""
+        if "readers" in self.savings:
+            return super().match_pairs(image, text_ids, text_mask, negatives)
+        own, (wrong_image, wrong_text) = torch.arange(len(text_ids)), negatives
+        images, texts = torch.cat([own, wrong_image, own]), torch.cat([own, own, wrong_text])
+        labels = (torch.arange(len(texts)) < len(own)).long()
+        return self.match(image.select(images), text_ids[texts], text_mask[texts]), labels
 
     def trim(self, text_ids, text_mask):
         """Pad to 32 tokens instead of cutting."""
@@ -91,11 +120,10 @@ class PlainStage1(Stage1):
         return loss, logits[text_mask[:, 1:]]
 
 
-def example(config: QFormerConfig, visual: int, batch: int, seed: int = 0):
+def example(config: QFormerConfig, visual: int, batch: int, seed: int = 0, lengths: Tensor | None = None):
     """Random features and captions of COCO's lengths: image (b v e), ids and mask (b t), negatives (b) and (b)."""
     generator = torch.Generator().manual_seed(seed)
-    weights = torch.tensor([float(n) for n in CAPTION_LENGTHS.values()])
-    lengths = torch.tensor([*CAPTION_LENGTHS])[torch.multinomial(weights, batch, replacement=True, generator=generator)]
+    lengths = draw_lengths(batch, generator) if lengths is None else lengths
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     ids = torch.randint(1, config.vocabulary - 1, mask.shape, generator=generator).masked_fill(~mask, 0)
     content = torch.randn(batch, 1, config.image_width, generator=generator)  # without it all images look alike
@@ -104,53 +132,107 @@ def example(config: QFormerConfig, visual: int, batch: int, seed: int = 0):
     return image, ids, mask, (other, other)
 
 
+def draw_lengths(n: int, generator: torch.Generator) -> Tensor:
+    """Lengths (n) of captions in tokens, distributed as COCO's."""
+    weights = torch.tensor([float(count) for count in CAPTION_LENGTHS.values()])
+    return torch.tensor([*CAPTION_LENGTHS])[torch.multinomial(weights, n, replacement=True, generator=generator)]
+
+
+def similar_lengths(batch: int, seed: int = 0) -> list[Tensor]:
+    """The lengths (b) of the captions in each of 64 batches, as `PairBatches` puts an epoch together."""
+    lengths = draw_lengths(64 * batch, torch.Generator().manual_seed(seed))
+    pairs = range(len(lengths))
+    captions = [[1] * n for n in lengths.tolist()]
+    epoch = PairBatches([np.zeros((len(pairs), 1, 1))], pairs, captions, pairs, batch, seed, pad_id=0)
+    return [lengths[torch.from_numpy(rows)] for rows in epoch.plan(0)]
+
+
 def forms() -> dict[str, tuple[str, ...]]:
-    """Name of each form of stage 1, and its savings."""
-    return {"plain": ()} | {text: (key,) for key, text in SAVINGS.items()} | {"all together": tuple(SAVINGS)}
+    """Name of each form of stage 1 in our own code, and its savings; `OURS` is what `Stage1` does."""
+    return {OURS: tuple(SAVINGS), "plain": (), OFFICIAL: ("cached",)} | {text: (key,) for key, text in SAVINGS.items()
+                                                                         if key != "cached"}
 
 
-def measure(size: str, batch: int, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of forward and backward of each form, interleaved so that a slow moment of the machine hits all alike.
+def sharing(model: PlainStage1, savings: tuple[str, ...]) -> PlainStage1:
+    """A form with other savings on the same weights."""
+    with torch.device("meta"):
+        made = PlainStage1(model.qformer.config, savings=savings)
+    for name, part in model.named_children():
+        setattr(made, name, part)
+    made.temperature = model.temperature
+    return made
 
-    "wall" is what one waits for; "cpu" is what the process used, which other people's jobs disturb far less.
+
+def composed(model: PlainStage1, savings: tuple[str, ...] = ()) -> PlainStage1:
+    """The same losses on the same weights with transformers' Q-Former in the place of ours."""
+    from benchmarks.theirs import TheirQFormer  # here: what needs no transformers runs without it
+
+    made = sharing(model, savings)
+    made.qformer = TheirQFormer(model.qformer)
+    return made
+
+
+def losses_and_gradients(model: nn.Module, known: dict[int, str], batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Three losses and all gradients of a batch, under the names that are `known` of the weights' memory."""
+    image, ids, mask, negatives = batch
+    out = model(image, ids, mask, negatives=negatives)
+    out.loss.backward()
+    gradients = {known[parameter.data_ptr()]: parameter.grad for parameter in model.parameters()}
+    model.zero_grad()
+    return {name: getattr(out, name).detach() for name in ("itc", "itm", "itg")}, gradients
+
+
+def agreement(models: dict[str, nn.Module], batch) -> dict[str, dict[str, float]]:
+    """The largest differences of each form from ours, in loss and in gradient; all share their weights.
+
+    Raises ValueError when they are not the same computation.
     """
+    known = {parameter.data_ptr(): name for name, parameter in models[OURS].named_parameters()}
+    our_losses, our_gradients = losses_and_gradients(models[OURS], known, batch)
+    found = {}
+    for form in models.keys() - {OURS}:
+        losses, gradients = losses_and_gradients(models[form], known, batch)
+        found[form] = {"loss": same("loss", max(difference(our_losses[name], losses[name]) for name in losses)),
+                       "gradient": same("gradient", gradient_difference(our_gradients, gradients))}
+    return found
+
+
+def sides(model: PlainStage1, names: list[str]) -> dict[str, PlainStage1]:
+    """The models to compare, by name, all on the weights of `model`."""
+    made = {THEIRS: lambda: composed(model), TRIMMED: lambda: composed(model, ("trim",))}
+    found = {}
+    for name in names:
+        found[name] = made[name]() if name in made else sharing(model, forms()[name])
+    return found
+
+
+def measure(size: str, batch: int, repeats: int, names: list[str], by_length: bool) -> dict:
+    """Compare the forms that are named with ours: first that they compute the same, then the seconds of a step."""
     config, visual = SIZES[size]
     torch.manual_seed(0)
-    model = PlainStage1(config)
-    image, ids, mask, negatives = example(config, visual, batch)
-    seconds: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in forms()} for clock in ("wall", "cpu")}
-    for repeat in range(repeats + 1):  # the first round warms up
-        for name, savings in forms().items():
-            model.savings = frozenset(savings)
-            model.zero_grad()
-            wall, cpu = time.perf_counter(), time.process_time()
-            model(image, ids, mask, negatives=negatives).loss.backward()
-            if repeat:
-                seconds["wall"][name].append(time.perf_counter() - wall)
-                seconds["cpu"][name].append(time.process_time() - cpu)
-    return seconds
+    model = PlainStage1(config, savings=tuple(SAVINGS))
+    lengths = similar_lengths(batch) if by_length else [None] * (repeats + 1)
+    batches = [example(config, visual, batch, seed, lengths[seed]) for seed in range(repeats + 1)]
+    models = {OURS: model} | sides(model, names)
+    agrees = agreement(models, batches[0])
+
+    def step(form: PlainStage1):
+        def run(turn: int) -> None:
+            image, ids, mask, negatives = batches[turn]
+            form(image, ids, mask, negatives=negatives).loss.backward()
+            form.zero_grad()
+        return run
+
+    seconds = interleave({name: step(form) for name, form in models.items()}, repeats)
+    return case(seconds, same=agrees, longest=[batch[1].shape[1] for batch in batches[1:]])
 
 
 def main() -> None:
-    """Measure, print a table, and write runs/benchmarks/stage1_SIZE.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="laptop")
-    parser.add_argument("--batch", type=int, default=8, help="image-text pairs")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    seconds = measure(options.size, options.batch, options.repeats)
-    median = {clock: {name: statistics.median(times) for name, times in each.items()}
-              for clock, each in seconds.items()}
-    print(f"{options.size}, batch {options.batch}, {options.threads} thread(s), median of {options.repeats}")
-    for name in forms():
-        print(f"{name:26}", *(f"{clock} {times[name] * 1000:8.1f} ms {times['plain'] / times[name]:5.2f}x  "
-                              for clock, times in median.items()))
-    path = Path("runs/benchmarks") / f"stage1_{options.size}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, vars(options) | {"torch": torch.__version__, "seconds": seconds, "median": median})
-    print(f"wrote {path}")
+    """Measure, print, and keep runs/benchmarks/stage1.json."""
+    told = options(__doc__, size="base", batch=[8, 16], forms=["plain", OFFICIAL, THEIRS], draw="similar")
+    for batch in told.batch:
+        name = f"{told.size}, batch {batch}" + (", captions at random" if told.draw == "random" else "")
+        keep("stage1", {name: measure(told.size, batch, told.repeats, told.forms, told.draw != "random")})
 
 
 if __name__ == "__main__":

@@ -54,16 +54,35 @@ class KVCache(dict):
     A layer that always reads the same thing, as a decoder reads its encoder, may keep its mask (b 1 1 k) beside them.
     """
 
+    room: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # memory (b h k d) with free places at the end, for `extend`
+
     def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append new keys and values (b h s d) to a layer's own and return all of them (b h k d)."""
-        if layer in self:
+        if layer in self.room:
+            n, end = self[layer][0].shape[2], self[layer][0].shape[2] + key.shape[2]
+            for kv, new in zip(self.room[layer], (key, value), strict=True):
+                kv[:, :, n:end] = new
+            key, value = (kv[:, :, :end] for kv in self.room[layer])
+        elif layer in self:
             key, value = (torch.cat(pair, dim=2) for pair in zip(self[layer], (key, value), strict=True))
         self[layer] = key, value
         return key, value
 
-    def select(self, rows: Tensor) -> KVCache:
-        """The cache of the batch entries `rows` (n), repeated or reordered: how beams move."""
-        return KVCache({layer: tuple(kv.index_select(0, rows) for kv in pair) for layer, pair in self.items()})
+    def select(self, rows: Tensor, room: int = 0) -> KVCache:
+        """The cache of the batch entries `rows` (n); with `room` for so many tokens more, which are then not copied
+        again with each that is added (and get no gradient)."""
+        chosen = KVCache({layer: tuple(kv.index_select(0, rows) for kv in pair) for layer, pair in self.items()})
+        if room:
+            chosen.room = {layer: tuple(F.pad(kv, (0, 0, 0, room)) for kv in pair)
+                           for layer, pair in chosen.items() if len(pair) == 2}
+            chosen.update({layer: tuple(kv[:, :, :-room] for kv in pair) for layer, pair in chosen.room.items()})
+        return chosen
+
+    def reorder(self, rows: Tensor, start: int) -> None:
+        """Give each entry what `rows` (b) names, in place: how beams move. The first `start` tokens, they share."""
+        for key, value, *mask in self.values():
+            if not mask:  # what has one was only read: beams share all of it
+                key[:, :, start:], value[:, :, start:] = key[rows, :, start:], value[rows, :, start:]
 
     @property
     def length(self) -> int:
@@ -91,9 +110,14 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(inner, width, bias=linear_bias)
         self.recorder: list[Tensor] | None = None
 
-    def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (b h k d) of a sequence (b k e); worth keeping when it is attended to more than once."""
-        key, value = self.key(context), self.value(context)
+    def project(self, context: Tensor, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values (b h k d) of a sequence (b k e); worth keeping when it is attended to more than once.
+
+        With `norm` the sequence comes without that norm's scale and bias, which the projections take up:
+        W (γx + β) + b = (Wγ) x + (Wβ + b). So a frozen sequence needs no gradient, though the norm before it learns.
+        """
+        key, value = (F.linear(context, layer.weight * norm.weight, layer.weight @ norm.bias + layer.bias)
+                      if norm is not None else layer(context) for layer in (self.key, self.value))
         return (rearrange(key, "b k (h d) -> b h k d", h=self.heads),
                 rearrange(value, "b k (h d) -> b h k d", h=self.heads))
 
@@ -101,10 +125,12 @@ class MultiHeadAttention(nn.Module):
                 cache: KVCache | None = None, bias: Tensor | None = None) -> Tensor:
         """Attend from x (b s e) to itself and `cache`, or to a projected `context`: (b s e).
 
-        mask (b 1 s k) and bias (b h s k) are those of `attend`.
+        mask (b 1 s k) and bias (b h s k) are those of `attend`. Each context may have n readers, x ((b n) s e): their
+        queries then form one long sequence, and no key or value is copied.
         """
-        query = rearrange(self.query(x), "b s (h d) -> b h s d", h=self.heads)
         key, value = self.project(x) if context is None else context
+        n = len(x) // len(key)
+        query = rearrange(self.query(x), "(b n) s (h d) -> b h (n s) d", n=n, h=self.heads)
         if cache is not None:
             key, value = cache.extend(self, key, value)
         dropout = self.dropout if self.training else 0.0
@@ -113,7 +139,7 @@ class MultiHeadAttention(nn.Module):
         else:
             mixed, weights = attend(query, key, value, mask, dropout, True, bias, self.scale)
             self.recorder.append(weights)
-        return self.out(rearrange(mixed, "b h s d -> b s (h d)"))
+        return self.out(rearrange(mixed, "b h (n s) d -> (b n) s (h d)", n=n))
 
 
 class FeedForward(nn.Module):

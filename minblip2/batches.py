@@ -24,8 +24,14 @@ class Batch:
     image_ids: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        """The same batch on a device; from pinned memory it is copied while the device computes."""
+        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+    def pin(self) -> Batch:
+        """The same batch in memory that a CUDA GPU may read by itself; without one, as it is."""
+        if not torch.cuda.is_available():
+            return self
+        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
 class PairBatches:
@@ -119,4 +125,4 @@ class PairBatches:
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """Batches without end from a step on, the next one prepared in the background."""
-        return ahead(self.batch, itertools.count(start), 1, 1)
+        return ahead(lambda step: self.batch(step).pin(), itertools.count(start), 1, 1)

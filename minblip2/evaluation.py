@@ -16,6 +16,7 @@ from .bridge import Bridge
 from .data import CocoCaptions
 from .files import read_json, write_json
 from .grounding import text_map, to_grid
+from .stage1 import Stage1
 from .train import autocast
 
 
@@ -32,25 +33,30 @@ def embed(bridge: Bridge, features: Tensor, captions: Sequence[str], batch_size:
 
 
 @torch.no_grad()
-def match_scores(bridge: Bridge, features: Tensor, captions: Sequence[str], image_rows: Tensor, text_rows: Tensor,
-                 batch_size: int = 100) -> Tensor:
-    """ITM logits "match" (n) of chosen pairs: image `image_rows` (n) with caption `text_rows` (n).
+def match_all(stage1: Stage1, features: Tensor, text_ids: Tensor, text_mask: Tensor, image_rows: Tensor,
+              text_rows: Tensor, batch_size: int = 32) -> Tensor:
+    """ITM logits "match" (n) of chosen pairs: image `image_rows` (n) with text `text_rows` (n); features (b v e).
 
-    Each image's keys and values are projected once, however many captions it meets.
+    Each image's keys and values are projected once, however many texts it meets; these read them together,
+    `batch_size` at a time and the short ones first, so that there is little padding.
     """
-    stage1, scores = bridge.stage1.to(bridge.device).eval(), torch.empty(len(image_rows))
-    ids, mask = bridge.text_ids(captions)
-    for first in range(0, len(features), batch_size):
-        pairs = ((image_rows >= first) & (image_rows < first + batch_size)).nonzero()[:, 0]
-        if not len(pairs):
-            continue
-        with autocast(bridge.device):
-            kv = stage1.image_kv(features[first : first + batch_size].float().to(bridge.device))
-            for some in pairs.split(batch_size) if len(pairs) else ():
-                chosen, texts = (image_rows[some] - first).to(bridge.device), text_rows[some].to(bridge.device)
-                logits = stage1.match(kv.select(chosen), *stage1.trim(ids[texts], mask[texts]))
-                scores[some] = logits[:, 1].float().cpu()
+    scores, device = torch.empty(len(image_rows)), text_ids.device
+    lengths = text_mask.sum(dim=1).cpu()
+    order = lengths[text_rows].argsort()
+    for image in image_rows.unique().tolist():
+        kv = stage1.image_kv(features[image : image + 1].float().to(device))
+        for some in order[image_rows[order] == image].split(batch_size):
+            texts, longest = text_rows[some].to(device), lengths[text_rows[some]].max()
+            scores[some] = stage1.match(kv, text_ids[texts, :longest], text_mask[texts, :longest])[:, 1].float().cpu()
     return scores
+
+
+def match_scores(bridge: Bridge, features: Tensor, captions: Sequence[str], image_rows: Tensor,
+                 text_rows: Tensor) -> Tensor:
+    """`match_all` of a bridge's stage 1 for captions, in the precision that its device prefers."""
+    with autocast(bridge.device):
+        return match_all(bridge.stage1.to(bridge.device).eval(), features, *bridge.text_ids(captions), image_rows,
+                         text_rows)
 
 
 def rerank(bridge: Bridge, features: Tensor, captions: Sequence[str], cosine: Tensor,

@@ -52,6 +52,7 @@ def sample(step: Step, logits: Tensor, visible: Tensor, cache: KVCache, *, end: 
     """Write the likeliest token each time, or with `top_p` draw from the nucleus: ids (b t), filled with `end`."""
     written = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
     finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    cache = cache.select(torch.arange(len(logits), device=logits.device), max_length)
     while True:
         scores = adjust(logits.float(), written, end, min_length, repetition_penalty, begun)
         if top_p is None:
@@ -78,7 +79,7 @@ def beam_search(step: Step, logits: Tensor, visible: Tensor, cache: KVCache, *, 
     """
     batch, vocabulary = logits.shape
     rows = repeat(torch.arange(batch, device=logits.device), "b -> (b n)", n=beams)
-    logits, visible, cache = logits[rows], visible[rows], cache.select(rows)
+    logits, visible, cache, read = logits[rows], visible[rows], cache.select(rows, max_length), visible.shape[1]
     written = torch.full((batch, beams, max_length), end, device=logits.device)
     texts = written.clone()
     scores = torch.full((batch, beams), IMPOSSIBLE, device=logits.device)
@@ -113,7 +114,8 @@ def beam_search(step: Step, logits: Tensor, visible: Tensor, cache: KVCache, *, 
         if length == max_length or not open_.any():
             break
         rows = rearrange(parent + torch.arange(batch, device=parent.device)[:, None] * beams, "b n -> (b n)")
-        cache, visible = cache.select(rows), F.pad(visible, (0, 1), value=True)
+        cache.reorder(rows, read)
+        visible = F.pad(visible, (0, 1), value=True)
         logits = step(rearrange(token, "b n -> (b n) 1"), rearrange(visible, "n k -> n 1 1 k"), cache)
     return texts[:, 0, :length]
 

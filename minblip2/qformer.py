@@ -42,6 +42,10 @@ class ImageKV(NamedTuple):
 
     layers: tuple[tuple[Tensor, Tensor], ...]
 
+    def first(self, n: int) -> ImageKV:
+        """The first `n` images; nothing is copied."""
+        return ImageKV(tuple((key[:n], value[:n]) for key, value in self.layers))
+
     def select(self, rows: Tensor) -> ImageKV:
         """Those of the images `rows` (n): the same picture may be taken many times without projecting it again."""
         return ImageKV(tuple((key.index_select(0, rows), value.index_select(0, rows)) for key, value in self.layers))
@@ -126,9 +130,11 @@ class QFormer(nn.Module):
         """The layers that read the image, first to last."""
         return [block.cross_attention for block in self.blocks if block.cross_attention is not None]
 
-    def project_image(self, image: Tensor) -> ImageKV:
-        """Keys and values of image features (b v image_width) for every layer that reads them."""
-        return ImageKV(tuple(layer.project(image) for layer in self.cross_attentions))
+    def project_image(self, image: Tensor, norm: nn.LayerNorm | None = None) -> ImageKV:
+        """Keys and values of image features (b v image_width), normalised by `norm`, for each layer that reads them."""
+        if norm is not None:
+            image = F.layer_norm(image, norm.normalized_shape, eps=norm.eps)
+        return ImageKV(tuple(layer.project(image, norm) for layer in self.cross_attentions))
 
     def embed_text(self, ids: Tensor, first_position: int = 0) -> Tensor:
         """Word plus position embeddings (b t e) of ids (b t); positions count text only, from 0."""
@@ -140,11 +146,12 @@ class QFormer(nn.Module):
         """Run the queries (when an image is given), the text (when ids (b t) are given), or both together.
 
         mask (b 1 s k), from `masks`; None lets everyone see everyone. A cache that holds an earlier query pass stands
-        for the queries: text run on it sees them without computing them again.
+        for the queries: text run on it sees them without computing them again. Each image may have n texts ((b n) t).
         """
         parts = []
         if image is not None:
-            parts.append(self.query_tokens.expand(image.layers[0][0].shape[0], -1, -1))
+            rows = len(image.layers[0][0] if text_ids is None else text_ids)
+            parts.append(self.query_tokens.expand(rows, -1, -1))
         if text_ids is not None:
             seen = cache.length - self.config.queries if cache else 0
             parts.append(self.embed_text(text_ids, first_position=seen))

@@ -81,7 +81,7 @@ class Stage1(nn.Module):
 
     def image_kv(self, image: Tensor) -> ImageKV:
         """Normalise frozen features (b v image_width) and project them once for all passes."""
-        return self.qformer.project_image(self.vision_norm(image))
+        return self.qformer.project_image(image, self.vision_norm)
 
     def embed_image(self, image: ImageKV, cache: KVCache | None = None) -> Tensor:
         """One unit vector for each query: (b q shared_width). A cache keeps the queries for the text to read."""
@@ -136,9 +136,12 @@ class Stage1(nn.Module):
         """ITM's triple: true pairs, wrong images, wrong texts. Returns logits (3b 2) and labels (3b)."""
         wrong_image, wrong_text = negatives
         own = torch.arange(len(wrong_image), device=text_ids.device)
-        images, texts = torch.cat([own, wrong_image, own]), torch.cat([own, own, wrong_text])
-        labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
-        return self.match(image.select(images), text_ids[texts], text_mask[texts]), labels
+        # An image is read by two texts, its own and a wrong one: only the wrong images must be copied.
+        texts = rearrange(torch.stack([own, wrong_text]), "n b -> (b n)")
+        read_twice = self.match(image.first(len(own)), text_ids[texts], text_mask[texts])
+        true, wrong = rearrange(read_twice, "(b n) k -> n b k", n=2)
+        logits = torch.cat([true, self.match(image.select(wrong_image), text_ids[own], text_mask[own]), wrong])
+        return logits, torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
 
     def decode_states(self, image: ImageKV, decoder_ids: Tensor, text_mask: Tensor, cache: KVCache) -> Tensor:
         """Text states (b t e) under the multimodal causal mask, on the queries that the contrastive pass has cached."""
@@ -157,8 +160,11 @@ class Stage1(nn.Module):
 
     @staticmethod
     def trim(text_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut padding that the whole batch shares: nobody may look at it anyway."""
-        longest = int(reduce(text_mask.long(), "b t -> b", "sum").max())
+        """Cut padding that the whole batch shares: nobody may look at it anyway.
+
+        Not on a GPU: the host would have to wait for the answer, and `PairBatches` gives no such padding.
+        """
+        longest = int(reduce(text_mask.long(), "b t -> b", "sum").max()) if text_mask.is_cpu else text_mask.shape[1]
         return text_ids[:, :longest], text_mask[:, :longest]
 
     def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor, image_ids: Tensor | None = None,
@@ -178,14 +184,15 @@ class Stage1(nn.Module):
         similarity = self.similarity(ranks.gather(seen), ranks.gather(said)).float() / self.temperature
         itc = self.contrastive_loss(similarity, same_image)
 
-        negatives = self.sample_negatives(similarity, same_image) if negatives is None else negatives
-        match_logits, match_labels = self.match_pairs(*ranks.bring(self, image, image_kv, texts, negatives))
-        itm = ranks.mean(F.cross_entropy(match_logits.float(), match_labels), len(image))
-
         decoder_ids = torch.cat([torch.full_like(text_ids[:, :1], self.qformer.dec), text_ids[:, 1:]], dim=1)
         states = self.decode_states(image_kv, decoder_ids, text_mask, cache)
         itg, word_logits = self.generation_loss(states, text_ids, text_mask)
         itg = ranks.mean(itg, len(word_logits))
+
+        # The last, because the largest: what it keeps is what the backward pass needs first and lets go.
+        negatives = self.sample_negatives(similarity, same_image) if negatives is None else negatives
+        match_logits, match_labels = self.match_pairs(*ranks.bring(self, image, image_kv, texts, negatives))
+        itm = ranks.mean(F.cross_entropy(match_logits.float(), match_labels), len(image))
         return Stage1Output(itc + itm + itg, itc, itm, itg, similarity, match_logits, match_labels, word_logits,
                             self.temperature)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from . import UserError, masks
 from .attention import KVCache
 from .generation import generate
+from .lm import by_columns
 from .qformer import QFormer
 from .stage1 import OneProcess, Stage1
 
@@ -56,8 +57,8 @@ class Stage2(nn.Module):
 
     def soft_prompt(self, image: Tensor) -> Tensor:
         """Image features (b v image_width) as tokens (b q e) of the language model's width."""
-        image = self.vision_norm(image.to(self.vision_norm.weight.dtype))
-        return self.projection(self.qformer(self.qformer.project_image(image)).queries)
+        image = image.to(self.vision_norm.weight.dtype)
+        return self.projection(self.qformer(self.qformer.project_image(image, self.vision_norm)).queries)
 
     @torch.no_grad()
     def calibrate(self, image: Tensor) -> None:
@@ -102,6 +103,7 @@ class Stage2(nn.Module):
 
         A prompt may be empty. See `generation.generate` for the ways of decoding.
         """
+        by_columns(self.lm)
         cache = KVCache()
         first, visible = self.read(image, prompt_ids, prompt_mask, cache)
 

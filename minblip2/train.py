@@ -22,6 +22,7 @@ from tqdm import tqdm
 from . import UserError
 from .distributed import rank_and_size
 from .files import write_beside
+from .recompute import recompute
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class TrainConfig:
     learning_rate rises linearly over `warmup` steps, then falls along a cosine to `floor` times itself. A step adds
     the gradients of `accumulate` batches. `precision` is "float32", "bfloat16" (autocast), or "auto": bfloat16 where
     the device computes in it. Parameters whose names begin with `fresh` start from nothing among trained ones, and
-    learn `gain` times as fast. Checkpoints are written every `checkpoint_every` steps.
+    learn `gain` times as fast. Checkpoints are written every `checkpoint_every` steps. How it is computed, not what:
+    `compile` runs the model through torch.compile, `recompute` lets the blocks of a frozen language model forget what
+    they keep for the gradient and compute it again (arXiv 1604.06174).
     """
 
     steps: int
@@ -48,6 +51,8 @@ class TrainConfig:
     gain: float = 1.0
     seed: int = 0
     checkpoint_every: int = 200
+    compile: bool = False
+    recompute: bool = False
 
 
 class Batches(Protocol):
@@ -151,7 +156,8 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
     """
     folder, device = Path(folder), device or best_device()
     rank, processes = rank_and_size()
-    fingerprint = json.dumps({"train": asdict(config), **(settings or {})}, sort_keys=True, default=str)
+    chosen = {key: value for key, value in asdict(config).items() if key not in ("compile", "recompute")}
+    fingerprint = json.dumps({"train": chosen, **(settings or {})}, sort_keys=True, default=str)
     final, saved, log = folder / "model.safetensors", folder / "checkpoint.pt", folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     model.to(device)
@@ -177,6 +183,10 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
         write_beside(log, lambda path: path.write_text("".join(json.dumps(record) + "\n" for record in records)))
 
     model.train()
+    if config.recompute:
+        recompute(model)
+    if config.compile:
+        model.compile(dynamic=True)  # one program for texts of every length
     # Frozen parameters take no part: the wrapper adds up the gradients of those that have one.
     spread = DistributedDataParallel(model) if processes > 1 else model
     source, began = batches.iterate(first * config.accumulate), time.perf_counter()
@@ -188,19 +198,23 @@ def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tens
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, config) * group["gain"]
             optimiser.zero_grad()
-            total: dict[str, float] = {}
+            sums: dict[str, Tensor] = {}
+            images: list[Tensor] = []
             for part in range(config.accumulate):
                 batch = next(source).to(device)
                 last = processes == 1 or part == config.accumulate - 1  # only then gradients are added up
                 with contextlib.nullcontext() if last else spread.no_sync(), autocast(device, config.precision):
                     parts = losses(spread, batch)
-                if not parts["loss"].isfinite():
-                    raise UserError(f"the loss of {name} is {parts['loss'].item()} at step {step + 1}, on images "
-                                    f"{getattr(batch, 'image_ids', torch.empty(0)).tolist()}: lower the learning rate")
                 (parts["loss"] / config.accumulate).backward()
                 for key, value in parts.items():
-                    total[key] = total.get(key, 0.0) + value.item() / config.accumulate
-            total["gradient"] = nn.utils.clip_grad_norm_(model.parameters(), config.clip).item()
+                    sums[key] = sums.get(key, 0.0) + value.detach().float() / config.accumulate
+                images.append(getattr(batch, "image_ids", torch.empty(0)))
+            sums["gradient"] = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            # The host waits for the device here and nowhere else in a step.
+            total = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+            if not math.isfinite(total["loss"]):
+                raise UserError(f"the loss of {name} is {total['loss']} at step {step + 1}, on images "
+                                f"{torch.cat(images).tolist()}: lower the learning rate")
             optimiser.step()
             record = {"step": step + 1, "rate": learning_rate(step, config), **total}
             records.append(record)

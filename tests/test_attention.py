@@ -111,6 +111,45 @@ def test_select_moves_the_rows_of_every_layer_and_leaves_the_original():
     assert chosen.length == 5 and cache.length == 4 and KVCache().length == 0
 
 
+def test_many_readers_of_one_context_read_as_each_would_alone():
+    layer, x, context = randomise(MultiHeadAttention(8, 2, 5)), torch.randn(6, 3, 8), torch.randn(2, 7, 5)
+    together = layer(x, context=layer.project(context))  # rows 0 to 2 read the first, 3 to 5 the second
+    copied = layer(x, context=layer.project(context.repeat_interleave(3, dim=0)))
+    assert difference(together, copied) < 1e-6
+    assert difference(together[4:5], layer(x[4:5], context=layer.project(context[1:]))) < 1e-6
+
+
+def test_a_norm_folded_into_the_projection_learns_the_same():
+    layer, norm, x = randomise(MultiHeadAttention(8, 2, 5)), randomise(torch.nn.LayerNorm(5), 1), torch.randn(2, 7, 5)
+    plain = layer.project(norm(x))
+    folded = layer.project(torch.nn.functional.layer_norm(x, (5,), eps=norm.eps), norm)
+    parameters = [*norm.parameters(), *layer.key.parameters(), *layer.value.parameters()]
+    for ours, theirs in zip(folded, plain, strict=True):
+        assert difference(ours, theirs) < 1e-5
+    gradients = [torch.autograd.grad((kv[0].sin() * kv[1]).sum(), parameters) for kv in (folded, plain)]
+    assert all(difference(ours, theirs) < 1e-5 for ours, theirs in zip(*gradients, strict=True))
+
+
+@torch.no_grad()
+def test_beams_move_in_place_and_words_find_room():
+    """With room and reordering, a cache is what copying and appending make of it; what all share does not move."""
+    layer, read, x = randomise(MultiHeadAttention(8, 2)), MultiHeadAttention(8, 2), torch.randn(2, 4, 8)
+    start = KVCache()
+    layer(x, cache=start)
+    start[read] = (torch.ones(2, 2, 3, 4), torch.ones(2, 2, 3, 4), torch.ones(2, 1, 1, 3, dtype=torch.bool))
+    beams = torch.tensor([0, 0, 1, 1])
+    plain, roomy = start.select(beams), start.select(beams, room=3)
+    memory = roomy.room[layer][0].data_ptr()
+    for step, rows in enumerate(([1, 0, 3, 3], [0, 0, 3, 2], [1, 1, 2, 2])):
+        word = torch.randn(4, 1, 8, generator=torch.Generator().manual_seed(step))
+        assert difference(layer(word, cache=roomy), layer(word, cache=plain)) < 1e-6
+        plain = plain.select(torch.tensor(rows))
+        roomy.reorder(torch.tensor(rows), start=4)
+        for ours, theirs in zip(roomy[layer], plain[layer], strict=True):
+            assert torch.equal(ours, theirs) and ours.shape[2] == 5 + step
+    assert roomy[layer][0].data_ptr() == memory and read not in roomy.room and start.length == 4
+
+
 def test_record_keeps_order_and_gradient_and_restores_after_an_error():
     first, second, x = MultiHeadAttention(8, 2), MultiHeadAttention(8, 4), torch.randn(1, 3, 8)
     with record(first, second) as seen:

@@ -42,13 +42,16 @@ def test_the_plain_form_really_does_more(monkeypatch):
         model, seen = randomise(PlainStage1(CONFIG, shared_width=16, savings=savings)), []
         layer, projected = model.qformer.cross_attentions[0], []
         original = layer.project
-        monkeypatch.setattr(layer, "project", lambda context: projected.append(len(context)) or original(context))
+        monkeypatch.setattr(layer, "project", lambda context, *norm: (
+            projected.append(len(context)) or original(context, *norm)))
         model.qformer.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel() // CONFIG.width))
         model.qformer.words.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
         run(model)
         return projected, seen
-    assert work(tuple(SAVINGS))[0] == [5] and work(())[0] == [5, 15, 5] and work(("cached",))[0] == [5, 15]
+    assert work(tuple(SAVINGS))[0] == [5] and work(())[0] == [5, 5, 15] and work(("cached",))[0] == [5, 15]
     mask = example(CONFIG, VISUAL, batch=5, seed=1)[2]
     longest, words = mask.shape[1], int(mask.sum()) - 5
     assert longest < PADDED
-    assert work(())[1] == [PADDED] * 3 + [5 * PADDED] and work(tuple(SAVINGS))[1] == [longest] * 3 + [words]
+    assert work(())[1] == [PADDED] * 2 + [5 * PADDED] + [PADDED]
+    # the last two are matching: true and wrong texts with each image, then the wrong images
+    assert work(tuple(SAVINGS))[1] == [longest] * 2 + [words] + [longest] * 2

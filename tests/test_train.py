@@ -153,3 +153,24 @@ def test_killed_and_resumed_is_the_uninterrupted_run(tmp_path, kills):
 def test_a_log_line_that_a_kill_cut_short_is_left_out(tmp_path):
     (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
     assert read_log(tmp_path / "log.jsonl") == [{"step": 1}]
+
+
+def test_how_it_is_computed_is_no_other_run(tmp_path):
+    """A run goes on with or without recomputation: it changes memory and time, not what is learned."""
+    train(Toy(), toy_losses, Numbers(), replace(CONFIG, recompute=True), tmp_path)
+    again = Toy()
+    assert len(train(again, toy_losses, Numbers(), CONFIG, tmp_path)) == CONFIG.steps
+
+
+def test_the_host_asks_the_device_once_in_a_step(tmp_path, monkeypatch):
+    asked = []
+    for name in ("item", "tolist", "__bool__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, name=name, original=original: (
+            asked.append(name), original(self))[1])
+
+    def losses(model, batch):
+        return {"loss": (model(batch.x) - batch.y).square().mean(), "other": model.layers[0].weight.mean()}
+
+    train(Toy(), losses, Numbers(), replace(CONFIG, steps=3, accumulate=2), tmp_path)
+    assert asked == ["tolist"] * 3

@@ -1,0 +1,29 @@
+"""All benchmarks one after the other, as the README quotes them: python -m benchmarks DATA PARTS
+
+DATA is a folder in COCO layout, PARTS holds the laptop recipe's models; both are for `cache` alone. On two cores it
+takes an hour and a half, and other work on the machine makes the figures worse than they are.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+COMMANDS = (["stage1"], ["stage1", "--draw", "random", "--batch", "16", "--forms", "official recipe"], ["stage2"],
+            ["generate"], ["retrieve"], ["memory"], ["growth"])
+
+
+def main() -> int:
+    """Run each in a process of its own; the first code that is not 0."""
+    if len(sys.argv) != 3:
+        print(__doc__, file=sys.stderr)
+        return 2
+    for command in (["cache", "--data", sys.argv[1], "--parts", sys.argv[2]], *COMMANDS, ["table", "--write"]):
+        print(f"== {' '.join(command)}", flush=True)
+        if code := subprocess.run([sys.executable, "-m", f"benchmarks.{command[0]}", *command[1:]]).returncode:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

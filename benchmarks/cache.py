@@ -1,0 +1,82 @@
+"""What caching frozen features is worth: python -m benchmarks.cache --data DATA --parts PARTS [--recipe laptop]
+
+A step of stage 1 on features from the cache against one that decodes the pictures and runs the encoder again, as one
+without a cache does for every pair of every epoch. Each round is one batch, the same for both; an epoch is as many
+times that as it has batches, and is given beside it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.stage1 import example
+from benchmarks.timing import OURS, case, difference, interleave, keep, options, same
+from minblip2.data import CocoCaptions
+from minblip2.features import feature_cache
+from minblip2.pictures import load_image
+from minblip2.qformer import QFormerConfig
+from minblip2.recipes import find_recipe
+from minblip2.stage1 import Stage1
+from minblip2.transforms import Transform
+
+LOOP = "encoder in the loop"
+FLOAT16 = 1e-2  # how far losses may differ because the cache keeps features in float16
+
+
+def measure(encoder: nn.Module, transform: Transform, paths: Sequence[Path], config: QFormerConfig, batch: int,
+            visual: int, repeats: int) -> dict:
+    """Seconds of a step on `batch` pictures at a time, of which `visual` tokens are used, in each round other ones."""
+    torch.manual_seed(0)
+    stage1 = Stage1(config)
+    captions = [example(config, 1, batch, seed)[1:] for seed in range(repeats + 1)]
+
+    @torch.no_grad()
+    def encode(turn: int) -> Tensor:
+        pictures = (load_image(path) for path in paths[turn * batch : (turn + 1) * batch])
+        return encoder(torch.stack([transform(picture) for picture in pictures]))
+
+    def step(image: Tensor, turn: int) -> Tensor:
+        ids, mask, negatives = captions[turn]
+        loss = stage1(image[:, :visual], ids, mask, negatives=negatives).loss
+        loss.backward()
+        stage1.zero_grad()
+        return loss.detach()
+
+    with tempfile.TemporaryDirectory() as folder:
+        cache = feature_cache(torch.no_grad()(encoder), transform, paths[: (repeats + 1) * batch], folder, "benchmark",
+                              progress=False)
+
+        def cached(turn: int) -> Tensor:
+            rows = cache[turn * batch : (turn + 1) * batch, :visual]
+            return step(torch.from_numpy(rows.astype(np.float32)), turn)
+
+        def loop(turn: int) -> Tensor:
+            return step(encode(turn), turn)
+
+        agrees = {LOOP: {"loss, float16": same("loss", difference(cached(0), loop(0)), FLOAT16)}}
+        return case(interleave({OURS: cached, LOOP: loop}, repeats), same=agrees)
+
+
+def main() -> None:
+    """Measure, print, and keep runs/benchmarks/cache.json."""
+    told = options(__doc__, recipe="laptop", data="data/coco", parts="data/parts", batch=32)
+    recipe, data = find_recipe(told.recipe), CocoCaptions(told.data, "train")
+    parts = recipe.build(recipe, Path(told.data), Path(told.parts), Path("runs") / recipe.name)
+    needed = (told.repeats + 1) * told.batch
+    paths = [record.path for record in data.images[:needed]]
+    visual = recipe.keep or (parts.transform.size // parts.encoder.config.patch_size) ** 2 + 1
+    found = measure(parts.encoder.float(), parts.transform, paths, parts.qformer, told.batch, visual, told.repeats)
+    batches = 5 * recipe.pictures / told.batch  # captions of each picture
+    found["epoch"] = {name: {clock: seconds * batches for clock, seconds in each.items()}
+                      for name, each in found["median"].items()}
+    keep("cache", {f"{told.recipe} recipe, batch {told.batch}, frozen features cached": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The benchmarks' tables from what runs/benchmarks holds: python -m benchmarks.table [--write]
+
+With --write they go into README.md, between their markers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.timing import OURS, RESULTS
+from minblip2.files import read_json
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
+
+from readme import put  # noqa: E402
+
+BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+TITLES = {  # benchmark -> what its cases are called
+    "stage1": "stage-1 step", "stage2": "stage-2 step", "generate": "writing 30 tokens", "retrieve": "re-ranking",
+    "cache": "stage-1 step", "memory": ""}
+
+
+def loaded(folder: Path = RESULTS) -> dict[str, dict[str, dict]]:
+    """Benchmark -> its cases by name, for those that were measured."""
+    return {name: read_json(folder / f"{name}.json")["cases"] for name in TITLES if (folder / f"{name}.json").exists()}
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Rows, the first of them the head, as a table in Markdown that can be read as it is; all but two columns right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [" | ".join(text.ljust(width) if i < 2 else text.rjust(width)
+                        for i, (text, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    rule = " | ".join("-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths))
+    return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def agreement(same: Mapping[str, float | str]) -> str:
+    """How far the two sides' numbers are apart, at most: "identical", or a figure."""
+    numbers = [value for value in same.values() if not isinstance(value, str)]
+    return f"{max(numbers):.0e}".replace("e-0", "e-") if numbers else ", ".join(map(str, same.values()))
+
+
+def times(found: Mapping[str, Mapping[str, dict]]) -> list[list[str]]:
+    """A row for each case and each side that ours is compared with."""
+    rows = [["", "against", "ours, s", "theirs, s", "times as fast", "by the clock", "difference"]]
+    for benchmark, cases in found.items():
+        for name, case in cases.items():
+            for side in case.get("ratio", {}):
+                median, ratio = case["median"], case["ratio"][side]
+                title = f"{TITLES[benchmark]}: {name}" + f" ({len(case['seconds']['cpu'][side])})"
+                rows.append([title, side, f"{median[OURS]['cpu']:.2f}", f"{median[side]['cpu']:.2f}",
+                             f"{ratio['cpu']:.2f}", f"{ratio['wall']:.2f}", agreement(case["same"][side])])
+    return rows
+
+
+def peaks(found: Mapping[str, Mapping[str, dict]]) -> list[list[str]]:
+    """A row for each case whose memory was measured, and each side."""
+    rows = [["peak memory", "against", "ours, GB", "theirs, GB", "share"]]
+    for name, case in found.get("memory", {}).items():
+        for side, share in case["share"].items():
+            rows.append([name, side, f"{case['bytes'][OURS] / 1e9:.2f}", f"{case['bytes'][side] / 1e9:.2f}",
+                         f"{share:.2f}"])
+    return rows
+
+
+def machines(found: Mapping[str, Mapping[str, dict]]) -> str:
+    """The machines that the figures are of, in words."""
+    said = {f"{where['processor']}, {where['cores']} cores, {where['threads']} "
+            f"thread{'s' if where['threads'] != 1 else ''}, PyTorch {where['torch']}"
+            for cases in found.values() for where in (case["machine"] for case in cases.values())}
+    return "; ".join(sorted(said))
+
+
+def text(found: Mapping[str, Mapping[str, dict]]) -> str:
+    """Both tables, and under what conditions they were measured. Raises ValueError when nothing was measured."""
+    if not found:
+        raise ValueError(f"{RESULTS} holds no results: run python -m benchmarks.stage1 and the others first")
+    tables = [markdown(rows) for rows in (times(found), peaks(found)) if len(rows) > 1]
+    return "\n\n".join([f"{machines(found)}, float32.", *tables])
+
+
+def main() -> int:
+    """Print the tables, and with --write put them into README.md; 2 when there is nothing to write."""
+    try:
+        made = text(loaded())
+        print(made)
+        if "--write" in sys.argv:
+            put(made, BEGIN, END)
+    except ValueError as error:
+        print(f"benchmarks.table: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

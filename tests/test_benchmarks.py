@@ -1,0 +1,212 @@
+"""What the benchmarks time is the same computation on both sides, and what they write can be read.
+
+No time is judged.
+"""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+import readme
+from benchmarks import cache, generate, growth, memory, retrieve, stage1, stage2, table, timing
+from benchmarks.timing import OURS
+from minblip2.qformer import QFormerConfig
+from minblip2.transforms import Transform
+from minblip2.vit import ViT, ViTConfig
+
+from .parity import randomise
+
+TINY, VISUAL = stage1.SIZES["tiny"]
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    """Results go to a folder of the test's own."""
+    monkeypatch.setattr(timing, "RESULTS", tmp_path / "benchmarks")
+    return tmp_path / "benchmarks"
+
+
+def well_formed(case, sides):
+    """Medians, ratios and rounds of each side, and finite numbers only."""
+    assert set(case["median"]) == {OURS, *sides} and set(case["ratio"]) == set(case["same"]) == set(sides)
+    for each in (*case["median"].values(), *case["ratio"].values()):
+        assert set(each) == {"wall", "cpu"} and all(math.isfinite(value) and value >= 0 for value in each.values())
+    return json.loads(json.dumps(case))
+
+
+# --- both sides compute the same --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomise(stage1.PlainStage1(TINY, savings=tuple(stage1.SAVINGS)), seed=1)
+
+
+@pytest.mark.parametrize("form", ["plain", stage1.OFFICIAL, stage1.THEIRS, stage1.TRIMMED])
+def test_stage1_has_equal_losses_and_gradients(model, form):
+    batch = stage1.example(TINY, VISUAL, 5, seed=3)
+    (agrees,) = stage1.agreement({OURS: model} | stage1.sides(model, [form]), batch).values()
+    assert agrees["loss"] < 1e-5 and agrees["gradient"] < 1e-5
+
+
+def test_another_computation_is_not_timed(model):
+    other = copy.deepcopy(model)
+    shared = stage1.sharing(model, ())
+    other.label_smoothing = shared.label_smoothing = 0.2  # a small slip: only ITC and ITG change
+    with pytest.raises(ValueError, match="loss: the two sides differ by"):
+        stage1.agreement({OURS: model, "slip": shared}, stage1.example(TINY, VISUAL, 5))
+
+
+def test_transformers_side_really_is_transformers(model, monkeypatch):
+    """Each of the five calls of a step projects the image anew, and none reuses what another has computed."""
+    seen = []
+    theirs = stage1.composed(model)
+    theirs.qformer.model.register_forward_pre_hook(
+        lambda _, args, given: seen.append((tuple(args[0].shape[:2]), given["encoder_hidden_states"] is not None)),
+        with_kwargs=True)
+    image, ids, mask, negatives = stage1.example(TINY, VISUAL, 5)
+    theirs(image, ids, mask, negatives=negatives)
+    q = TINY.queries
+    assert seen == [((5, q), True), ((5, 32), False), ((5, q + 32), True), ((15, q + 32), True)]
+
+
+@pytest.mark.parametrize("lm", stage2.LMS)
+def test_stage2_has_equal_losses_and_gradients(lm):
+    models = stage2.pair("tiny", lm)
+    agrees = stage2.agreement(models, stage2.batch_of(models, "tiny", 4, seed=2))
+    assert agrees["loss"] < 1e-5 and agrees["gradient"] < 1e-5
+
+
+@pytest.mark.parametrize("lm", stage2.LMS)
+@pytest.mark.parametrize("beams", [1, 5])
+def test_both_write_the_same_ids(lm, beams):
+    models = stage2.pair("tiny", lm)
+    image, *_ = stage1.example(TINY, VISUAL, 3)
+    sides = generate.ways(models, image, beams, tokens=9)
+    assert generate.agreement(sides) == "identical"
+    assert sides[OURS](0).shape == (3, 9) and len(sides[OURS](0).unique()) > 1
+
+
+def test_other_ids_are_noticed():
+    written = {name: (lambda turn, ids=ids: torch.tensor([ids])) for name, ids in ((OURS, [3, 5]), ("other", [3, 4]))}
+    with pytest.raises(ValueError, match="1 of 2 ids differ"):
+        generate.agreement(written)
+
+
+def test_reranking_scores_are_equal():
+    case = retrieve.measure("tiny", candidates=40, visual=9, repeats=1)
+    well_formed(case, [stage1.OFFICIAL, stage1.THEIRS])
+    assert all(same["scores"] < 1e-5 for same in case["same"].values())
+
+
+def test_reranking_projects_an_image_once(model, monkeypatch):
+    layer, projected = model.qformer.cross_attentions[0], []
+    original = layer.project
+    monkeypatch.setattr(layer, "project", lambda context, *norm: (
+        projected.append(len(context)) or original(context, *norm)))
+    ids, mask = stage1.example(TINY, 1, 40)[1:3]
+    image = torch.randn(1, 9, TINY.image_width)
+    retrieve.ranked(model, image, ids, mask)
+    assert projected == [1]
+    retrieve.repeated(stage1.sharing(model, ()), image, ids, mask)
+    assert projected == [1, 40]
+
+
+def test_cached_features_give_the_loss_of_the_encoder(tmp_path):
+    paths = []
+    for i in range(6):
+        paths.append(tmp_path / f"{i}.png")
+        Image.effect_noise((32, 28), 60 + 20 * i).convert("RGB").save(paths[-1])
+    encoder = randomise(ViT(ViTConfig(image_size=28, width=24, layers=1, heads=2, mlp_width=32)))
+    config = QFormerConfig(width=24, layers=2, heads=3, mlp_width=40, queries=4, image_width=24, vocabulary=60,
+                           dropout=0.0)
+    case = cache.measure(encoder, Transform(size=28), paths, config, batch=3, visual=4, repeats=1)
+    well_formed(case, [cache.LOOP])
+
+
+# --- what the tools do ------------------------------------------------------------------------------------------------
+
+
+def test_sides_take_turns_and_rounds_have_their_own_ratios():
+    calls = []
+    seconds = timing.interleave({OURS: lambda turn: calls.append((OURS, turn)),
+                                 "other": lambda turn: calls.append(("other", turn))}, 3)
+    assert calls == [(name, turn) for turn in (1, 2, 3) for name in (OURS, "other")]
+    assert {len(rounds) for each in seconds.values() for rounds in each.values()} == {3}
+    rounds = {OURS: [1.0, 2.0, 4.0], "other": [2.0, 6.0, 4.0]}
+    case = timing.case({"wall": rounds, "cpu": rounds}, same={"other": {}})
+    assert case["ratio"]["other"] == {"wall": 2.0, "cpu": 2.0} and case["median"][OURS]["cpu"] == 2.0
+
+
+def test_gradients_are_compared_by_name_and_on_their_own_scale():
+    ours = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([0.1]), "x.key.bias": torch.tensor([1e-6])}
+    theirs = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([0.11]), "x.key.bias": torch.tensor([2e-6])}
+    assert timing.gradient_difference(ours, theirs) == pytest.approx(0.01 / 0.11, rel=1e-3)
+    with pytest.raises(ValueError, match="only one side has a gradient for"):
+        timing.gradient_difference(ours, {"a": ours["a"]})
+
+
+def test_captions_have_cocos_lengths_and_batches_similar_ones():
+    lengths = torch.stack(stage1.similar_lengths(8))
+    assert 13 < lengths.float().mean() < 14.5
+    within, overall = lengths.float().std(dim=1).mean(), lengths.float().std()
+    assert within < 0.5 * overall
+
+
+@pytest.mark.skipif(not hasattr(memory.ctypes, "CDLL") or not memory.sys.platform == "linux",
+                    reason="memory is read from /proc")
+def test_a_side_is_measured_in_its_own_process(monkeypatch):
+    what = "stage 1, batch 4"
+    found = memory.measure(what, "tiny", threads=1)
+    assert set(found["bytes"]) == {OURS, stage1.THEIRS, stage1.OFFICIAL}
+    assert all(value > 1e6 for value in found["bytes"].values())
+
+
+@pytest.mark.parametrize("what", memory.WHAT)
+@pytest.mark.parametrize("side", [OURS, memory.THEIRS])
+def test_each_side_runs_alone(what, side):
+    assert memory.build(what.replace("16", "3").replace("8", "3"), side, "tiny")(0) is None or "beams" in what
+
+
+def test_growth_fits_exponents(tmp_path):
+    assert growth.exponent([dict(value=x, seconds=3 * x**1.5) for x in (1, 2, 4)]) == pytest.approx(1.5)
+    found = growth.measure("tiny", dict(batch=2, text=5, queries=4, visual=9),
+                           dict(batch=[2, 3], text=[5, 6], queries=[3, 4], visual=[8, 9]), repeats=1)
+    assert set(found["exponents"]) == {"batch", "text", "queries", "visual"}
+    assert [point["value"] for point in found["queries"]] == [3, 4]
+    json.dumps(found)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_results_of_several_calls_come_together_in_the_table(results):
+    rounds = {clock: {OURS: [1.0, 2.0], "transformers": [3.0, 4.0]} for clock in timing.CLOCKS}
+    agrees = {"transformers": {"loss": 1e-7, "gradient": 3e-6}}
+    timing.keep("stage1", {"base, batch 8": timing.case(rounds, same=agrees)})
+    timing.keep("stage1", {"base, batch 16": timing.case(rounds, same={"transformers": {"loss": 1e-7}})})
+    timing.keep("generate", {"greedy": timing.case(rounds, same={"transformers": {"ids": "identical"}})})
+    timing.store("memory", {"stage 1": {"bytes": {OURS: 10**9, "transformers": 2 * 10**9},
+                                        "share": {"transformers": 0.5}}}, timing.machine())
+    made = table.text(table.loaded(results))
+    lines = [" ".join(line.split()) for line in made.splitlines()]
+    assert "| stage-1 step: base, batch 8 (2) | transformers | 1.50 | 3.50 | 2.50 | 2.50 | 3e-6 |" in lines
+    assert any("base, batch 16" in line and line.endswith("| 1e-7 |") for line in lines)
+    assert any(line.endswith("| identical |") for line in lines)
+    assert "| stage 1 | transformers | 1.00 | 2.00 | 0.50 |" in lines
+    assert "float32" in lines[0] and "thread" in lines[0]
+    assert readme.fill(f"{table.BEGIN}\nold\n{table.END}", made, table.BEGIN, table.END).count(made) == 1
+
+
+def test_without_results_the_table_says_what_to_run(results, capsys, monkeypatch):
+    monkeypatch.setattr(table, "loaded", lambda: {})
+    assert table.main() == 2 and "run python -m benchmarks.stage1" in capsys.readouterr().err
+
+
+def test_readme_has_a_place_for_the_table():
+    text = (readme.ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count(table.BEGIN) == text.count(table.END) == 1
