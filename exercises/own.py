@@ -272,7 +272,7 @@ class OwnStage1(Stage1):
         words = self.qformer.predict(told)
         itg = mine.generation_loss(words, asked, self.label_smoothing)
         loss, words = itc + itm + itg, words[asked != -100]
-        return Stage1Output(loss, itc, itm, itg, similarity, match_logits, match_labels, words)
+        return Stage1Output(loss, itc, itm, itg, similarity, match_logits, match_labels, words, self.temperature)
 
 
 class Heard(nn.Module):

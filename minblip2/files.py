@@ -12,8 +12,11 @@ from . import UserError
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file next to `path`, then rename it into place: nobody ever sees half a file."""
-    partial = path.with_name(path.name + ".part")
+    """Let `write` make a file next to `path`, then rename it into place: nobody ever sees half a file.
+
+    Each process has a name of its own for it: two that write the same at once do not rename each other's away.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     write(partial)
     os.replace(partial, path)
 

@@ -279,11 +279,11 @@ def mended(weights_of: Callable) -> None:
     a_tensor(weights, (b, h, s, k), "your matrix of weights", "(b h s k)")
     unchanged(before, (query, key, mask))
     expect(not bool(weights.masked_select(~mask).any()), "some weight falls on a forbidden key.")
-    row = random.randrange(s)
-    alone = a_tensor(weights_of(query[:, :, row:row + 1], key, mask[:, :, row:row + 1]), (b, h, 1, k),
-                     "your matrix of weights", "(b h s k)")
-    expect(close(alone, weights[:, :, row:row + 1]), "a fault is left: a query's weights depend on which other "
-           "queries stand beside it.")
+    for row in range(s):
+        alone = a_tensor(weights_of(query[:, :, row:row + 1], key, mask[:, :, row:row + 1]), (b, h, 1, k),
+                         "your matrix of weights", "(b h s k)")
+        expect(close(alone, weights[:, :, row:row + 1]), "a fault is left: a query's weights depend on which other "
+               "queries stand beside it.")
     moved = key.clone()
     moved[0, :, 0] += 5 * torch.randn(h, d)
     expect(close(weights_of(query, moved, mask), weights), "a fault is left: a key that nobody may look at was "

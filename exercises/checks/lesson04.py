@@ -310,7 +310,7 @@ def write_on(write: Callable[[OPT, list[list[int]], int, int], Tensor]) -> None:
         expect(copy == given, "your function changed the prompts that it was given.")
         return [i for i, row in enumerate(given) if told[i].tolist() != written_alone(model, row, steps)], told
 
-    ones = [prompts(length) for length in (5, 3, 6, 1, 2, 4)]
+    ones = [prompts(length) for length in 2 * (5, 3, 6, 1, 2, 4)]
     tried = [(one[0], rows_wrong(one, pad)) for one in ones]
     expect(all(told[0, 0] == written_alone(model, row, 1)[0] for row, (_, told) in tried), "one prompt, no padding: "
            "already the first word is not the likeliest. Which state predicts what comes after a text?")
@@ -320,7 +320,7 @@ def write_on(write: Callable[[OPT, list[list[int]], int, int], Tensor]) -> None:
            "whose id is also that of padding. OPT's texts do: an id does not tell what is padding.")
     expect(not rows_wrong(prompts(4, 4, 4), pad)[0], "prompts of equal length, which need no padding, go on "
            "differently together than alone.")
-    batches = [prompts(*lengths) for lengths in ((7, 2, 4, 1, 5, 3), (1, 3), (3, 6, 6, 2))]
+    batches = [prompts(*lengths) for lengths in 3 * ((7, 2, 4, 1, 5, 3), (1, 3), (3, 6, 6, 2))]
     for given in batches:
         wrong, _ = rows_wrong(given, pad)
         if wrong:

@@ -32,7 +32,7 @@ def clear_scores(n: int, k: int, top_p: float) -> Tensor:
     """Random scores (n k) without a sum of probabilities that rounding could push over top_p; the last row is sure."""
     while True:
         scores = 2 * torch.randn(n, k)
-        scores[-1, random.randrange(k)] += 12
+        scores[-1, random.randrange(k)] += 20
         sums = scores.double().softmax(dim=1).sort(dim=1, descending=True).values.cumsum(dim=1)
         if ((sums - top_p).abs() > 1e-4).all():
             return scores
@@ -41,8 +41,11 @@ def clear_scores(n: int, k: int, top_p: float) -> Tensor:
 @exercise("11.1", "lesson 11, sections 4 and 10")
 def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
     """The smallest set that holds enough, the token that crosses the line included."""
-    for n, k, top_p in ((4, 7, 0.9), (1, 5, 0.6), (3, 12, 0.4), (5, 6, random.uniform(0.55, 0.95)), (2, 4, 1e-3)):
-        scores = clear_scores(n, k, top_p)
+    sizes = (4, 7, 0.9), (1, 5, 0.6), (3, 12, 0.4), (5, 6, random.uniform(0.55, 0.95)), (2, 4, 1e-3)
+    drawn = [(clear_scores(n, k, top_p), top_p) for n, k, top_p in sizes]
+    # Two tokens hold 0.7, and the third is more than what they hold too much: whoever stops late takes it as well.
+    for scores, top_p in [*drawn, (torch.tensor([0.2, 0.4, 0.3, 0.1]).log()[torch.randperm(4)][None], 0.6)]:
+        n, k = scores.shape
         given = scores.clone()
         told = a_tensor(nucleus_of(scores, top_p), (n, k), "the result", "(n k)")
         expect(torch.equal(scores, given), "your function changed the scores that it was given.")

@@ -140,8 +140,8 @@ def teach(teach_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> N
         first = inputs[:, 0]
         expect(t == 1 or not torch.equal(inputs, given[0]) or torch.equal(first, torch.full_like(first, start)),
                "inputs are the texts themselves: at each place the decoder reads the very word that it is to say.")
-        expect(not bool((first == given[0][:, -1]).all()) or bool((first == start).all()), "the last word has come "
-               "round to the front: roll shifts in a circle.")
+        expect(not torch.equal(inputs, given[0].roll(1, dims=1)) or bool((first == start).all()), "the last word has "
+               "come round to the front: roll shifts in a circle.")
         expect(bool((first == start).all()), "the decoder does not begin with the start token.")
         for row, length in enumerate(lengths):
             said, real = inputs[row, :length].tolist(), given[0][row, :length].tolist()
