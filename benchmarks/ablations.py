@@ -60,9 +60,9 @@ class Patches(nn.Module):
         """There is no text branch to leave behind."""
         return self
 
-    def project_image(self, image: Tensor) -> Tensor:
-        """Image features (b v e) as they are."""
-        return image
+    def project_image(self, image: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Image features (b v e), normalised."""
+        return norm(image)
 
     def forward(self, image: Tensor) -> QFormerOutput:
         """Visual tokens (b v e) for the language model, and no text."""

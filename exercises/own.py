@@ -227,8 +227,9 @@ class OwnQFormer(QFormer):
         self.blocks.apply(self.initialise)
         self.query_tokens = pieces.fresh_queries(config.queries, config.width, config.init_std)
 
-    def project_image(self, image: Tensor) -> ImageKV:
-        """Features (b v image_width) as they are: the learner's layer projects them itself."""
+    def project_image(self, image: Tensor, norm: nn.LayerNorm | None = None) -> ImageKV:
+        """Features (b v image_width) as they are, or normalised: the learner's layer projects them itself."""
+        image = image if norm is None else norm(image)
         return ImageKV(tuple((image, image) for _ in self.cross_attentions))
 
     def query_branch(self) -> OwnQFormer:

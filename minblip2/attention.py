@@ -116,10 +116,9 @@ class MultiHeadAttention(nn.Module):
         With `norm` the sequence comes without that norm's scale and bias, which the projections take up:
         W (γx + β) + b = (Wγ) x + (Wβ + b). So a frozen sequence needs no gradient, though the norm before it learns.
         """
-        key, value = (F.linear(context, layer.weight * norm.weight, layer.weight @ norm.bias + layer.bias)
-                      if norm is not None else layer(context) for layer in (self.key, self.value))
-        return (rearrange(key, "b k (h d) -> b h k d", h=self.heads),
-                rearrange(value, "b k (h d) -> b h k d", h=self.heads))
+        made = (F.linear(context, layer.weight * norm.weight, layer.weight @ norm.bias + layer.bias)
+                if norm is not None else layer(context) for layer in (self.key, self.value))
+        return tuple(rearrange(kv, "b k (h d) -> b h k d", h=self.heads) for kv in made)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, context: tuple[Tensor, Tensor] | None = None,
                 cache: KVCache | None = None, bias: Tensor | None = None) -> Tensor:

@@ -113,9 +113,8 @@ class Stage1(nn.Module):
     def contrastive_loss(self, similarity: Tensor, same_image: Tensor) -> Tensor:
         """ITC: each image picks its text among the batch's and each text its image; logits (b b), same_image (b b)."""
         targets = same_image / reduce(same_image.float(), "b n -> b 1", "sum")
-        both = [F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-                for logits in (similarity, similarity.T)]
-        return (both[0] + both[1]) / 2
+        return sum(F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+                   for logits in (similarity, similarity.T)) / 2
 
     @torch.no_grad()
     def sample_negatives(self, similarity: Tensor, same_image: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,10 +125,9 @@ class Stage1(nn.Module):
         if same_image.all(dim=1).any():
             raise UserError("a batch holds captions of one image only: matching has no negatives, use a larger batch")
         # Where a logit is not a number the loss is none either, and whoever trains says so: here any draw will do.
-        image_for_text, text_for_image = (
-            torch.multinomial(logits.float().masked_fill(same_image, -torch.inf).softmax(dim=1).nan_to_num(1.0), 1)
+        return tuple(torch.multinomial(
+            logits.float().masked_fill(same_image, -torch.inf).softmax(dim=1).nan_to_num(1.0), 1)[:, 0]
             for logits in (similarity.T, similarity))
-        return image_for_text[:, 0], text_for_image[:, 0]
 
     def match_pairs(self, image: ImageKV, text_ids: Tensor, text_mask: Tensor,
                     negatives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

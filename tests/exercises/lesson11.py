@@ -160,7 +160,7 @@ def write_by_sample(next_logits, rows, end, max_length):
     def go_on(token, mask, cache):
         ids[0] = torch.cat([ids[0], token], dim=1)
         return next_logits(ids[0])
-    return generation.sample(go_on, next_logits(ids[0]), torch.ones(rows, 1).bool(), None, end=end,
+    return generation.sample(go_on, next_logits(ids[0]), torch.ones(rows, 1).bool(), generation.KVCache(), end=end,
                              max_length=max_length)
 
 
