@@ -33,7 +33,7 @@ def experts(tmp_path_factory):
 
 
 def lines_of(experts, results, monkeypatch, *words):
-    monkeypatch.setattr("sys.argv", ["ablations", *words, "--seeds", "1", "--experts-of", str(experts), "--results",
+    monkeypatch.setattr("sys.argv", ["ablations", *words, "--seeds", "0", "--experts-of", str(experts), "--results",
                                      str(results)])
     ablations.main()
     return [json.loads(line) for line in Path(results).read_text().splitlines()]
@@ -47,10 +47,11 @@ def test_each_run_is_a_line_and_is_not_run_again(experts, tmp_path, monkeypatch)
     assert by_name["no stage 1"]["steps"] == [0, 2] and by_name[ablations.BASE]["steps"] == [2, 2]
     assert by_name["linear layer"]["parameters"] < by_name["MLP"]["parameters"] / 10
     assert by_name["MLP"]["parameters"] == pytest.approx(by_name[ablations.BASE]["parameters"], rel=0.02)
+    assert by_name["linear layer"]["soft_tokens"] > by_name[ablations.BASE]["soft_tokens"] == SCENES.qformer["queries"]
     assert {"stage2_things_seen", "itc_t2i_r1", "binding", "pointing"} <= set(lines[0]["results"])
     assert lines_of(experts, results, monkeypatch, "bridge") == lines
-    again = lines_of(experts, results, monkeypatch, "bridge", "cross-attention")
-    assert again[:-1] == lines and again[-1]["name"] == "in every block"
+    again = lines_of(experts, results, monkeypatch, "bridge", "rates")
+    assert again[:-1] == lines and again[-1]["name"] == "projection 10 times as fast"
 
 
 def test_a_frozen_bridge_trains_its_projection_only(experts):
