@@ -22,6 +22,13 @@ EXERCISES = [pytest.param(each, ANSWERS[lesson].get(each.__name__), id=each.name
 SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
 
 
+@pytest.fixture(autouse=True)
+def draws(monkeypatch, request):
+    """A check draws anew each time; here it starts from the test's name, so that a failure can be looked at again."""
+    seed, drawn = random.seed, random.Random(request.node.name)
+    monkeypatch.setattr(random, "seed", lambda *given: seed(*(given or (drawn.random(),))))
+
+
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_every_exercise_has_answers(lesson):
     names = [each.__name__ for each in LESSONS[lesson]]
