@@ -219,8 +219,7 @@ GROUPS: dict[str, dict[str, Change]] = {
     "negatives": {BASE: steps(), "random negatives": having(model=RandomNegatives)},
     "self-attention": {BASE: steps(), "separate self-attention": having(model=SeparateSelfAttention)},
     "rates": {BASE: steps(), "projection 10 times as fast": faster(10)},
-    "queries": {f"{n} queries" if n != SCENES.qformer["queries"] else BASE: sizes(queries=n)
-                for n in (1, 16, 32)},
+    "queries": {BASE: steps(), "1 query": sizes(queries=1)},
 }
 
 
@@ -245,6 +244,12 @@ def known(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def seconds(folder: Path, steps: int) -> float:
+    """What so many steps took; where a run was resumed, at the pace of its last part."""
+    told = read_json(folder / "seconds.json")
+    return told["seconds"] * steps / max(1, steps - told["from_step"])
+
+
 def run(recipe: Ablation, name: str, data: Path, out: Path) -> dict:
     """Train and measure one: the line to keep. Runs that differ in stage 2 only share their stage 1."""
     alike = repr((recipe.model.__name__, recipe.stage1, sorted(recipe.qformer.items()), recipe.weights))
@@ -261,8 +266,9 @@ def run(recipe: Ablation, name: str, data: Path, out: Path) -> dict:
     with torch.no_grad():
         first = torch.from_numpy(np.array(features[:1], dtype=np.float32))
         tokens = stage2.soft_prompt(first.to(bridge.device)).shape[1]
-    return {"name": name, "seed": recipe.stage1.seed, "steps": [recipe.stage1.steps, recipe.stage2.steps],
-            "seconds": [round(read_json(out / stage / "seconds.json")["seconds"], 1) for stage in ("stage1", "stage2")],
+    counts = {"stage1": recipe.stage1.steps, "stage2": recipe.stage2.steps}
+    return {"name": name, "seed": recipe.stage1.seed, "steps": list(counts.values()),
+            "seconds": [round(seconds(out / stage, count), 1) for stage, count in counts.items()],
             "parameters": size(stage2.vision_norm, stage2.qformer, stage2.projection),
             "soft_tokens": tokens, "torch": torch.__version__, "machine": platform.machine(),
             "results": {key: round(value, 2) for key, value in found.items() if KEPT.fullmatch(key)}}

@@ -2,7 +2,8 @@
 
 Each solutions/NN_name.ipynb becomes exercises/NN_name.ipynb: what stands between ### BEGIN SOLUTION and ### END
 SOLUTION gives way to a stub, and outputs are dropped. nbgrader makes the same stubs from the same marks. With --check
-nothing is written, and a difference ends with exit code 1.
+nothing is written, and a difference ends with exit code 1. An exercise in which stubs are gone holds somebody's
+answers: it is left alone, with exit code 2, unless --force says otherwise.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def main() -> int:
     """Write the exercises, or with --check only compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 where an exercise is not its solution's")
+    parser.add_argument("--force", action="store_true", help="write over answers as well")
     args = parser.parse_args()
     made = {path.name: text_of(exercise_of(nbformat.read(path, as_version=4)))
             for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))}
@@ -68,14 +70,18 @@ def main() -> int:
         for name in different:
             print(f"exercises/{name} is not what its solution makes: run make exercises", file=sys.stderr)
         return bool(different)
-    for name in different:
+    answered = [name for name in different if there.get(name, "").count(STUB[1]) < made.get(name, "").count(STUB[1])
+                and name in there]
+    for name in [] if args.force else answered:
+        print(f"exercises/{name} holds answers and was left alone: move it away, or add --force", file=sys.stderr)
+    for name in different if args.force else sorted({*different} - {*answered}):
         path = ROOT / "exercises" / name
         if name not in made:
             path.unlink()
         else:
             write_beside(path, lambda partial, text=made[name]: partial.write_text(text, encoding="utf-8"))
         print(f"exercises/{name}: {'written' if name in made else 'removed, it has no solution'}")
-    return 0
+    return 2 if answered and not args.force else 0
 
 
 if __name__ == "__main__":

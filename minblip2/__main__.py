@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +35,8 @@ def train_command(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(dry_run(recipe, args.data, args.parts))
         return
+    if (out / "stage2" / "model.safetensors").exists() and not args.restart and launched()[0] == 0:
+        print(f"{out} is finished: it is measured, not trained again (--restart would)")
     bridge = train_bridge(recipe, args.data, args.parts, out, resume=not args.restart)
     if launched()[0] > 0:
         return  # torchrun has started more of us: one measures and speaks
@@ -44,19 +47,15 @@ def train_command(args: argparse.Namespace) -> None:
 def caption_command(args: argparse.Namespace) -> None:
     """Say what is in each picture."""
     pictures = [load_image(path) for path in args.pictures]  # all are read before anything is said of one
-    settings = dict(beams=args.beams, max_length=args.max_length)
-    if args.top_p is not None:
-        torch.manual_seed(args.seed)
-        settings = dict(beams=1, top_p=args.top_p, max_length=args.max_length)
     if args.model:
-        captions = Blip2.from_folder(args.model).caption(pictures, args.prompt or "", **settings)
-    elif args.stage1:
-        bridge = load_bridge(args.run)
-        captions = bridge.caption_stage1(bridge.look(pictures), **settings)
+        say = partial(Blip2.from_folder(args.model).caption, pictures, args.prompt or "")
     else:
         bridge = load_bridge(args.run)
-        captions = bridge.caption(bridge.look(pictures), prompt=args.prompt, **settings)
-    for path, caption in zip(args.pictures, captions, strict=True):
+        seen = bridge.look(pictures)
+        say = partial(bridge.caption_stage1, seen) if args.stage1 else partial(bridge.caption, seen, args.prompt)
+    torch.manual_seed(args.seed)  # here, for loading draws, too
+    choice = dict(beams=args.beams) if args.top_p is None else dict(beams=1, top_p=args.top_p)
+    for path, caption in zip(args.pictures, say(max_length=args.max_length, **choice), strict=True):
         print(f"{path}: {caption}")
 
 
@@ -78,9 +77,10 @@ def retrieve_command(args: argparse.Namespace) -> None:
     images, texts = evaluation.embed(bridge, features, [args.text])
     cosine = bridge.stage1.similarity(images, texts).cpu()
     _, scores = evaluation.rerank(bridge, features, [args.text], cosine, args.top)
-    for row in scores[:, 0].topk(min(args.show, len(data))).indices.tolist():
+    print("  match  cosine  picture, and what a person said of it")
+    for row in scores[:, 0].topk(min(args.show, args.top, len(data))).indices.tolist():
         record = data.images[row]
-        print(f"{scores[row, 0]:7.2f}  cosine {cosine[row, 0]:.3f}  {record.path}  {record.captions[0]}")
+        print(f"{scores[row, 0]:7.2f}  {cosine[row, 0]:6.3f}  {record.path}  {record.captions[0]}")
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
@@ -99,8 +99,27 @@ def attend_command(args: argparse.Namespace) -> None:
     maps = grounding.to_grid(grounding.text_map(bridge.stage1, image, ids, mask), bridge.parts.class_token)
     shown = bridge.parts.transform.shown(picture)
     figure = viz.attention_maps(shown, dict(zip(args.texts, maps.cpu(), strict=True)))
+    args.to.parent.mkdir(parents=True, exist_ok=True)
     write_beside(args.to, lambda path: path.write_bytes(viz.png(figure)))
     print(f"wrote {args.to}")
+
+
+def positive(text: str) -> int:
+    """A count of at least one. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count: give 1 or more")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A number above 0 and up to 1. Raises ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: give a number above 0 and up to 1")
+    return value
 
 
 def parser() -> argparse.ArgumentParser:
@@ -113,28 +132,30 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         sub.set_defaults(execute=run)
         if needs_run:
-            sub.add_argument("--run", type=Path, default=Path("runs/scenes"), help="folder of a trained bridge")
+            sub.add_argument("--run", type=Path, default=Path("runs/scenes"),
+                             help="folder of a trained bridge (default %(default)s)")
         return sub
 
     train = command("train", train_command, needs_run=False)
-    train.add_argument("--recipe", default="scenes", help=f"one of {', '.join(RECIPES)}")
+    train.add_argument("--recipe", default="scenes", help=f"one of {', '.join(RECIPES)} (default %(default)s)")
     train.add_argument("--data", type=Path, help="folder in COCO layout (scenes draws its own)")
     train.add_argument("--parts", type=Path, help="folder of pretrained models, each in the hub's layout")
     train.add_argument("--out", type=Path, help="where everything is kept (default runs/RECIPE)")
     train.add_argument("--dry-run", action="store_true", help="only say what it takes and what is missing")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--split", default="val", help="what is measured at the end")
+    train.add_argument("--seed", type=int, default=0, help="of every draw (default %(default)s)")
+    train.add_argument("--split", default="val", help="what is measured at the end (default %(default)s)")
     train.add_argument("--resume", action="store_true", help="go on where a killed run stopped (the default)")
     train.add_argument("--restart", action="store_true", help="train again even if the folder holds a finished run")
 
     caption = command("caption", caption_command)
     caption.add_argument("pictures", nargs="+", type=Path)
     caption.add_argument("--model", type=Path, help="folder of a BLIP-2 as on the model hub, instead of --run")
-    caption.add_argument("--prompt", help="text that the caption goes on from")
-    caption.add_argument("--beams", type=int, default=5)
-    caption.add_argument("--top-p", type=float, help="draw from the nucleus instead of searching with beams")
-    caption.add_argument("--seed", type=int, default=0, help="of the draw")
-    caption.add_argument("--max-length", type=int, default=30, help="in tokens")
+    caption.add_argument("--prompt", help="text that the caption goes on from, as in --prompt 'a picture of'; only "
+                                          "what is new is printed")
+    caption.add_argument("--beams", type=positive, default=5, help="of the search (default %(default)s)")
+    caption.add_argument("--top-p", type=share, help="draw from the nucleus of this probability instead of searching")
+    caption.add_argument("--seed", type=int, default=0, help="of the draw (default %(default)s)")
+    caption.add_argument("--max-length", type=positive, default=30, help="in tokens (default %(default)s)")
     caption.add_argument("--stage1", action="store_true", help="let the Q-Former caption without a language model")
 
     ask = command("ask", ask_command, needs_run=False)
@@ -145,18 +166,19 @@ def parser() -> argparse.ArgumentParser:
     retrieve = command("retrieve", retrieve_command)
     retrieve.add_argument("text")
     retrieve.add_argument("--data", type=Path, help="folder in COCO layout (default: the run's own)")
-    retrieve.add_argument("--split", default="val")
-    retrieve.add_argument("--top", type=int, default=32, help="how many are re-ranked by matching")
-    retrieve.add_argument("--show", type=int, default=5, help="how many are printed")
+    retrieve.add_argument("--split", default="val", help="where to look (default %(default)s)")
+    retrieve.add_argument("--top", type=positive, default=32, help="so many ITM ranks again (default %(default)s)")
+    retrieve.add_argument("--show", type=positive, default=5, help="so many of these are shown (default %(default)s)")
 
     evaluate = command("evaluate", evaluate_command)
-    evaluate.add_argument("--split", default="val")
-    evaluate.add_argument("--top", type=int, default=16, help="how many are re-ranked by matching")
+    evaluate.add_argument("--split", default="val", help="what is measured (default %(default)s)")
+    evaluate.add_argument("--top", type=positive, default=16, help="so many ITM ranks again (default %(default)s)")
 
     attend = command("attend", attend_command)
     attend.add_argument("picture", type=Path)
     attend.add_argument("texts", nargs="+", help='for example "a dog" "the grass"')
-    attend.add_argument("--to", type=Path, default=Path("attention.png"), help="the figure to write")
+    attend.add_argument("--to", type=Path, default=Path("attention.png"),
+                        help="the figure to write, a PNG (default %(default)s)")
     return top
 
 

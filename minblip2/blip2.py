@@ -43,6 +43,8 @@ class Blip2:
 
         Without `dtype`, the frozen parts are in bfloat16 where the device computes in it, else in float32.
         """
+        if not Path(folder).is_dir():
+            raise UserError(f"there is no folder {folder}: fetch a model with `python data/download.py weights NAME`")
         device = device or best_device()
         dtype = dtype or compute_dtype(device)
         tokenizer, transform = Tokenizer.from_folder(folder), Transform.from_folder(folder)  # fail before the long part

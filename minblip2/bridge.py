@@ -172,7 +172,8 @@ def load_bridge(out: Path) -> Bridge:
     """The bridge that `train_bridge` left in `out`. Raises UserError when there is none."""
     if not (out / "run.json").exists():
         recipe = f"--recipe {out.name} " if out.name in RECIPES else ""
-        raise UserError(f"{out} holds no trained bridge: run `python -m minblip2 train {recipe}--out {out}` first")
+        raise UserError(f"{out.resolve()} holds no trained bridge: run `python -m minblip2 train {recipe}--out {out}` "
+                        "first")
     told = read_json(out / "run.json")
     recipe = find_recipe(told["recipe"]).with_seed(told["seed"])
     parts = recipe.build(recipe, Path(told["data"]), Path(told["parts"]) if told["parts"] else None, out)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from . import UserError
 
@@ -30,6 +30,10 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise UserError(f"image {path} cannot be read: there is no such file, check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"image {path} cannot be read: it is a folder, name the pictures in it") from None
+    except UnidentifiedImageError:
+        raise UserError(f"image {path} cannot be read: none of {', '.join(FORMATS)}, so replace or remove it") from None
     except Exception as error:  # a broken file makes decoders raise almost anything
         raise UserError(f"image {path} cannot be read ({error!r}): replace or remove it") from error
 

@@ -114,7 +114,16 @@ def test_captions_and_maps_of_a_picture_of_any_size(run, tmp_path, cli):
     code, _, _ = cli("attend", "--run", folder, "--to", tmp_path / "map.png", picture, "a red circle", "a blue star")
     assert code == 0 and Image.open(tmp_path / "map.png").width > 300
     code, out, _ = cli("retrieve", "--run", folder, "--show", 3, "a red circle")
-    assert code == 0 and out.count("images") == 3
+    assert code == 0 and out.count("images") == 3 and out.startswith("  match  cosine")
+    code, out, _ = cli("retrieve", "--run", folder, "--show", 3, "--top", 2, "a red circle")
+    assert code == 0 and out.count("images") == 2, "only what matching has ranked has a match"
+
+
+def test_a_draw_follows_its_seed(run, tmp_path, cli):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    said = [cli("caption", "--run", run[0], "--top-p", 1, "--seed", seed, tmp_path / "red.png")[1]
+            for seed in (0, 1, 2, 0)]
+    assert said[0] == said[3] and len(set(said)) == 3
 
 
 def test_evaluate_keeps_what_it_prints(run, cli):
@@ -204,6 +213,9 @@ def test_the_lm_has_read_of_pairs_that_no_captioned_picture_shows():
     (["caption", "--run", "{tmp}/laptop", "{photo}"], "train --recipe laptop --out"),
     (["caption", "--run", "{run}", "{tmp}/absent.jpg"], "absent.jpg cannot be read"),
     (["caption", "--run", "{run}", "{empty}"], "empty.jpg cannot be read"),
+    (["caption", "--run", "{run}", "{tmp}"], "it is a folder"),
+    (["caption", "--run", "{run}", "{run}/run.json"], "none of JPEG, PNG"),
+    (["caption", "--model", "{tmp}/nothing", "{photo}"], "nothing: fetch a model with"),
     (["evaluate", "--run", "{run}", "--split", "train2014"], "no split 'train2014'"),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(run, cli, tmp_path, words, said):
@@ -214,6 +226,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, cli, tmp_path, words, sa
     code, out, error = cli(*(w.format(tmp=tmp_path, run=run[0], photo=photo, empty=empty) for w in words))
     assert code == 2 and out == "" and said in error and error.count("\n") == 1
     assert sorted(path for path in run[0].rglob("*")) == before
+
+
+@pytest.mark.parametrize("option, value", [("--beams", "0"), ("--max-length", "0"), ("--top-p", "2"), ("--top-p", "x")])
+def test_numbers_out_of_range_are_refused(option, value, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["minblip2", "caption", option, value, "photo.png"])
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main()
+    assert f"argument {option}: '{value}' is no" in capsys.readouterr().err
 
 
 def test_a_run_of_another_recipe_is_refused(run, tmp_path, monkeypatch, cli):

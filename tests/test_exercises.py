@@ -188,6 +188,21 @@ def test_a_changed_exercise_is_noticed(tmp_path, monkeypatch):
     assert make.main() == 1
 
 
+def test_answers_are_not_written_over(tmp_path, monkeypatch, capsys):
+    (tmp_path / "solutions").mkdir(), (tmp_path / "exercises").mkdir()
+    cell = nbformat.v4.new_code_cell("### BEGIN SOLUTION\ny = 2\n### END SOLUTION")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "solutions" / "00_a.ipynb")
+    monkeypatch.setattr(make, "ROOT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["make.py"])
+    assert make.main() == 0
+    made = tmp_path / "exercises" / "00_a.ipynb"
+    stub = made.read_text()
+    made.write_text(stub.replace("raise NotImplementedError()", "y = 3"))
+    assert make.main() == 2 and "y = 3" in made.read_text() and "00_a.ipynb holds answers" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["make.py", "--force"])
+    assert make.main() == 0 and made.read_text() == stub
+
+
 @pytest.mark.parametrize("source", ["### BEGIN SOLUTION", "### END SOLUTION",
                                     "### BEGIN SOLUTION\n### BEGIN SOLUTION\n### END SOLUTION"])
 def test_marks_that_do_not_pair_up_are_refused(source):
