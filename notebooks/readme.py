@@ -150,7 +150,10 @@ def main() -> int:
         if not found:
             raise ValueError("no runs/*/results-*.json: run make course first")
         found = {f"{name}, val": [figures] for name, figures in told.items() if f"{name}, val" not in found} | found
-        put("\n\n".join([table(dict(sorted(found.items()))), *([provenance(told)] if told else [])]))
+        recipes = sorted({name.split(",")[0] for name in found}, key=lambda name: (name != "scenes", name))
+        tables = [table({name: some for name, some in sorted(found.items()) if name.split(",")[0] == recipe})
+                  for recipe in recipes]  # one for each: what is measured on drawings is not what is on photographs
+        put("\n\n".join([*tables, *([provenance(told)] if told else [])]))
         if (ROOT / "runs" / "scenes" / "stage2" / "model.safetensors").exists():
             figure = ROOT / "notebooks" / "figures" / "bridge.png"
             figure.parent.mkdir(exist_ok=True)
