@@ -190,7 +190,7 @@ def weights(itc: float, itm: float, itg: float) -> Change:
         own * other for own, other in zip(base.weights, (itc, itm, itg), strict=True)))
 
 
-# A step of stage 1 takes about as long as this many of stage 2 (measured by the lines of the base).
+# A step of stage 1 takes at most as long as this many of stage 2: see the seconds of the base.
 STAGE1_COST = 3
 SHORT = 1 / 6  # of the steps
 BASE = "as the recipe"
