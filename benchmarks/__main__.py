@@ -10,7 +10,8 @@ import subprocess
 import sys
 
 COMMANDS = (["stage1"], ["stage1", "--draw", "random", "--batch", "16", "--forms", "official recipe"], ["stage2"],
-            ["generate"], ["retrieve"], ["memory"], ["growth"])
+            ["generate"], ["generate", "--batch", "8", "--beams", "1", "--tokens", "1"], ["retrieve"], ["memory"],
+            ["growth"])
 
 
 def main() -> int:
@@ -18,7 +19,9 @@ def main() -> int:
     if len(sys.argv) != 3:
         print(__doc__, file=sys.stderr)
         return 2
-    for command in (["cache", "--data", sys.argv[1], "--parts", sys.argv[2]], *COMMANDS, ["table", "--write"]):
+    pictures = ["cache", "--data", sys.argv[1]]
+    caches = [*pictures, "--parts", sys.argv[2]], [*pictures, "--sizes", "gpu", "--batch", "8"]
+    for command in (*caches, *COMMANDS, ["table", "--write"]):
         print(f"== {' '.join(command)}", flush=True)
         if code := subprocess.run([sys.executable, "-m", f"benchmarks.{command[0]}", *command[1:]]).returncode:
             return code

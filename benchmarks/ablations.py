@@ -2,8 +2,9 @@
 
 Each run changes one thing in the `base`, which is the scenes recipe with fewer steps, on the frozen experts of a
 finished run. A run is one line of benchmarks/results/ablations.jsonl: what was changed, under which seed, how long it
-took, and what `evaluate_scenes` measures on the validation split. Runs that are there are not run again, and one that
-was killed goes on where it stopped.
+took, and what is measured on the validation split. Runs that are there are not run again, and one that was killed goes
+on where it stopped. The group `photographs` starts from the laptop recipe instead, with its real models, on pictures of
+--data; it is run when named.
 """
 
 from __future__ import annotations
@@ -24,20 +25,23 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minblip2 import UserError
+from minblip2 import UserError, metrics, pretrained
 from minblip2.attention import FeedForward, MultiHeadAttention, attend
-from minblip2.bridge import train_bridge
+from minblip2.batches import Batch
+from minblip2.bridge import Bridge, divide, train_bridge
 from minblip2.data import CocoCaptions
-from minblip2.evaluation import evaluate_scenes
+from minblip2.evaluation import caption_scores, embed, evaluate_scenes
 from minblip2.files import read_json
 from minblip2.qformer import Block, QFormerConfig, QFormerOutput
-from minblip2.recipes import SCENES, Parts, Recipe, build_scenes
+from minblip2.recipes import LAPTOP, SCENES, Parts, Recipe, build_scenes, clean
 from minblip2.scenes import load_scenes
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
+from minblip2.train import autocast
 
 RESULTS = Path(__file__).parent / "results" / "ablations.jsonl"
 STEPS = 600  # of each stage, unless a run says otherwise
+ON_PHOTOGRAPHS = (200, 32), (150, 16)  # steps and batch of each stage
 KEPT = re.compile(r"it[cm]_(i2t|t2i)_r1|stage\d_(things(_seen|_unseen)?|positions|background)|shuffled_things"
                   r"|pointing|binding")
 
@@ -120,22 +124,26 @@ class SeparateSelfAttention(Stage1):
 
 @dataclass(frozen=True)
 class Ablation(Recipe):
-    """The scenes recipe with one change. Its experts are those of the finished run in `experts_of`.
+    """A recipe with one change. It takes its experts and cached features from the run in `experts_of`.
 
-    `model` is what stage 1 trains; `patches` puts visual tokens in the queries' place, "linear" straight to the
-    projection, "mlp" by way of an MLP of as many parameters as the Q-Former; `frozen` lets stage 2 train the projection
-    only.
+    `model` is what stage 1 trains; `from_bert` starts it from BERT where there is one; `patches` puts visual tokens in
+    the queries' place, "linear" straight to the projection, "mlp" by way of an MLP of as many parameters as the
+    Q-Former; `frozen` lets stage 2 train the projection only.
     """
 
     experts_of: Path = Path("runs/scenes")
     model: type[Stage1] = Stage1
+    from_bert: bool = True
     patches: str | None = None
     frozen: bool = False
 
     def new_stage1(self, parts: Parts) -> Stage1:
         """As in `Recipe`, of this kind of model."""
         torch.manual_seed(self.stage1.seed)
-        return self.model(parts.qformer, self.shared_width)
+        stage1 = self.model(parts.qformer, self.shared_width)
+        if self.from_bert and parts.bert is not None:
+            pretrained.init_from_bert(stage1.qformer, parts.bert)
+        return stage1
 
     def new_stage2(self, parts: Parts, stage1: Stage1) -> Stage2:
         """As in `Recipe`, with this kind of bridge."""
@@ -193,7 +201,7 @@ def weights(itc: float, itm: float, itg: float) -> Change:
 # A step of stage 1 takes at most as long as this many of stage 2: see the seconds of the base.
 STAGE1_COST = 3
 SHORT = 1 / 6  # of the steps
-BASE = "as the recipe"
+BASE, PHOTOGRAPHS = "as the recipe", "photographs"
 GROUPS: dict[str, dict[str, Change]] = {
     "stage 1": {
         BASE: steps(),
@@ -219,7 +227,16 @@ GROUPS: dict[str, dict[str, Change]] = {
     "negatives": {BASE: steps(), "random negatives": having(model=RandomNegatives)},
     "self-attention": {BASE: steps(), "separate self-attention": having(model=SeparateSelfAttention)},
     "rates": {BASE: steps(), "projection 10 times as fast": faster(10)},
-    "queries": {BASE: steps(), "1 query": sizes(queries=1)},
+    "queries": {
+        **{f"{number} quer{'y' if number == 1 else 'ies'}": sizes(queries=number) for number in (1, 4, 8)},
+        BASE: steps(),  # 16
+        "32 queries": sizes(queries=32),
+    },
+}
+ON_REAL_MODELS: dict[str, Change] = {
+    PHOTOGRAPHS: steps(),
+    "photographs, no stage 1": steps(0),
+    "photographs, not from BERT": having(from_bert=False),
 }
 
 
@@ -233,9 +250,17 @@ def base(number: int, experts_of: Path) -> Ablation:
                    stage2=replace(recipe.stage2, steps=number))
 
 
+def base_on_photographs(experts_of: Path) -> Ablation:
+    """The laptop recipe with fewer steps and smaller batches: minutes, not hours."""
+    stages = {stage: replace(getattr(LAPTOP, stage), steps=steps, batch_size=batch)
+              for stage, (steps, batch) in zip(("stage1", "stage2"), ON_PHOTOGRAPHS, strict=True)}
+    return Ablation(**vars(LAPTOP) | stages, experts_of=experts_of)
+
+
 def wanted(groups: list[str], seeds: Iterable[int]) -> Iterator[tuple[str, Change, int]]:
     """Name, change and seed of each run, none twice; all of one seed before the next."""
-    changes = {name: change for group in groups for name, change in GROUPS[group].items()}
+    known_groups = GROUPS | {PHOTOGRAPHS: ON_REAL_MODELS}
+    changes = {name: change for group in groups for name, change in known_groups[group].items()}
     return ((name, change, seed) for seed in seeds for name, change in changes.items())
 
 
@@ -250,19 +275,53 @@ def seconds(folder: Path, steps: int) -> float:
     return told["seconds"] * steps / max(1, steps - told["from_step"])
 
 
-def run(recipe: Ablation, name: str, data: Path, out: Path) -> dict:
+def measure_scenes(bridge: Bridge, data: CocoCaptions, features: np.memmap) -> dict[str, float]:
+    """Percentages on drawn scenes."""
+    found = evaluate_scenes(bridge, data, load_scenes(data.root, "val"), features)
+    return {key: value for key, value in found.items() if KEPT.fullmatch(key)}
+
+
+@torch.no_grad()
+def word_loss(bridge: Bridge, image: Tensor, captions: list[str]) -> float:
+    """Nats that the language model pays for a piece of a word, given features (b v e) and a caption for each."""
+    tokenizer, recipe, total, count = bridge.parts.lm_tokenizer, bridge.recipe, 0.0, 0
+    ids, mask = tokenizer.pad([tokenizer.encode(clean(text), recipe.prompt, recipe.max_length) for text in captions])
+    for rows in torch.arange(len(image)).split(50):
+        batch = Batch(image[rows].float(), ids[rows], mask[rows], rows).to(bridge.device)
+        with autocast(bridge.device):
+            out = bridge.stage2(batch.image, *divide(batch, tokenizer, recipe.prompt))
+        total, count = total + float(out.loss) * len(out.word_logits), count + len(out.word_logits)
+    return total / count
+
+
+def measure_photographs(bridge: Bridge, data: CocoCaptions, features: np.memmap) -> dict[str, float]:
+    """Recall by ITC in percent, CIDEr-D x100 of greedy captions, and the loss of a caption beside its own picture and
+    beside another one."""
+    image = torch.from_numpy(np.array(features))
+    images, texts = embed(bridge, image, [caption for _, caption in data.pairs])
+    cosine = torch.cat([bridge.stage1.similarity(chunk, texts) for chunk in images.split(50)]).cpu()
+    recall = metrics.retrieval(cosine, torch.tensor([row for row, _ in data.pairs]))
+    references, first = [record.captions for record in data.images], [record.captions[0] for record in data.images]
+    written = {"stage1": bridge.caption_stage1(image, beams=1), "stage2": bridge.caption(image, beams=1)}
+    return {f"itc_{key}": value for key, value in recall.items()} | {
+        f"{stage}_cider": caption_scores(texts, references)["cider"] for stage, texts in written.items()} | {
+        "stage2_loss": word_loss(bridge, image, first), "shuffled_loss": word_loss(bridge, image.roll(1, 0), first)}
+
+
+def run(recipe: Ablation, name: str, data: Path, parts: Path | None, out: Path) -> dict:
     """Train and measure one: the line to keep. Runs that differ in stage 2 only share their stage 1."""
-    alike = repr((recipe.model.__name__, recipe.stage1, sorted(recipe.qformer.items()), recipe.weights))
+    alike = repr((recipe.name, recipe.model.__name__, recipe.from_bert, recipe.stage1, sorted(recipe.qformer.items()),
+                  recipe.weights))
     stage1 = out.parent / f"stage1-{hashlib.sha256(alike.encode()).hexdigest()[:12]}"
     out.mkdir(parents=True, exist_ok=True)
     for link, folder in (out / "cache", recipe.experts_of / "cache"), (out / "stage1", stage1):
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if not link.exists():
             link.symlink_to(folder.resolve(), target_is_directory=True)
-    bridge = train_bridge(recipe, data, None, out)
+    bridge = train_bridge(recipe, data, parts, out)
     val = CocoCaptions(data, "val")
     features, stage2 = bridge.features(val, out / "cache"), bridge.stage2
-    found = evaluate_scenes(bridge, val, load_scenes(data, "val"), features)
+    found = (measure_scenes if recipe.name == SCENES.name else measure_photographs)(bridge, val, features)
     with torch.no_grad():
         first = torch.from_numpy(np.array(features[:1], dtype=np.float32))
         tokens = stage2.soft_prompt(first.to(bridge.device)).shape[1]
@@ -271,20 +330,29 @@ def run(recipe: Ablation, name: str, data: Path, out: Path) -> dict:
             "seconds": [round(seconds(out / stage, count), 1) for stage, count in counts.items()],
             "parameters": size(stage2.vision_norm, stage2.qformer, stage2.projection),
             "soft_tokens": tokens, "torch": torch.__version__, "machine": platform.machine(),
-            "results": {key: round(value, 2) for key, value in found.items() if KEPT.fullmatch(key)}}
+            "results": {key: round(value, 3) for key, value in found.items()}}
 
 
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"among {', '.join(GROUPS)} (default: all)")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"among {', '.join(GROUPS)} (default: all of them), "
+                        f"or {PHOTOGRAPHS} alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="split among processes, one each")
-    parser.add_argument("--experts-of", type=Path, default=Path("runs/scenes"), help="a finished run of the scenes")
+    parser.add_argument("--experts-of", type=Path, default=Path("runs/scenes"), help="a finished run of the scenes, or "
+                        f"for {PHOTOGRAPHS} one of the laptop recipe, or where to keep its features")
+    parser.add_argument("--data", type=Path, help=f"for {PHOTOGRAPHS}: a folder in COCO layout")
+    parser.add_argument("--parts", type=Path, help=f"for {PHOTOGRAPHS}: the folder of the recipe's models")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
     options = parser.parse_args()
-    if strange := [group for group in options.groups if group not in GROUPS]:
-        raise UserError(f"there is no group {strange[0]!r}: choose among {', '.join(GROUPS)}")
-    data = Path(read_json(options.experts_of / "run.json")["data"])
+    on_photographs = options.groups == [PHOTOGRAPHS]
+    if not on_photographs and (strange := [group for group in options.groups if group not in GROUPS]):
+        raise UserError(f"there is no group {strange[0]!r}: choose among {', '.join(GROUPS)}, or {PHOTOGRAPHS} alone")
+    if on_photographs:
+        start, data = base_on_photographs(options.experts_of), options.data
+    else:
+        start = base(STEPS, options.experts_of)
+        data = Path(read_json(options.experts_of / "run.json")["data"])
     done = {(line["name"], line["seed"]) for line in known(options.results)}
     runs = list(wanted(options.groups or list(GROUPS), options.seeds))
     with tqdm(runs, desc="ablations", unit="run") as bar:
@@ -292,9 +360,9 @@ def main() -> None:
             bar.set_postfix_str(f"{name}, seed {seed}")
             if (name, seed) in done:
                 continue
-            recipe = change(base(STEPS, options.experts_of)).with_seed(seed)
+            recipe = change(start).with_seed(seed)
             folder = f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}"
-            line = run(recipe, name, data, options.experts_of.parent / "ablations" / folder)
+            line = run(recipe, name, data, options.parts, options.experts_of.parent / "ablations" / folder)
             with open(options.results, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 

@@ -1,8 +1,9 @@
-"""What caching frozen features is worth: python -m benchmarks.cache --data DATA --parts PARTS [--recipe laptop]
+"""What caching frozen features is worth: python -m benchmarks.cache --data DATA --parts PARTS [--sizes gpu --batch 8]
 
 A step of stage 1 on features from the cache against one that decodes the pictures and runs the encoder again, as one
 without a cache does for every pair of every epoch. Each round is one batch, the same for both; an epoch is as many
-times that as it has batches, and is given beside it.
+times that as it has batches, and is given beside it. With `--sizes gpu` the models have the sizes of the recipe `gpu`
+(CLIP ViT-L/14, BERT-base) and random weights, which take as long.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.stage1 import example
-from benchmarks.timing import OURS, case, difference, interleave, keep, options, same
+from benchmarks.timing import OURS, case, difference, interleave, keep, options, same, work
 from minblip2.data import CocoCaptions
 from minblip2.features import feature_cache
 from minblip2.pictures import load_image
@@ -24,6 +25,7 @@ from minblip2.qformer import QFormerConfig
 from minblip2.recipes import find_recipe
 from minblip2.stage1 import Stage1
 from minblip2.transforms import Transform
+from minblip2.vit import CLIP_L, ViT
 
 LOOP = "encoder in the loop"
 FLOAT16 = 1e-2  # how far losses may differ because the cache keeps features in float16
@@ -60,22 +62,30 @@ def measure(encoder: nn.Module, transform: Transform, paths: Sequence[Path], con
             return step(encode(turn), turn)
 
         agrees = {LOOP: {"loss, float16": same("loss", difference(cached(0), loop(0)), FLOAT16)}}
-        return case(interleave({OURS: cached, LOOP: loop}, repeats), same=agrees)
+        sides = {OURS: cached, LOOP: loop}
+        return case(interleave(sides, repeats), same=agrees, work=work(sides))
+
+
+def of_recipe(name: str, data: str, parts: str) -> tuple[nn.Module, Transform, QFormerConfig, int]:
+    """Encoder, transform and Q-Former of a recipe, and how many visual tokens a step sees."""
+    recipe = find_recipe(name)
+    if name == "gpu":
+        return ViT(CLIP_L).eval(), Transform(), QFormerConfig(image_width=CLIP_L.width, dropout=0.0), CLIP_L.grid**2 + 1
+    made = recipe.build(recipe, Path(data), Path(parts), Path("runs") / name)
+    tokens = (made.transform.size // made.encoder.config.patch_size) ** 2 + 1
+    return made.encoder.float(), made.transform, made.qformer, recipe.keep or tokens
 
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/cache.json."""
-    told = options(__doc__, recipe="laptop", data="data/coco", parts="data/parts", batch=32)
-    recipe, data = find_recipe(told.recipe), CocoCaptions(told.data, "train")
-    parts = recipe.build(recipe, Path(told.data), Path(told.parts), Path("runs") / recipe.name)
-    needed = (told.repeats + 1) * told.batch
-    paths = [record.path for record in data.images[:needed]]
-    visual = recipe.keep or (parts.transform.size // parts.encoder.config.patch_size) ** 2 + 1
-    found = measure(parts.encoder.float(), parts.transform, paths, parts.qformer, told.batch, visual, told.repeats)
-    batches = 5 * recipe.pictures / told.batch  # captions of each picture
+    told = options(__doc__, sizes="laptop", data="data/coco", parts="data/parts", batch=32)
+    encoder, transform, config, visual = of_recipe(told.sizes, told.data, told.parts)
+    paths = [record.path for record in CocoCaptions(told.data, "train").images[:(told.repeats + 1) * told.batch]]
+    found = measure(encoder, transform, paths, config, told.batch, visual, told.repeats)
+    batches = 5 * find_recipe(told.sizes).pictures / told.batch  # captions of each picture
     found["epoch"] = {name: {clock: seconds * batches for clock, seconds in each.items()}
                       for name, each in found["median"].items()}
-    keep("cache", {f"{told.recipe} recipe, batch {told.batch}, frozen features cached": found})
+    keep("cache", {f"{told.sizes} recipe, batch {told.batch}, frozen features cached": found})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Writing captions against transformers' `generate`: python -m benchmarks.generate [--batch 8 32] [--beams 1 5]
 
 Both read the same image features and the same start, and write 30 tokens, neither more nor less: random weights seldom
-end a text. The ids must be identical.
+end a text. The ids must be identical. With `--tokens 1` one sees what passes before the first word is there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor
 from benchmarks.stage1 import SIZES, example
 from benchmarks.stage2 import END, THEIRS, Pair, pair
 from benchmarks.theirs import their_batch
-from benchmarks.timing import OURS, case, interleave, keep, options
+from benchmarks.timing import OURS, case, interleave, keep, options, work
+from minblip2.packed import Packed
 
 
 def ways(models: Pair, image: Tensor, beams: int, tokens: int) -> dict[str, Callable[[int], Tensor]]:
@@ -22,8 +23,9 @@ def ways(models: Pair, image: Tensor, beams: int, tokens: int) -> dict[str, Call
     start = torch.full((len(image), 1), END)
 
     def ours(turn: int) -> Tensor:
-        return models.ours.generate(image, start, start.bool(), end=END, beams=beams, max_length=tokens,
-                                    min_length=tokens)
+        with Packed():
+            return models.ours.generate(image, start, start.bool(), end=END, beams=beams, max_length=tokens,
+                                        min_length=tokens)
 
     def theirs(turn: int) -> Tensor:
         given = their_batch(image, models.image_token, models.queries, start, start.bool())
@@ -42,23 +44,24 @@ def agreement(sides: dict[str, Callable[[int], Tensor]]) -> str:
     return "identical"
 
 
-def measure(size: str, lm: str, batch: int, beams: int, repeats: int, tokens: int = 30) -> dict:
+def measure(size: str, lm: str, batch: int, beams: int, tokens: int, repeats: int) -> dict:
     """Compare: first that both write the same, then the seconds."""
     models = pair(size, lm)
     image, *_ = example(*SIZES[size], batch)
     sides = ways(models, image, beams, tokens)
     agrees = agreement(sides)
-    return case(interleave(sides, repeats), same={THEIRS: {"ids": agrees}})
+    return case(interleave(sides, repeats), same={THEIRS: {"ids": agrees}}, work=work(sides))
 
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/generate.json."""
-    told = options(__doc__, size="base", lm="OPT-125m", batch=[8, 32], beams=[1, 5])
+    told = options(__doc__, size="base", lm="OPT-125m", batch=[8, 32], beams=[1, 5], tokens=30)
     for batch in told.batch:
         for beams in told.beams:
             how = "greedy" if beams == 1 else f"{beams} beams"
-            keep("generate", {f"{how}, {told.lm} size, batch {batch}":
-                              measure(told.size, told.lm, batch, beams, told.repeats)})
+            words = f"{told.tokens} token{'s' if told.tokens > 1 else ''}"
+            keep("generate", {f"{words}, {how}, {told.lm} size, batch {batch}":
+                              measure(told.size, told.lm, batch, beams, told.tokens, told.repeats)})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.stage1 import OFFICIAL, SAVINGS, SIZES, THEIRS, PlainStage1, composed, example, sharing
-from benchmarks.timing import OURS, case, difference, interleave, keep, options, same
+from benchmarks.timing import OURS, case, difference, interleave, keep, options, same, work
 from minblip2.evaluation import match_all
 
 PADDED = 35  # tokens, as LAVIS pads them for retrieval
@@ -57,7 +57,7 @@ def measure(size: str, candidates: int, visual: int, repeats: int) -> dict:
     """Compare: first that all score alike, then the seconds for one image."""
     sides = ways(size, candidates, visual, repeats + 1)
     agrees = agreement(sides)
-    return case(interleave(sides, repeats), same=agrees)
+    return case(interleave(sides, repeats), same=agrees, work=work(sides))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import OURS, case, difference, gradient_difference, interleave, keep, options, same
+from benchmarks.timing import OURS, case, difference, gradient_difference, interleave, keep, options, same, work
 from minblip2 import masks
 from minblip2.attention import KVCache, MultiHeadAttention, record
 from minblip2.batches import PairBatches
@@ -223,8 +223,9 @@ def measure(size: str, batch: int, repeats: int, names: list[str], by_length: bo
             form.zero_grad()
         return run
 
-    seconds = interleave({name: step(form) for name, form in models.items()}, repeats)
-    return case(seconds, same=agrees, longest=[batch[1].shape[1] for batch in batches[1:]])
+    steps = {name: step(form) for name, form in models.items()}
+    longest = [batch[1].shape[1] for batch in batches[1:]]
+    return case(interleave(steps, repeats), same=agrees, work=work(steps), longest=longest)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import theirs
 from benchmarks.stage1 import SIZES, example
-from benchmarks.timing import OURS, case, difference, gradient_difference, interleave, keep, options, same
+from benchmarks.timing import OURS, case, difference, gradient_difference, interleave, keep, options, same, work
 from minblip2 import names
 from minblip2.names import translate
 from minblip2.opt import OPT, OPTConfig
@@ -135,7 +135,8 @@ def measure(size: str, lm: str, batch: int, repeats: int) -> dict:
     models = pair(size, lm)
     batches = [batch_of(models, size, batch, seed) for seed in range(repeats + 1)]
     agrees = agreement(models, batches[0])
-    return case(interleave(steps(models, batches), repeats), same={THEIRS: agrees})
+    both = steps(models, batches)
+    return case(interleave(both, repeats), same={THEIRS: agrees}, work=work(both))
 
 
 def main() -> None:

@@ -2,11 +2,14 @@
 
 The sides of a comparison take turns, so that a slow moment of the machine hits all of them alike, and each round gives
 its own ratio. "wall" is the time one waits; "cpu" is what the process used, which other people's jobs disturb far less.
+Beside the time stands the arithmetic: as many times as fast as a side does more of it, ours would be if every operation
+of both ran at one speed.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import statistics
@@ -16,6 +19,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from minblip2.files import read_json, write_json
 
@@ -52,6 +57,23 @@ def interleave(sides: Mapping[str, Callable[[int], object]], repeats: int) -> Se
             for clock, read in CLOCKS.items():
                 seconds[clock][name].append(read() - started[clock])
     return seconds
+
+
+def work(sides: Mapping[str, Callable[[int], object]]) -> dict[str, int]:
+    """Floating-point operations of each side in round 0: those of matrix products, attention's and backward passes too.
+
+    Attention is counted in its plain form, for the counter does not know the kernel that a CPU has for it.
+    """
+    def packed(x, matrix, *_, out_shape, **__) -> int:  # the products of `minblip2.packed`
+        return 2 * math.prod(out_shape) * x[-1]
+
+    counted = {}
+    for name, side in sides.items():
+        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: packed})
+        with sdpa_kernel(SDPBackend.MATH), counter:
+            side(0)
+        counted[name] = counter.get_total_flops()
+    return counted
 
 
 def case(seconds: Seconds, **facts) -> dict:

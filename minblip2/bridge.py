@@ -19,6 +19,7 @@ from .data import CocoCaptions
 from .distributed import batch_ranks, launched, prepare_once, process_group, rank_and_size, take_device
 from .features import feature_cache, weights_checksum
 from .files import read_json, write_json
+from .packed import Packed
 from .recipes import RECIPES, Parts, Recipe, clean, default_data, find_recipe
 from .stage1 import Stage1
 from .stage2 import Stage2, split_prefix
@@ -95,7 +96,7 @@ class Bridge:
         texts = []
         for chunk in features.split(batch_size):
             ids = prompt_ids.expand(len(chunk), -1).to(self.device)
-            with autocast(self.device):
+            with autocast(self.device), Packed():
                 written = stage2.generate(chunk.float().to(self.device), ids, torch.ones_like(ids, dtype=torch.bool),
                                           end=tokenizer.end, **{"beams": self.recipe.beams} | decoding)
             texts += [tokenizer.decode(row) for row in written]

@@ -16,14 +16,6 @@ from . import masks
 from .attention import KVCache
 
 
-@torch.no_grad()
-def by_columns(module: nn.Module) -> None:
-    """Lay frozen matrices out by columns instead of rows: a CPU multiplies few tokens at a time faster with them."""
-    for parameter in module.parameters():
-        if parameter.ndim == 2 and not parameter.requires_grad and parameter.device.type == "cpu":
-            parameter.data = parameter.data.t().contiguous().t()
-
-
 class DecoderOnly(nn.Module):
     """A model that reads with the layers that write: what is given is simply the beginning of the text."""
 

@@ -14,8 +14,8 @@ from course import STAMP, source_hash
 # lowest floor first: a file imports only from files before it
 FLOORS = ("files", "attention", "masks", "vit", "lm", "opt", "llama", "t5", "tokenizer", "generation", "qformer",
           "stage1", "stage2", "distributed", "names", "checkpoint", "pretrained", "export", "hub", "scenes", "workers",
-          "pictures", "transforms", "data", "features", "batches", "recompute", "train", "experts", "recipes", "budget",
-          "bridge", "blip2", "metrics", "viz", "lesson", "grounding", "evaluation", "__main__")
+          "pictures", "transforms", "data", "features", "batches", "recompute", "packed", "train", "experts", "recipes",
+          "budget", "bridge", "blip2", "metrics", "viz", "lesson", "grounding", "evaluation", "__main__")
 CORE = FLOORS[:FLOORS.index("stage2") + 1]
 CORE_LINES = 1000
 LETTERS = set("b h d e q t v s k c n p1 p2 gh gw".split())

@@ -14,6 +14,8 @@ from PIL import Image
 import readme
 from benchmarks import cache, generate, growth, memory, retrieve, stage1, stage2, table, timing
 from benchmarks.timing import OURS
+from minblip2.attention import attend
+from minblip2.packed import Packed
 from minblip2.qformer import QFormerConfig
 from minblip2.transforms import Transform
 from minblip2.vit import ViT, ViTConfig
@@ -32,7 +34,8 @@ def results(tmp_path, monkeypatch):
 
 def well_formed(case, sides):
     """Medians, ratios and rounds of each side, and finite numbers only."""
-    assert set(case["median"]) == {OURS, *sides} and set(case["ratio"]) == set(case["same"]) == set(sides)
+    assert set(case["median"]) == set(case["work"]) == {OURS, *sides}
+    assert set(case["ratio"]) == set(case["same"]) == set(sides)
     for each in (*case["median"].values(), *case["ratio"].values()):
         assert set(each) == {"wall", "cpu"} and all(math.isfinite(value) and value >= 0 for value in each.values())
     return json.loads(json.dumps(case))
@@ -138,8 +141,24 @@ def test_sides_take_turns_and_rounds_have_their_own_ratios():
     assert calls == [(name, turn) for turn in (1, 2, 3) for name in (OURS, "other")]
     assert {len(rounds) for each in seconds.values() for rounds in each.values()} == {3}
     rounds = {OURS: [1.0, 2.0, 4.0], "other": [2.0, 6.0, 4.0]}
-    case = timing.case({"wall": rounds, "cpu": rounds}, same={"other": {}})
+    case = timing.case({"wall": rounds, "cpu": rounds})
     assert case["ratio"]["other"] == {"wall": 2.0, "cpu": 2.0} and case["median"][OURS]["cpu"] == 2.0
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_arithmetic_is_counted_forwards_backwards_in_attention_and_in_packed_matrices(copied):
+    layer = torch.nn.Linear(5, 7).requires_grad_(not copied)
+    query, key = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 6, 8)
+
+    def linear(turn):
+        with Packed(), torch.set_grad_enabled(not copied):
+            out = layer(torch.ones(3, 5))
+        if not copied:
+            out.sum().backward()
+
+    counted = timing.work({"linear": linear, "attention": lambda turn: attend(query, key, key)})
+    assert counted["linear"] == 2 * 3 * 5 * 7 * (1 if copied else 2)
+    assert counted["attention"] == 2 * (2 * 2 * 3 * 4 * 6 * 8)
 
 
 def test_gradients_are_compared_by_name_and_on_their_own_scale():
@@ -187,14 +206,15 @@ def test_growth_fits_exponents(tmp_path):
 def test_results_of_several_calls_come_together_in_the_table(results):
     rounds = {clock: {OURS: [1.0, 2.0], "transformers": [3.0, 4.0]} for clock in timing.CLOCKS}
     agrees = {"transformers": {"loss": 1e-7, "gradient": 3e-6}}
-    timing.keep("stage1", {"base, batch 8": timing.case(rounds, same=agrees)})
-    timing.keep("stage1", {"base, batch 16": timing.case(rounds, same={"transformers": {"loss": 1e-7}})})
-    timing.keep("generate", {"greedy": timing.case(rounds, same={"transformers": {"ids": "identical"}})})
+    work = {OURS: 2000, "transformers": 2400}
+    timing.keep("stage1", {"base, batch 8": timing.case(rounds, same=agrees, work=work)})
+    timing.keep("stage1", {"base, batch 16": timing.case(rounds, same={"transformers": {"loss": 1e-7}}, work=work)})
+    timing.keep("generate", {"greedy": timing.case(rounds, same={"transformers": {"ids": "identical"}}, work=work)})
     timing.store("memory", {"stage 1": {"bytes": {OURS: 10**9, "transformers": 2 * 10**9},
                                         "share": {"transformers": 0.5}}}, timing.machine())
     made = table.text(table.loaded(results))
     lines = [" ".join(line.split()) for line in made.splitlines()]
-    assert "| stage-1 step: base, batch 8 (2) | transformers | 1.50 | 3.50 | 2.50 | 2.50 | 3e-6 |" in lines
+    assert "| stage-1 step: base, batch 8 (2) | transformers | 1.50 | 3.50 | 2.50 | 2.50 | 1.20 | 3e-6 |" in lines
     assert any("base, batch 16" in line and line.endswith("| 1e-7 |") for line in lines)
     assert any(line.endswith("| identical |") for line in lines)
     assert "| stage 1 | transformers | 1.00 | 2.00 | 0.50 |" in lines
