@@ -4,7 +4,7 @@ Each run changes one thing in the `base`, which is the scenes recipe with fewer 
 finished run. A run is one line of benchmarks/results/ablations.jsonl: what was changed, under which seed, how long it
 took, and what is measured on the validation split. Runs that are there are not run again, and one that was killed goes
 on where it stopped. The group `photographs` starts from the laptop recipe instead, with its real models, on pictures of
---data; it is run when named.
+--data; it is run when named, and its lines are in photographs.jsonl.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from minblip2.data import CocoCaptions
 from minblip2.evaluation import caption_scores, embed, evaluate_scenes
 from minblip2.files import read_json
 from minblip2.qformer import Block, QFormerConfig, QFormerOutput
-from minblip2.recipes import LAPTOP, SCENES, Parts, Recipe, build_scenes, clean
+from minblip2.recipes import LAPTOP, SCENES, Parts, Recipe, build_scenes, clean, shrink_and_perturb
 from minblip2.scenes import load_scenes
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 from minblip2.train import autocast
 
 RESULTS = Path(__file__).parent / "results" / "ablations.jsonl"
+OF_PHOTOGRAPHS = RESULTS.with_name("photographs.jsonl")
 STEPS = 600  # of each stage, unless a run says otherwise
 ON_PHOTOGRAPHS = (200, 32), (150, 16)  # steps and batch of each stage
 KEPT = re.compile(r"it[cm]_(i2t|t2i)_r1|stage\d_(things(_seen|_unseen)?|positions|background)|shuffled_things"
@@ -152,6 +153,8 @@ class Ablation(Recipe):
         if self.patches is not None:
             bridge = Patches(parts.qformer, size(bridge.query_branch()) if self.patches == "mlp" else 0)
         stage2 = Stage2(stage1.vision_norm, bridge, parts.lm, len(parts.lm_tokenizer))
+        if self.warm_start < 1:
+            shrink_and_perturb(stage2.qformer, self.warm_start, parts.qformer.init_std)
         if self.frozen:
             for part in (stage2.vision_norm, stage2.qformer):
                 part.requires_grad_(False)
@@ -177,9 +180,9 @@ def steps(first: float = 1.0, second: float = 1.0) -> Change:
                                 stage2=replace(base.stage2, steps=round(second * base.stage2.steps)))
 
 
-def having(first: float = 1.0, **changes) -> Change:
-    """Other settings of `Ablation`, and so many times the steps of stage 1."""
-    return lambda base: replace(steps(first)(base), **changes)
+def having(first: float = 1.0, second: float = 1.0, **changes) -> Change:
+    """Other settings of `Ablation`, and so many times the steps of each stage."""
+    return lambda base: replace(steps(first, second)(base), **changes)
 
 
 def sizes(**changes: int) -> Change:
@@ -212,6 +215,12 @@ GROUPS: dict[str, dict[str, Change]] = {
         "a short stage 2": steps(1, SHORT),
         "no stage 1, a short stage 2": steps(0, SHORT),
     },
+    "warm start": {
+        BASE: steps(),
+        "no stage 1, equal compute": steps(0, 1 + STAGE1_COST),
+        "a long stage 2": steps(1, 1 + STAGE1_COST),
+        "a long stage 2, half warm": having(1, 1 + STAGE1_COST, warm_start=0.5),
+    },
     "bridge": {
         BASE: steps(),
         "no stage 1": steps(0),
@@ -227,11 +236,7 @@ GROUPS: dict[str, dict[str, Change]] = {
     "negatives": {BASE: steps(), "random negatives": having(model=RandomNegatives)},
     "self-attention": {BASE: steps(), "separate self-attention": having(model=SeparateSelfAttention)},
     "rates": {BASE: steps(), "projection 10 times as fast": faster(10)},
-    "queries": {
-        **{f"{number} quer{'y' if number == 1 else 'ies'}": sizes(queries=number) for number in (1, 4, 8)},
-        BASE: steps(),  # 16
-        "32 queries": sizes(queries=32),
-    },
+    "queries": {BASE: steps(), "1 query": sizes(queries=1)},
 }
 ON_REAL_MODELS: dict[str, Change] = {
     PHOTOGRAPHS: steps(),
@@ -244,9 +249,9 @@ ON_REAL_MODELS: dict[str, Change] = {
 
 
 def base(number: int, experts_of: Path) -> Ablation:
-    """The scenes recipe with this many steps in each stage."""
+    """The scenes recipe with this many steps in each stage, the second of which starts as the paper's does."""
     recipe = Ablation(**vars(SCENES), experts_of=experts_of)
-    return replace(recipe, build=build, stage1=replace(recipe.stage1, steps=number),
+    return replace(recipe, build=build, warm_start=1.0, stage1=replace(recipe.stage1, steps=number),
                    stage2=replace(recipe.stage2, steps=number))
 
 
@@ -343,7 +348,7 @@ def main() -> None:
                         f"for {PHOTOGRAPHS} one of the laptop recipe, or where to keep its features")
     parser.add_argument("--data", type=Path, help=f"for {PHOTOGRAPHS}: a folder in COCO layout")
     parser.add_argument("--parts", type=Path, help=f"for {PHOTOGRAPHS}: the folder of the recipe's models")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
+    parser.add_argument("--results", type=Path, help="the lines (default: those of the repository)")
     options = parser.parse_args()
     on_photographs = options.groups == [PHOTOGRAPHS]
     if not on_photographs and (strange := [group for group in options.groups if group not in GROUPS]):
@@ -353,7 +358,8 @@ def main() -> None:
     else:
         start = base(STEPS, options.experts_of)
         data = Path(read_json(options.experts_of / "run.json")["data"])
-    done = {(line["name"], line["seed"]) for line in known(options.results)}
+    results = options.results or (OF_PHOTOGRAPHS if on_photographs else RESULTS)
+    done = {(line["name"], line["seed"]) for line in known(results)}
     runs = list(wanted(options.groups or list(GROUPS), options.seeds))
     with tqdm(runs, desc="ablations", unit="run") as bar:
         for name, change, seed in bar:
@@ -363,7 +369,7 @@ def main() -> None:
             recipe = change(start).with_seed(seed)
             folder = f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}"
             line = run(recipe, name, data, options.parts, options.experts_of.parent / "ablations" / folder)
-            with open(options.results, "a", encoding="utf-8") as file:
+            with open(results, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
 

@@ -21,6 +21,9 @@ from minblip2.packed import Packed
 def ways(models: Pair, image: Tensor, beams: int, tokens: int) -> dict[str, Callable[[int], Tensor]]:
     """What is timed: from image features (b v e) to ids (b t), each side its own way."""
     start = torch.full((len(image), 1), END)
+    for model in (models.ours, models.theirs):
+        if model is not None:  # `memory` builds one side alone
+            model.requires_grad_(False)  # who writes does not train
 
     def ours(turn: int) -> Tensor:
         with Packed():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,21 +12,31 @@ import torch
 
 from . import UserError, __version__
 from .blip2 import Blip2
-from .bridge import load_bridge, train_bridge
+from .bridge import Bridge, load_bridge, train_bridge
 from .budget import dry_run
 from .data import CocoCaptions
 from .distributed import first_to_speak, launched
-from .evaluation import evaluate_run
+from .evaluation import LABELS, evaluate_run
 from .files import read_json, write_beside
 from .pictures import load_image
 from .recipes import RECIPES, find_recipe
 
 
 def print_table(results: dict[str, float]) -> None:
-    """One line for each figure."""
-    width = max(len(name) for name in results)
-    for name, value in results.items():
-        print(f"{name:{width}}  {value:.1f}" if isinstance(value, float) else f"{name:{width}}  {value}")
+    """One line for each figure that has a label."""
+    told = {label: results[name] for name, label in LABELS.items() if name in results}
+    width = max(map(len, told))
+    for label, value in told.items():
+        print(f"{label:{width}}  " + (f"{value:8.1f}" if isinstance(value, float) else f"{value:6}"))
+
+
+def note_unknown(bridge: Bridge, texts: Sequence[str]) -> None:
+    """Say which words of the texts the bridge has never read: to it, all of them are one and the same."""
+    read = bridge.parts.tokenizer.backend
+    unknown = sorted({text[slice(*place)] for text in texts for found in [read.encode(text, add_special_tokens=False)]
+                      for token, place in zip(found.tokens, found.offsets, strict=True) if token == "[UNK]"})
+    if unknown:
+        print(f"minblip2: unknown words, read as one and the same: {', '.join(unknown)}", file=sys.stderr)
 
 
 def train_command(args: argparse.Namespace) -> None:
@@ -72,6 +83,7 @@ def retrieve_command(args: argparse.Namespace) -> None:
     from . import evaluation
 
     bridge = load_bridge(args.run)
+    note_unknown(bridge, [args.text])
     data = CocoCaptions(args.data or read_json(args.run / "run.json")["data"], args.split)
     features = torch.from_numpy(bridge.features(data, args.run / "cache").copy())
     images, texts = evaluation.embed(bridge, features, [args.text])
@@ -86,6 +98,7 @@ def retrieve_command(args: argparse.Namespace) -> None:
 def evaluate_command(args: argparse.Namespace) -> None:
     """Measure a finished run on a split."""
     print_table(evaluate_run(args.run, load_bridge(args.run), args.split, args.top))
+    print(f"these and more in {args.run / f'results-{args.split}.json'}")
 
 
 def attend_command(args: argparse.Namespace) -> None:
@@ -94,6 +107,7 @@ def attend_command(args: argparse.Namespace) -> None:
 
     picture = load_image(args.picture)
     bridge = load_bridge(args.run)
+    note_unknown(bridge, args.texts)
     ids, mask = bridge.text_ids(args.texts)
     image = bridge.look([picture]).expand(len(args.texts), -1, -1)
     maps = grounding.to_grid(grounding.text_map(bridge.stage1, image, ids, mask), bridge.parts.class_token)
@@ -101,7 +115,7 @@ def attend_command(args: argparse.Namespace) -> None:
     figure = viz.attention_maps(shown, dict(zip(args.texts, maps.cpu(), strict=True)))
     args.to.parent.mkdir(parents=True, exist_ok=True)
     write_beside(args.to, lambda path: path.write_bytes(viz.png(figure)))
-    print(f"wrote {args.to}")
+    print(f"wrote {args.to}; each map is coloured up to its own maximum, which stands above it")
 
 
 def positive(text: str) -> int:

@@ -161,7 +161,8 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
         words = divide(batch, parts.lm_tokenizer, recipe.prompt)
         return {"loss": model(batch.image, *words, ranks=batch_ranks(batch.image)).loss}
 
-    settings |= dict(stage1=weights_checksum(bridge.stage1), lm=weights_checksum(parts.lm), prompt=recipe.prompt)
+    settings |= dict(stage1=weights_checksum(bridge.stage1), lm=weights_checksum(parts.lm), prompt=recipe.prompt,
+                     warm_start=recipe.warm_start)
     with process_group():
         train(bridge.stage2, stage2_losses, bridge.pairs(split, views, for_lm=True), recipe.stage2, out / "stage2",
               settings, name="stage 2", resume=resume, device=bridge.device)

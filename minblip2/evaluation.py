@@ -19,6 +19,44 @@ from .grounding import text_map, to_grid
 from .stage1 import Stage1
 from .train import autocast
 
+LABELS = {  # what is told of a run, in this order -> what it is called
+    "images": "pictures",
+    "candidates": "captions to choose from",
+    "itc_i2t_r1": "image → text R@1, ITC (%)",
+    "itc_i2t_r10": "image → text R@10, ITC (%)",
+    "itc_t2i_r1": "text → image R@1, ITC (%)",
+    "itc_t2i_r10": "text → image R@10, ITC (%)",
+    "itm_i2t_r1": "image → text R@1, re-ranked by ITM (%)",
+    "itm_i2t_r10": "image → text R@10, re-ranked by ITM (%)",
+    "itm_t2i_r1": "text → image R@1, re-ranked by ITM (%)",
+    "itm_t2i_r10": "text → image R@10, re-ranked by ITM (%)",
+    "chance_r1": "R@1 by chance (%)",
+    "stage2_things_seen": "captions with every colour and shape right, seen pairs (%)",
+    "stage2_things_unseen": "captions with every colour and shape right, unseen pairs (%)",
+    "stage2_things": "captions with every colour and shape right, all (%)",
+    "stage1_things": "— by the Q-Former alone, without a language model (%)",
+    "shuffled_things": "— of another picture, the control (%)",
+    "stage2_positions": "stated absolute positions right (%)",
+    "shuffled_positions": "— of another picture, the control (%)",
+    "stage2_relations": "stated relations right (%)",
+    "shuffled_relations": "— of another picture, the control (%)",
+    "binding": "caption preferred to itself with colours swapped (%, chance 50)",
+    "relation_choice": "caption preferred to itself with the relation flipped (%, chance 50)",
+    "pointing": "pointing game, gradient-weighted maps (%)",
+    "pointing_chance": "— by chance (%)",
+    "stage2_cider": "CIDEr-D ×100",
+    "stage1_cider": "— by the Q-Former alone, without a language model",
+    "nearest_cider": "— of the nearest training picture's caption",
+    "shuffled_cider": "— of another picture, the control",
+    "stage2_bleu4": "BLEU-4 ×100",
+    "stage1_bleu4": "— by the Q-Former alone, without a language model",
+    "nearest_bleu4": "— of the nearest training picture's caption",
+    "shuffled_bleu4": "— of another picture, the control",
+    "seconds_vit": "seconds to train the vision transformer",
+    "seconds_lm": "seconds to train the language model",
+    "seconds_stage1": "seconds to train stage 1",
+    "seconds_stage2": "seconds to train stage 2",
+}
 
 @torch.no_grad()
 def embed(bridge: Bridge, features: Tensor, captions: Sequence[str], batch_size: int = 100) -> tuple[Tensor, Tensor]:

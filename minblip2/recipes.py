@@ -48,7 +48,8 @@ class Recipe:
     `flips` also trains on mirrored images, `crops` on so many random crops of each, `keep` is how many visual tokens of
     an image training sees at a time, `max_length` counts the ids of a text. `qformer` holds what differs from the sizes
     that the parts dictate. `models` names the hub models it builds on, `pictures` is how many it is meant for.
-    `weights` are those of ITC, ITM and ITG in stage 1; the paper's are equal.
+    `weights` are those of ITC, ITM and ITG in stage 1; the paper's are equal. Stage 2 starts from stage 1's matrices
+    times `warm_start`, the rest of them is a fresh start's; the paper's starts from all of them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Recipe:
     stage2: TrainConfig
     qformer: dict[str, Any]
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    warm_start: float = 1.0
     shared_width: int = 256
     prompt: str = ""
     max_length: int = 32
@@ -88,9 +90,20 @@ class Recipe:
         return stage1
 
     def new_stage2(self, parts: Parts, stage1: Stage1) -> Stage2:
-        """A fresh stage 2 that starts from what stage 1 has learned."""
+        """A fresh stage 2 that starts from what stage 1 has learned, or from part of it (arXiv 1910.08475)."""
         torch.manual_seed(self.stage2.seed)
-        return Stage2.from_stage1(stage1, parts.lm, len(parts.lm_tokenizer))
+        stage2 = Stage2.from_stage1(stage1, parts.lm, len(parts.lm_tokenizer))
+        if self.warm_start < 1:
+            shrink_and_perturb(stage2.qformer, self.warm_start, parts.qformer.init_std)
+        return stage2
+
+
+@torch.no_grad()
+def shrink_and_perturb(model: nn.Module, share: float, init_std: float) -> None:
+    """Let each matrix keep this share of its values, and add what is missing of a fresh one's (arXiv 1910.08475)."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(share).add_((1 - share) * init_std * torch.randn_like(parameter))
 
 
 def clean(caption: str) -> str:
@@ -134,6 +147,7 @@ SCENES = Recipe(
     weights=(0.3, 0.3, 1.0),  # contrast is easy here, and what it does not need it unlearns
     stage1=TrainConfig(steps=1500, learning_rate=2e-3, warmup=60),
     stage2=TrainConfig(steps=3000, learning_rate=1e-3, warmup=40),
+    warm_start=0.5,  # what has been trained long learns less of what comes next: lesson 14, section 2
     shared_width=64, max_length=32, beams=1,
 )
 

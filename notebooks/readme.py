@@ -15,50 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minblip2.evaluation import LABELS
 from minblip2.files import read_json, write_beside
 from minblip2.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 UNDER_PICTURE = "<!-- picture -->", "<!-- /picture -->"
-ROWS = {  # what is measured -> what it is called; a row that no run measured is left out
-    "images": "pictures",
-    "candidates": "captions to choose from",
-    "itc_i2t_r1": "image → text R@1, ITC (%)",
-    "itc_i2t_r10": "image → text R@10, ITC (%)",
-    "itc_t2i_r1": "text → image R@1, ITC (%)",
-    "itc_t2i_r10": "text → image R@10, ITC (%)",
-    "itm_i2t_r1": "image → text R@1, re-ranked by ITM (%)",
-    "itm_i2t_r10": "image → text R@10, re-ranked by ITM (%)",
-    "itm_t2i_r1": "text → image R@1, re-ranked by ITM (%)",
-    "itm_t2i_r10": "text → image R@10, re-ranked by ITM (%)",
-    "chance_r1": "R@1 by chance (%)",
-    "stage2_things_seen": "captions with every colour and shape right, seen pairs (%)",
-    "stage2_things_unseen": "captions with every colour and shape right, unseen pairs (%)",
-    "stage2_things": "captions with every colour and shape right, all (%)",
-    "stage1_things": "— by the Q-Former alone, without a language model (%)",
-    "shuffled_things": "— of another picture, the control (%)",
-    "stage2_positions": "stated absolute positions right (%)",
-    "shuffled_positions": "— of another picture, the control (%)",
-    "stage2_relations": "stated relations right (%)",
-    "shuffled_relations": "— of another picture, the control (%)",
-    "binding": "caption preferred to itself with colours swapped (%, chance 50)",
-    "relation_choice": "caption preferred to itself with the relation flipped (%, chance 50)",
-    "pointing": "pointing game, gradient-weighted maps (%)",
-    "pointing_chance": "— by chance (%)",
-    "stage2_cider": "CIDEr-D ×100",
-    "stage1_cider": "— by the Q-Former alone, without a language model",
-    "nearest_cider": "— of the nearest training picture's caption",
-    "shuffled_cider": "— of another picture, the control",
-    "stage2_bleu4": "BLEU-4 ×100",
-    "stage1_bleu4": "— by the Q-Former alone, without a language model",
-    "nearest_bleu4": "— of the nearest training picture's caption",
-    "shuffled_bleu4": "— of another picture, the control",
-    "seconds_vit": "seconds to train the vision transformer",
-    "seconds_lm": "seconds to train the language model",
-    "seconds_stage1": "seconds to train stage 1",
-    "seconds_stage2": "seconds to train stage 2",
-}
 
 
 def columns(runs: Path, names: str = r".*") -> dict[str, list[dict[str, float]]]:
@@ -96,7 +59,7 @@ def cell(values: list[float]) -> str:
 def table(found: dict[str, list[dict[str, float]]]) -> str:
     """The columns side by side, in Markdown, padded so that it can be read as it is."""
     lines = [["", *found]]
-    for key, label in ROWS.items():
+    for key, label in LABELS.items():
         cells = [cell([seed[key] for seed in seeds if key in seed]) for seeds in found.values()]
         if any(cells):
             lines.append([label, *cells])

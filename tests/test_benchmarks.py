@@ -91,6 +91,7 @@ def test_both_write_the_same_ids(lm, beams):
     image, *_ = stage1.example(TINY, VISUAL, 3)
     sides = generate.ways(models, image, beams, tokens=9)
     assert generate.agreement(sides) == "identical"
+    assert all(count > 0 for count in timing.work(sides).values())
     assert sides[OURS](0).shape == (3, 9) and len(sides[OURS](0).unique()) > 1
 
 

@@ -1,6 +1,7 @@
 """The whole road on a handful of scenes, the command line, and what it says to input that cannot be used."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from minblip2.batches import Batch
 from minblip2.bridge import divide, load_bridge, train_bridge
 from minblip2.data import CocoCaptions
 from minblip2.features import weights_checksum
-from minblip2.recipes import RECIPES, SCENES, clean, find_recipe
+from minblip2.recipes import RECIPES, SCENES, clean, find_recipe, shrink_and_perturb
 from minblip2.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -111,12 +112,21 @@ def test_captions_and_maps_of_a_picture_of_any_size(run, tmp_path, cli):
     for extra in ([], ["--stage1"], ["--top-p", "0.9"], ["--prompt", "a picture of"]):
         code, out, _ = cli("caption", "--run", folder, *extra, picture)
         assert code == 0 and out.startswith(f"{picture}: ")
-    code, _, _ = cli("attend", "--run", folder, "--to", tmp_path / "map.png", picture, "a red circle", "a blue star")
-    assert code == 0 and Image.open(tmp_path / "map.png").width > 300
+    code, _, err = cli("attend", "--run", folder, "--to", tmp_path / "map.png", picture, "a red circle", "a blue star")
+    assert code == 0 and "unknown" not in err and Image.open(tmp_path / "map.png").width > 300
     code, out, _ = cli("retrieve", "--run", folder, "--show", 3, "a red circle")
     assert code == 0 and out.count("images") == 3 and out.startswith("  match  cosine")
     code, out, _ = cli("retrieve", "--run", folder, "--show", 3, "--top", 2, "a red circle")
     assert code == 0 and out.count("images") == 2, "only what matching has ranked has a match"
+
+
+@pytest.mark.parametrize("words", [("retrieve", "a red dog on a blue Car"),
+                                   ("attend", "--to", "{to}", "{to}", "a red dog", "a blue Car")])
+def test_words_that_nothing_is_known_of_are_told(run, tmp_path, cli, words):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    command, *rest = (word.format(to=tmp_path / "red.png") for word in words)
+    code, _, err = cli(command, "--run", run[0], *rest)
+    assert code == 0 and err.strip().endswith("unknown words, read as one and the same: Car, dog")
 
 
 def test_a_draw_follows_its_seed(run, tmp_path, cli):
@@ -126,11 +136,35 @@ def test_a_draw_follows_its_seed(run, tmp_path, cli):
     assert said[0] == said[3] and len(set(said)) == 3
 
 
+def test_a_warm_start_keeps_a_share_and_fills_up_with_fresh_values():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(400, 300)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    shrink_and_perturb(model, 0.75, init_std=0.4)
+    added = model.weight.detach() - 0.75 * before["weight"]
+    assert torch.equal(model.bias, before["bias"]), "no matrix"
+    assert abs(added.mean()) < 0.001 and abs(added.std() - 0.25 * 0.4) < 0.001
+    assert abs(torch.corrcoef(torch.stack([added.flatten(), before["weight"].flatten()]))[0, 1]) < 0.02
+
+
+def test_stage_2_starts_as_warm_as_the_recipe_says(run):
+    _, bridge = run
+    for share, same in ((1.0, True), (0.5, False)):
+        recipe = replace(bridge.recipe, warm_start=share)
+        begun = recipe.new_stage2(bridge.parts, bridge.stage1).qformer.blocks[0].self_attention
+        trained = bridge.stage1.qformer.blocks[0].self_attention
+        assert torch.equal(begun.query.weight, trained.query.weight) == same
+        assert torch.equal(begun.query.bias, trained.query.bias)
+
+
 def test_evaluate_keeps_what_it_prints(run, cli):
     folder, _ = run
     code, out, _ = cli("evaluate", "--run", folder, "--split", "test")
     results = json.loads((folder / "results-test.json").read_text())
-    assert code == 0 and "pointing_chance" in out and results["images"] == 24
+    assert code == 0 and results["images"] == 24 and f"{folder / 'results-test.json'}" in out
+    for key in ("images", "pointing_chance", "stage2_things_unseen"):
+        value = results[key] if isinstance(results[key], int) else f"{results[key]:.1f}"
+        assert re.search(rf"^{re.escape(evaluation.LABELS[key])} +{value}$", out, re.MULTILINE), key
     assert 0 < results["pointing_chance"] < 50 and results["seconds_stage1"] > 0
     assert {"itc_t2i_r1", "itm_i2t_r1", "stage2_things_seen", "shuffled_things", "binding"} <= set(results)
 
