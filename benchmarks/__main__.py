@@ -20,7 +20,8 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     pictures = ["cache", "--data", sys.argv[1]]
-    caches = [*pictures, "--parts", sys.argv[2]], [*pictures, "--sizes", "gpu", "--batch", "8"]
+    caches = ([*pictures, "--parts", sys.argv[2]], [*pictures, "--sizes", "gpu", "--batch", "8"],
+              [*pictures, "--sizes", "paper", "--batch", "2"])
     for command in (*caches, *COMMANDS, ["table", "--write"]):
         print(f"== {' '.join(command)}", flush=True)
         if code := subprocess.run([sys.executable, "-m", f"benchmarks.{command[0]}", *command[1:]]).returncode:

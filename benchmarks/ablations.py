@@ -33,7 +33,7 @@ from minblip2.data import CocoCaptions
 from minblip2.evaluation import caption_scores, embed, evaluate_scenes
 from minblip2.files import read_json
 from minblip2.qformer import Block, QFormerConfig, QFormerOutput
-from minblip2.recipes import LAPTOP, SCENES, Parts, Recipe, build_scenes, clean, shrink_and_perturb
+from minblip2.recipes import LAPTOP, SCENES, Parts, Recipe, build_scenes, clean
 from minblip2.scenes import load_scenes
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
@@ -153,8 +153,6 @@ class Ablation(Recipe):
         if self.patches is not None:
             bridge = Patches(parts.qformer, size(bridge.query_branch()) if self.patches == "mlp" else 0)
         stage2 = Stage2(stage1.vision_norm, bridge, parts.lm, len(parts.lm_tokenizer))
-        if self.warm_start < 1:
-            shrink_and_perturb(stage2.qformer, self.warm_start, parts.qformer.init_std)
         if self.frozen:
             for part in (stage2.vision_norm, stage2.qformer):
                 part.requires_grad_(False)
@@ -180,9 +178,9 @@ def steps(first: float = 1.0, second: float = 1.0) -> Change:
                                 stage2=replace(base.stage2, steps=round(second * base.stage2.steps)))
 
 
-def having(first: float = 1.0, second: float = 1.0, **changes) -> Change:
-    """Other settings of `Ablation`, and so many times the steps of each stage."""
-    return lambda base: replace(steps(first, second)(base), **changes)
+def having(first: float = 1.0, **changes) -> Change:
+    """Other settings of `Ablation`, and so many times the steps of stage 1."""
+    return lambda base: replace(steps(first)(base), **changes)
 
 
 def sizes(**changes: int) -> Change:
@@ -214,12 +212,6 @@ GROUPS: dict[str, dict[str, Change]] = {
         "no stage 1, Q-Former frozen": having(0, frozen=True),
         "a short stage 2": steps(1, SHORT),
         "no stage 1, a short stage 2": steps(0, SHORT),
-    },
-    "warm start": {
-        BASE: steps(),
-        "no stage 1, equal compute": steps(0, 1 + STAGE1_COST),
-        "a long stage 2": steps(1, 1 + STAGE1_COST),
-        "a long stage 2, half warm": having(1, 1 + STAGE1_COST, warm_start=0.5),
     },
     "bridge": {
         BASE: steps(),

@@ -3,7 +3,7 @@
 A step of stage 1 on features from the cache against one that decodes the pictures and runs the encoder again, as one
 without a cache does for every pair of every epoch. Each round is one batch, the same for both; an epoch is as many
 times that as it has batches, and is given beside it. With `--sizes gpu` the models have the sizes of the recipe `gpu`
-(CLIP ViT-L/14, BERT-base) and random weights, which take as long.
+(CLIP ViT-L/14, BERT-base), with `--sizes paper` those of the paper (ViT-g/14), and random weights, which take as long.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from minblip2.qformer import QFormerConfig
 from minblip2.recipes import find_recipe
 from minblip2.stage1 import Stage1
 from minblip2.transforms import Transform
-from minblip2.vit import CLIP_L, ViT
+from minblip2.vit import CLIP_L, EVA_G, ViT
 
 LOOP = "encoder in the loop"
 FLOAT16 = 1e-2  # how far losses may differ because the cache keeps features in float16
@@ -66,11 +66,15 @@ def measure(encoder: nn.Module, transform: Transform, paths: Sequence[Path], con
         return case(interleave(sides, repeats), same=agrees, work=work(sides))
 
 
-def of_recipe(name: str, data: str, parts: str) -> tuple[nn.Module, Transform, QFormerConfig, int]:
-    """Encoder, transform and Q-Former of a recipe, and how many visual tokens a step sees."""
+LARGE = {"gpu": CLIP_L, "paper": EVA_G}
+
+
+def of_sizes(name: str, data: str, parts: str) -> tuple[nn.Module, Transform, QFormerConfig, int]:
+    """Encoder, transform and Q-Former of these sizes, and how many visual tokens a step sees."""
+    if name in LARGE:
+        vit = LARGE[name]
+        return ViT(vit).eval(), Transform(), QFormerConfig(image_width=vit.width, dropout=0.0), vit.grid**2 + 1
     recipe = find_recipe(name)
-    if name == "gpu":
-        return ViT(CLIP_L).eval(), Transform(), QFormerConfig(image_width=CLIP_L.width, dropout=0.0), CLIP_L.grid**2 + 1
     made = recipe.build(recipe, Path(data), Path(parts), Path("runs") / name)
     tokens = (made.transform.size // made.encoder.config.patch_size) ** 2 + 1
     return made.encoder.float(), made.transform, made.qformer, recipe.keep or tokens
@@ -79,13 +83,14 @@ def of_recipe(name: str, data: str, parts: str) -> tuple[nn.Module, Transform, Q
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/cache.json."""
     told = options(__doc__, sizes="laptop", data="data/coco", parts="data/parts", batch=32)
-    encoder, transform, config, visual = of_recipe(told.sizes, told.data, told.parts)
-    paths = [record.path for record in CocoCaptions(told.data, "train").images[:(told.repeats + 1) * told.batch]]
+    encoder, transform, config, visual = of_sizes(told.sizes, told.data, told.parts)
+    data = CocoCaptions(told.data, "train")
+    paths = [record.path for record in data.images[:(told.repeats + 1) * told.batch]]
     found = measure(encoder, transform, paths, config, told.batch, visual, told.repeats)
-    batches = 5 * find_recipe(told.sizes).pictures / told.batch  # captions of each picture
+    batches = len(data.pairs) / told.batch
     found["epoch"] = {name: {clock: seconds * batches for clock, seconds in each.items()}
                       for name, each in found["median"].items()}
-    keep("cache", {f"{told.sizes} recipe, batch {told.batch}, frozen features cached": found})
+    keep("cache", {f"sizes of {told.sizes}, batch {told.batch}, frozen features cached": found})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ablations
+from benchmarks import ablations, warm_start
 from minblip2.attention import MultiHeadAttention
 from minblip2.bridge import Bridge, train_bridge
 from minblip2.qformer import QFormerConfig
@@ -122,3 +122,22 @@ def test_each_change_changes_one_thing():
             changed = {key for key, value in vars(change(base)).items() if value != vars(base)[key]}
             assert (changed == set()) == (name == ablations.BASE), name
             assert len(changed - {"stage1", "stage2"}) <= 1, name
+
+
+def test_a_warm_start_is_compared_with_the_whole_one_on_the_same_stage_1(tmp_path, monkeypatch):
+    run, trained = tmp_path / "scenes", []
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"recipe": "scenes", "seed": 3, "data": "D", "parts": None}))
+    for part in ("vit", "lm", "stage1", "cache"):
+        (run / part).mkdir()
+    monkeypatch.setattr(warm_start, "train_bridge", lambda recipe, data, parts, out: trained.append(
+        (recipe.warm_start, recipe.stage2.seed, out.name, (out / "stage1").resolve(), (out / "stage2").exists())))
+    monkeypatch.setattr(warm_start, "evaluate_run", lambda out, bridge, split: {"stage2_things": 1.234, "images": 5})
+    monkeypatch.setattr("sys.argv", ["warm_start", str(run), "--results", str(tmp_path / "lines.jsonl")])
+    for _ in range(2):  # the second time nothing is missing
+        warm_start.main()
+    stage1 = (run / "stage1").resolve()
+    assert trained == [(0.5, 3, "scenes", stage1, False), (1.0, 3, "scenes-1.0", stage1, False)]
+    lines = ablations.known(tmp_path / "lines.jsonl")
+    assert [(line["warm_start"], line["seed"], line["results"]) for line in lines] == [
+        (0.5, 3, {"stage2_things": 1.23}), (1.0, 3, {"stage2_things": 1.23})]

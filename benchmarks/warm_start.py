@@ -1,0 +1,56 @@
+"""How much of stage 1 stage 2 should start with: python -m benchmarks.warm_start RUN [RUN ...]
+
+Each RUN is a finished run of the scenes recipe. Its stage 2 is trained once more from all of stage 1's matrices, as the
+paper's, on the same experts and the same stage 1, and both are measured on the validation split: two lines of
+benchmarks/results/warm_start.jsonl. Runs that have their lines are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.ablations import KEPT, known
+from minblip2.bridge import train_bridge
+from minblip2.evaluation import evaluate_run
+from minblip2.files import read_json
+from minblip2.recipes import find_recipe
+
+RESULTS = Path(__file__).parent / "results" / "warm_start.jsonl"
+
+
+def line(run: Path, share: float) -> dict:
+    """Train stage 2 of a run from this share of its stage 1, or load it, and measure it."""
+    told = read_json(run / "run.json")
+    recipe = replace(find_recipe(told["recipe"]), warm_start=share).with_seed(told["seed"])
+    out = run
+    if share != find_recipe(told["recipe"]).warm_start:
+        out = run.parent / "warm-start" / f"{run.name}-{share}"
+        out.mkdir(parents=True, exist_ok=True)
+        for part in ("vit", "lm", "stage1", "cache"):
+            if not (out / part).exists():
+                (out / part).symlink_to((run / part).resolve(), target_is_directory=True)
+    bridge = train_bridge(recipe, Path(told["data"]), None, out)
+    found = evaluate_run(out, bridge, "val")
+    return {"warm_start": share, "seed": told["seed"], "steps": [recipe.stage1.steps, recipe.stage2.steps],
+            "results": {key: round(value, 2) for key, value in found.items() if KEPT.fullmatch(key)}}
+
+
+def main() -> None:
+    """Write the lines that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
+    options = parser.parse_args()
+    for run in options.runs:
+        told = read_json(run / "run.json")
+        for share in (find_recipe(told["recipe"]).warm_start, 1.0):
+            if (share, told["seed"]) not in {(one["warm_start"], one["seed"]) for one in known(options.results)}:
+                with open(options.results, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(line(run, share)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
