@@ -15,7 +15,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,10 +30,10 @@ from minblip2.attention import FeedForward, MultiHeadAttention, attend
 from minblip2.batches import Batch
 from minblip2.bridge import Bridge, divide, train_bridge
 from minblip2.data import CocoCaptions
-from minblip2.evaluation import caption_scores, embed, evaluate_scenes
+from minblip2.evaluation import caption_scores, evaluate_scenes, itc_scores
 from minblip2.files import read_json
 from minblip2.qformer import Block, QFormerConfig, QFormerOutput
-from minblip2.recipes import LAPTOP, SCENES, Parts, Recipe, build_scenes, clean
+from minblip2.recipes import LAPTOP, SCENES, Parts, Recipe, build_scenes, clean, default_data
 from minblip2.scenes import load_scenes
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
@@ -295,9 +295,8 @@ def measure_photographs(bridge: Bridge, data: CocoCaptions, features: np.memmap)
     """Recall by ITC in percent, CIDEr-D x100 of greedy captions, and the loss of a caption beside its own picture and
     beside another one."""
     image = torch.from_numpy(np.array(features))
-    images, texts = embed(bridge, image, [caption for _, caption in data.pairs])
-    cosine = torch.cat([bridge.stage1.similarity(chunk, texts) for chunk in images.split(50)]).cpu()
-    recall = metrics.retrieval(cosine, torch.tensor([row for row, _ in data.pairs]))
+    rows, captions = zip(*data.pairs, strict=True)
+    recall = metrics.retrieval(itc_scores(bridge, image, captions), torch.tensor(rows))
     references, first = [record.captions for record in data.images], [record.captions[0] for record in data.images]
     written = {"stage1": bridge.caption_stage1(image, beams=1), "stage2": bridge.caption(image, beams=1)}
     return {f"itc_{key}": value for key, value in recall.items()} | {
@@ -305,16 +304,21 @@ def measure_photographs(bridge: Bridge, data: CocoCaptions, features: np.memmap)
         "stage2_loss": word_loss(bridge, image, first), "shuffled_loss": word_loss(bridge, image.roll(1, 0), first)}
 
 
+def borrow(out: Path, folders: Mapping[str, Path]) -> None:
+    """Let a run use folders of others as its own, under these names; those that are not there yet are made."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, folder in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (out / name).exists():
+            (out / name).symlink_to(folder.resolve(), target_is_directory=True)
+
+
 def run(recipe: Ablation, name: str, data: Path, parts: Path | None, out: Path) -> dict:
     """Train and measure one: the line to keep. Runs that differ in stage 2 only share their stage 1."""
     alike = repr((recipe.name, recipe.model.__name__, recipe.from_bert, recipe.stage1, sorted(recipe.qformer.items()),
                   recipe.weights))
     stage1 = out.parent / f"stage1-{hashlib.sha256(alike.encode()).hexdigest()[:12]}"
-    out.mkdir(parents=True, exist_ok=True)
-    for link, folder in (out / "cache", recipe.experts_of / "cache"), (out / "stage1", stage1):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.symlink_to(folder.resolve(), target_is_directory=True)
+    borrow(out, {"cache": recipe.experts_of / "cache", "stage1": stage1})
     bridge = train_bridge(recipe, data, parts, out)
     val = CocoCaptions(data, "val")
     features, stage2 = bridge.features(val, out / "cache"), bridge.stage2
@@ -346,7 +350,7 @@ def main() -> None:
     if not on_photographs and (strange := [group for group in options.groups if group not in GROUPS]):
         raise UserError(f"there is no group {strange[0]!r}: choose among {', '.join(GROUPS)}, or {PHOTOGRAPHS} alone")
     if on_photographs:
-        start, data = base_on_photographs(options.experts_of), options.data
+        start, data = base_on_photographs(options.experts_of), default_data(LAPTOP, options.experts_of, options.data)
     else:
         start = base(STEPS, options.experts_of)
         data = Path(read_json(options.experts_of / "run.json")["data"])

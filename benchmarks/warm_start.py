@@ -12,29 +12,24 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.ablations import KEPT, known
+from benchmarks.ablations import KEPT, borrow, known
 from minblip2.bridge import train_bridge
 from minblip2.evaluation import evaluate_run
 from minblip2.files import read_json
-from minblip2.recipes import find_recipe
+from minblip2.recipes import Recipe, find_recipe
 
 RESULTS = Path(__file__).parent / "results" / "warm_start.jsonl"
 
 
-def line(run: Path, share: float) -> dict:
-    """Train stage 2 of a run from this share of its stage 1, or load it, and measure it."""
-    told = read_json(run / "run.json")
-    recipe = replace(find_recipe(told["recipe"]), warm_start=share).with_seed(told["seed"])
+def line(run: Path, recipe: Recipe, data: Path, share: float) -> dict:
+    """Train stage 2 of a recipe's run from this share of its stage 1, or load it, and measure it."""
     out = run
-    if share != find_recipe(told["recipe"]).warm_start:
+    if share != recipe.warm_start:
         out = run.parent / "warm-start" / f"{run.name}-{share}"
-        out.mkdir(parents=True, exist_ok=True)
-        for part in ("vit", "lm", "stage1", "cache"):
-            if not (out / part).exists():
-                (out / part).symlink_to((run / part).resolve(), target_is_directory=True)
-    bridge = train_bridge(recipe, Path(told["data"]), None, out)
-    found = evaluate_run(out, bridge, "val")
-    return {"warm_start": share, "seed": told["seed"], "steps": [recipe.stage1.steps, recipe.stage2.steps],
+        borrow(out, {part: run / part for part in ("vit", "lm", "stage1", "cache")})
+    recipe = replace(recipe, warm_start=share)
+    found = evaluate_run(out, train_bridge(recipe, data, None, out), "val")
+    return {"warm_start": share, "seed": recipe.stage2.seed, "steps": [recipe.stage1.steps, recipe.stage2.steps],
             "results": {key: round(value, 2) for key, value in found.items() if KEPT.fullmatch(key)}}
 
 
@@ -46,10 +41,12 @@ def main() -> None:
     options = parser.parse_args()
     for run in options.runs:
         told = read_json(run / "run.json")
-        for share in (find_recipe(told["recipe"]).warm_start, 1.0):
-            if (share, told["seed"]) not in {(one["warm_start"], one["seed"]) for one in known(options.results)}:
+        recipe, done = find_recipe(told["recipe"]).with_seed(told["seed"]), known(options.results)
+        for share in (recipe.warm_start, 1.0):
+            if not any((one["warm_start"], one["seed"]) == (share, told["seed"]) for one in done):
+                made = line(run, recipe, Path(told["data"]), share)
                 with open(options.results, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(line(run, share)) + "\n")
+                    file.write(json.dumps(made) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,11 +32,13 @@ def print_table(results: dict[str, float]) -> None:
 
 def note_unknown(bridge: Bridge, texts: Sequence[str]) -> None:
     """Say which words of the texts the bridge has never read: to it, all of them are one and the same."""
-    read = bridge.parts.tokenizer.backend
-    unknown = sorted({text[slice(*place)] for text in texts for found in [read.encode(text, add_special_tokens=False)]
-                      for token, place in zip(found.tokens, found.offsets, strict=True) if token == "[UNK]"})
+    unknown = set()
+    for text in texts:
+        read = bridge.parts.tokenizer.backend.encode(text, add_special_tokens=False)
+        unknown |= {text[slice(*place)] for token, place in zip(read.tokens, read.offsets, strict=True)
+                    if token == "[UNK]"}
     if unknown:
-        print(f"minblip2: unknown words, read as one and the same: {', '.join(unknown)}", file=sys.stderr)
+        print(f"minblip2: unknown words, read as one and the same: {', '.join(sorted(unknown))}", file=sys.stderr)
 
 
 def train_command(args: argparse.Namespace) -> None:
@@ -86,8 +88,7 @@ def retrieve_command(args: argparse.Namespace) -> None:
     note_unknown(bridge, [args.text])
     data = CocoCaptions(args.data or read_json(args.run / "run.json")["data"], args.split)
     features = torch.from_numpy(bridge.features(data, args.run / "cache").copy())
-    images, texts = evaluation.embed(bridge, features, [args.text])
-    cosine = bridge.stage1.similarity(images, texts).cpu()
+    cosine = evaluation.itc_scores(bridge, features, [args.text])
     _, scores = evaluation.rerank(bridge, features, [args.text], cosine, args.top)
     print("  match  cosine  picture, and what a person said of it")
     for row in scores[:, 0].topk(min(args.show, args.top, len(data))).indices.tolist():

@@ -70,6 +70,12 @@ def embed(bridge: Bridge, features: Tensor, captions: Sequence[str], batch_size:
     return torch.cat(images).float(), torch.cat(texts).float()
 
 
+def itc_scores(bridge: Bridge, features: Tensor, captions: Sequence[str]) -> Tensor:
+    """ITC's similarities (n m) of images (n v e) and captions, on the CPU."""
+    images, texts = embed(bridge, features, captions)
+    return torch.cat([bridge.stage1.similarity(chunk, texts) for chunk in images.split(50)]).cpu()
+
+
 @torch.no_grad()
 def match_all(stage1: Stage1, features: Tensor, text_ids: Tensor, text_mask: Tensor, image_rows: Tensor,
               text_rows: Tensor, batch_size: int = 32) -> Tensor:
@@ -117,8 +123,7 @@ def rerank(bridge: Bridge, features: Tensor, captions: Sequence[str], cosine: Te
 def retrieval(bridge: Bridge, features: Tensor, captions: Sequence[str], image_of_text: Sequence[int],
               top: int = 16) -> dict[str, float]:
     """Recall both ways in percent, by ITC and with ITM re-ranking of the `top` best."""
-    images, texts = embed(bridge, features, captions)
-    cosine = torch.cat([bridge.stage1.similarity(chunk, texts) for chunk in images.split(50)]).cpu()
+    cosine = itc_scores(bridge, features, captions)
     image_of_text = torch.as_tensor(image_of_text)
     results = {f"itc_{key}": value for key, value in metrics.retrieval(cosine, image_of_text).items()}
     i2t, t2i = rerank(bridge, features, captions, cosine, top)

@@ -142,7 +142,7 @@ def test_sides_take_turns_and_rounds_have_their_own_ratios():
     assert calls == [(name, turn) for turn in (1, 2, 3) for name in (OURS, "other")]
     assert {len(rounds) for each in seconds.values() for rounds in each.values()} == {3}
     rounds = {OURS: [1.0, 2.0, 4.0], "other": [2.0, 6.0, 4.0]}
-    case = timing.case({"wall": rounds, "cpu": rounds})
+    case = timing.case({"wall": rounds, "cpu": rounds}, same={"other": {}})
     assert case["ratio"]["other"] == {"wall": 2.0, "cpu": 2.0} and case["median"][OURS]["cpu"] == 2.0
 
 
