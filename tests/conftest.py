@@ -9,12 +9,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("MINBLIP2_SHARED", ROOT.parent / "shared"))
 
 
+def pytest_configure(config):
+    """Hide GPUs from all tests but those of `test_cuda.py`: what is promised to the bit is promised on a CPU."""
+    if not any("test_cuda" in str(word) for word in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def absent(reason):
     """Skip; but in CI with the shared folder nothing may be absent, so there it is a failure."""
     if os.environ.get("CI") and SHARED.is_dir():
         pytest.fail(reason)
     pytest.skip(reason)
-
 
 
 def shared(name):

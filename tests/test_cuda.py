@@ -1,0 +1,167 @@
+"""On a CUDA GPU: the same losses, gradients and texts as on the CPU, the loop's options, and NCCL.
+
+Run them by name where there is one, python -m pytest tests/test_cuda.py: the other tests do not see it.
+"""
+
+import copy
+import itertools
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from minblip2.bridge import load_bridge, train_bridge
+from minblip2.distributed import ManyProcesses
+from minblip2.packed import COPIES
+from minblip2.recipes import RECIPES
+from minblip2.recompute import recompute
+from minblip2.scenes import write_scenes
+from minblip2.stage1 import Stage1
+from minblip2.stage2 import Stage2
+from minblip2.train import read_log, train
+from tests import spread_batch as one
+from tests import test_bridge, test_generation, test_stage2
+from tests.parity import TINY, difference, randomise
+from tests.tiny_training import CONFIG, Numbers, Toy, toy_losses
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """Products of float32 in float32: the default, which a session before may have changed."""
+    torch.set_float32_matmul_precision("highest")
+
+
+def moved(inputs, device=GPU):
+    return [value.to(device) if isinstance(value, torch.Tensor) else value for value in inputs]
+
+
+def same_gradients(ours, theirs):
+    longest = max(gradient.norm() for gradient in theirs.values())
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        scale = longest if name.endswith("key.bias") else gradient.norm()
+        assert (ours[name].cpu() - gradient).norm() <= 1e-4 * scale, name
+
+
+def test_stage_1_is_that_of_the_cpu():
+    found = {}
+    for device in ("cpu", "cuda"):
+        model = one.stage1().to(device)
+        negatives = moved((torch.tensor([3, 2, 6, 0, 1, 2, 5]), torch.tensor([2, 0, 4, 5, 6, 3, 1])), device)
+        out = model(*moved(one.whole_batch(), device), negatives=negatives)
+        out.loss.backward()
+        found[device] = out, one.gradients(model)
+    for name in ("loss", "itc", "itm", "itg", "similarity", "match_logits", "word_logits"):
+        assert difference(getattr(found["cuda"][0], name).cpu(), getattr(found["cpu"][0], name)) < 1e-5, name
+    same_gradients(found["cuda"][1], found["cpu"][1])
+
+
+def test_hard_negatives_are_drawn_from_other_images():
+    model, batch = one.stage1().to(GPU), moved(one.whole_batch())
+    same = batch[3][:, None] == batch[3]
+    for _ in range(20):
+        images, texts = model.sample_negatives(torch.randn(7, 7, device=GPU), same)
+        rows = torch.arange(7, device=GPU)
+        assert images.is_cuda and not same[rows, images].any() and not same[rows, texts].any()
+
+
+@pytest.mark.parametrize("kind", test_stage2.PAIRS)
+@pytest.mark.parametrize("forgetful", [False, True], ids=["plain", "recompute"])
+def test_stage_2_is_that_of_the_cpu(kind, forgetful):
+    torch.manual_seed(0)
+    cpu = Stage2.from_stage1(randomise(Stage1(TINY, shared_width=16)), test_stage2.PAIRS[kind](seed=3)[0]).train()
+    gpu, inputs, found = copy.deepcopy(cpu).to(GPU), test_stage2.batch(prompts=(2, 0, 3)), {}
+    if forgetful:
+        recompute(gpu)
+    for name, model, given in (("cpu", cpu, inputs), ("gpu", gpu, moved(inputs))):
+        loss = model(*given).loss
+        loss.backward()
+        found[name] = loss.detach().cpu(), one.gradients(model)
+    assert difference(found["gpu"][0], found["cpu"][0]) < 1e-5
+    same_gradients(found["gpu"][1], found["cpu"][1])
+
+
+@pytest.mark.parametrize("kind", test_generation.PAIRS)
+@pytest.mark.parametrize("settings", [{}, {"beams": 3}, {"beams": 2, "min_length": 4, "repetition_penalty": 1.5}],
+                         ids=str)
+def test_what_is_written_is_what_the_cpu_writes(kind, settings):
+    ours, _ = test_generation.PAIRS[kind][0](seed=3)
+    embeds, mask = test_generation.prompts(ours)
+    expected = test_generation.write(ours, embeds, mask, max_length=8, **settings)
+    written = test_generation.write(ours.to(GPU), embeds.to(GPU), mask.to(GPU), max_length=8, **settings)
+    assert torch.equal(written.cpu(), expected)
+
+
+class BreaksOff(Numbers):
+    """Batches up to number 30; then the machine stops."""
+
+    def iterate(self, start=0):
+        yield from itertools.islice(super().iterate(start), 30)
+        raise KeyboardInterrupt
+
+
+def test_a_stopped_run_goes_on(tmp_path):
+    """Not bit for bit, as on a CPU: a GPU adds up in an order of its own."""
+    def go(folder, batches=Numbers()):
+        torch.manual_seed(0)
+        return [record["loss"] for record in train(Toy(), toy_losses, batches, CONFIG, tmp_path / folder)]
+
+    with pytest.raises(KeyboardInterrupt):
+        go("stopped", BreaksOff())
+    assert read_log(tmp_path / "stopped" / "log.jsonl")
+    assert go("stopped") == pytest.approx(go("whole"), rel=1e-3)
+
+
+def test_a_compiled_run_is_the_run(tmp_path):
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        records = train(Toy(dropout=0.0), toy_losses, Numbers(), replace(CONFIG, steps=20, compile=compiled),
+                        tmp_path / str(compiled))
+        losses.append([record["loss"] for record in records])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The scenes' recipe for a moment, in bfloat16: (folder, bridge)."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_scenes(folder / "data", train=80, val=24, test=24, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "scenes", test_bridge.SHORT)
+        yield folder / "scenes", train_bridge(test_bridge.SHORT, folder / "data", None, folder / "scenes")
+
+
+def test_the_road_leads_over_the_gpu(trained):
+    folder, bridge = trained
+    assert bridge.device.type == "cuda" and all(p.is_cuda for p in bridge.stage2.parameters())
+    loaded = load_bridge(folder)
+    image = torch.randn(3, 64, bridge.parts.encoder.width)
+    before = len(COPIES)
+    assert loaded.caption(image) == bridge.caption(image) and len(bridge.caption_stage1(image, beams=2)) == 3
+    assert len(COPIES) == before, "packed copies are for CPUs"
+
+
+def test_a_batch_over_nccl():
+    """One process has nobody to ask, but every call goes through NCCL: types, shapes and counts are what it takes."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    batch, found = moved(one.whole_batch()), []
+    dist.init_process_group("nccl", rank=0, world_size=1)
+    try:
+        for many in (False, True):
+            model = one.stage1().to(GPU)
+            torch.manual_seed(0)
+            out = model(*batch, **({"ranks": ManyProcesses(batch[0])} if many else {}))
+            out.loss.backward()
+            found.append((out, one.gradients(model)))
+    finally:
+        dist.destroy_process_group()
+    for name in ("loss", "itc", "itm", "itg", "similarity"):
+        assert difference(getattr(found[1][0], name), getattr(found[0][0], name)) < 1e-5, name
+    same_gradients({name: value.cpu() for name, value in found[1][1].items()},
+                   {name: value.cpu() for name, value in found[0][1].items()})
