@@ -24,6 +24,9 @@ from minblip2.train import best_device, compute_dtype
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PROVENANCE = {"commit": str, "machine": str, "minutes_stage1": float, "minutes_stage2": float, "data": str}
+ROAD = {  # what is told of each try
+    "itc_t2i_r1": "text → image R@1", "itc_t2i_r10": "text → image R@10", "stage1_cider": "CIDEr-D, Q-Former alone",
+    "stage2_cider": "CIDEr-D", "shuffled_cider": "CIDEr-D of another picture"}
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -77,6 +80,11 @@ def collect(run: Path, split: str, data: str | None = None) -> dict[str, Any]:
     return results | dict(commit=commit(), machine=machine(), **minutes, data=data)
 
 
+def stretch(results: dict[str, Any], what: str) -> dict[str, Any]:
+    """A try in a few figures, with what was new about it."""
+    return {"what was new": what} | {label: results[key] for key, label in ROAD.items()}
+
+
 def main() -> int:
     """Write the file; 2 when the run is not finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,6 +93,7 @@ def main() -> int:
     parser.add_argument("--data", help="the data in words (default: counted, with the folder's name)")
     parser.add_argument("--commit", help="the commit that trained it (default: the one that is checked out)")
     parser.add_argument("--machine", help="the machine that trained it (default: this one)")
+    parser.add_argument("--new", help="what is new about this run, in words: it is put behind the tries before it")
     args = parser.parse_args()
     try:
         results = collect(args.run, args.split, args.data)
@@ -94,6 +103,9 @@ def main() -> int:
     results |= {name: value for name in ("commit", "machine") if (value := getattr(args, name))}
     RESULTS.mkdir(parents=True, exist_ok=True)
     target = RESULTS / f"{args.run.resolve().name}.json"
+    road = read_json(target).get("road", []) if target.exists() else []
+    if args.new or road:
+        results["road"] = [*road, *([stretch(results, args.new)] if args.new else [])]
     write_json(target, results)
     print(f"wrote {target.relative_to(ROOT)}")
     return 0

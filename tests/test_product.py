@@ -195,7 +195,7 @@ def run(tmp_path):
         (folder / stage).mkdir(parents=True)
         (folder / stage / "seconds.json").write_text(json.dumps({"seconds": seconds, "from_step": 0}))
     (folder / "run.json").write_text(json.dumps({"recipe": "laptop", "data": "nowhere"}))
-    (folder / "results-val.json").write_text(json.dumps({"images": 5, "stage2_cider": 12.5}))
+    (folder / "results-val.json").write_text(json.dumps({"images": 5} | dict.fromkeys(provenance.ROAD, 12.5)))
     return folder
 
 
@@ -207,6 +207,13 @@ def test_results_are_kept_with_their_provenance(run, tmp_path, monkeypatch, caps
     kept = provenance.read_results(tmp_path / "results" / "laptop.json")
     assert kept["stage2_cider"] == 12.5 and kept["minutes_stage1"] == 2 and kept["minutes_stage2"] == 0.5
     assert kept["commit"] == "abc" and kept["data"] == "5 pictures" and torch.__version__ in kept["machine"]
+    assert "road" not in kept
+    for words in (["--new", "a"], [], ["--new", "b"]):
+        monkeypatch.setattr(sys, "argv", ["provenance", str(run), "--data", "5 pictures", *words])
+        assert provenance.main() == 0
+    road = provenance.read_results(tmp_path / "results" / "laptop.json")["road"]
+    assert [try_["what was new"] for try_ in road] == ["a", "b"] and road[1]["CIDEr-D"] == 12.5
+    capsys.readouterr()
     (run / "results-val.json").unlink()
     assert provenance.main() == 2 and "minblip2 evaluate" in capsys.readouterr().err
 
