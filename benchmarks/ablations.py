@@ -3,8 +3,8 @@
 Each run changes one thing in the `base`, which is the scenes recipe with fewer steps, on the frozen experts of a
 finished run. A run is one line of benchmarks/results/ablations.jsonl: what was changed, under which seed, how long it
 took, and what is measured on the validation split. Runs that are there are not run again, and one that was killed goes
-on where it stopped. The group `photographs` starts from the laptop recipe instead, with its real models, on pictures of
---data; it is run when named, and its lines are in photographs.jsonl.
+on where it stopped. The group `photographs` starts from the laptop recipe instead, with its real models, fewer steps
+and rates of its own, on pictures of --data; it is run when named, and its lines are in photographs.jsonl.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minblip2 import UserError, metrics, pretrained
+from minblip2 import UserError, metrics
 from minblip2.attention import FeedForward, MultiHeadAttention, attend
 from minblip2.batches import Batch
 from minblip2.bridge import Bridge, divide, train_bridge
@@ -41,8 +41,11 @@ from minblip2.train import autocast
 
 RESULTS = Path(__file__).parent / "results" / "ablations.jsonl"
 OF_PHOTOGRAPHS = RESULTS.with_name("photographs.jsonl")
+# The base of another machine, with experts trained there, on which the lines of 4, 8 and 32 queries were made.
+AGAIN = RESULTS.with_name("again.jsonl")
 STEPS = 600  # of each stage, unless a run says otherwise
-ON_PHOTOGRAPHS = (200, 32), (150, 16)  # steps and batch of each stage
+ON_PHOTOGRAPHS = {"stage1": dict(steps=200, batch_size=32),
+                  "stage2": dict(steps=150, batch_size=16, learning_rate=5e-5, gain=40)}
 KEPT = re.compile(r"it[cm]_(i2t|t2i)_r1|stage\d_(things(_seen|_unseen)?|positions|background)|shuffled_things"
                   r"|pointing|binding")
 
@@ -138,13 +141,9 @@ class Ablation(Recipe):
     patches: str | None = None
     frozen: bool = False
 
-    def new_stage1(self, parts: Parts) -> Stage1:
+    def new_stage1(self, parts: Parts, kind: type[Stage1] | None = None) -> Stage1:
         """As in `Recipe`, of this kind of model."""
-        torch.manual_seed(self.stage1.seed)
-        stage1 = self.model(parts.qformer, self.shared_width)
-        if self.from_bert and parts.bert is not None:
-            pretrained.init_from_bert(stage1.qformer, parts.bert)
-        return stage1
+        return super().new_stage1(parts if self.from_bert else replace(parts, bert=None), kind or self.model)
 
     def new_stage2(self, parts: Parts, stage1: Stage1) -> Stage2:
         """As in `Recipe`, with this kind of bridge."""
@@ -202,7 +201,7 @@ def weights(itc: float, itm: float, itg: float) -> Change:
 # A step of stage 1 takes at most as long as this many of stage 2: see the seconds of the base.
 STAGE1_COST = 3
 SHORT = 1 / 6  # of the steps
-BASE, PHOTOGRAPHS = "as the recipe", "photographs"
+BASE, PHOTOGRAPHS = "base", "photographs"
 GROUPS: dict[str, dict[str, Change]] = {
     "stage 1": {
         BASE: steps(),
@@ -228,7 +227,8 @@ GROUPS: dict[str, dict[str, Change]] = {
     "negatives": {BASE: steps(), "random negatives": having(model=RandomNegatives)},
     "self-attention": {BASE: steps(), "separate self-attention": having(model=SeparateSelfAttention)},
     "rates": {BASE: steps(), "projection 10 times as fast": faster(10)},
-    "queries": {BASE: steps(), "1 query": sizes(queries=1)},
+    "queries": {BASE: steps(), "1 query": sizes(queries=1), "4 queries": sizes(queries=4),
+                "8 queries": sizes(queries=8), "32 queries": sizes(queries=32)},
 }
 ON_REAL_MODELS: dict[str, Change] = {
     PHOTOGRAPHS: steps(),
@@ -248,9 +248,8 @@ def base(number: int, experts_of: Path) -> Ablation:
 
 
 def base_on_photographs(experts_of: Path) -> Ablation:
-    """The laptop recipe with fewer steps and smaller batches: minutes, not hours."""
-    stages = {stage: replace(getattr(LAPTOP, stage), steps=steps, batch_size=batch)
-              for stage, (steps, batch) in zip(("stage1", "stage2"), ON_PHOTOGRAPHS, strict=True)}
+    """The laptop recipe with fewer steps and smaller batches, and a slower Q-Former in stage 2: minutes, not hours."""
+    stages = {stage: replace(getattr(LAPTOP, stage), **changes) for stage, changes in ON_PHOTOGRAPHS.items()}
     return Ablation(**vars(LAPTOP) | stages, experts_of=experts_of)
 
 
@@ -264,6 +263,12 @@ def wanted(groups: list[str], seeds: Iterable[int]) -> Iterator[tuple[str, Chang
 def known(path: Path) -> list[dict]:
     """The lines that are there."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def add(path: Path, line: dict) -> None:
+    """Put a line behind those that are there."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def seconds(folder: Path, steps: int) -> float:
@@ -364,9 +369,7 @@ def main() -> None:
                 continue
             recipe = change(start).with_seed(seed)
             folder = f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}"
-            line = run(recipe, name, data, options.parts, options.experts_of.parent / "ablations" / folder)
-            with open(results, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            add(results, run(recipe, name, data, options.parts, options.experts_of.parent / "ablations" / folder))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A run's figures with where they come from: python -m benchmarks.provenance runs/laptop [--data "what it is"]
 
 Writes benchmarks/results/NAME.json, NAME the run's folder: the figures that `minblip2 evaluate` has kept, and the
-commit, the machine, the minutes and the data that made them. That file is small and in git; the run is neither.
+commit, the machine, the minutes and the data that made them. That file is small and in git; the run is neither. With
+--new "what is new" the file also tells the tries before this one, in a few figures each.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def collect(run: Path, split: str, data: str | None = None) -> dict[str, Any]:
 
 def stretch(results: dict[str, Any], what: str) -> dict[str, Any]:
     """A try in a few figures, with what was new about it."""
-    return {"what was new": what} | {label: results[key] for key, label in ROAD.items()}
+    return {"what was new": what} | {label: results[key] for key, label in ROAD.items() if key in results}
 
 
 def main() -> int:
@@ -95,17 +96,19 @@ def main() -> int:
     parser.add_argument("--machine", help="the machine that trained it (default: this one)")
     parser.add_argument("--new", help="what is new about this run, in words: it is put behind the tries before it")
     args = parser.parse_args()
+    target = RESULTS / f"{args.run.resolve().name}.json"
     try:
         results = collect(args.run, args.split, args.data)
+        road = read_json(target).get("road", []) if target.exists() else []
     except UserError as error:
         print(f"provenance: {error}", file=sys.stderr)
         return 2
     results |= {name: value for name in ("commit", "machine") if (value := getattr(args, name))}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    target = RESULTS / f"{args.run.resolve().name}.json"
-    road = read_json(target).get("road", []) if target.exists() else []
-    if args.new or road:
-        results["road"] = [*road, *([stretch(results, args.new)] if args.new else [])]
+    if args.new:  # said twice, it is one try
+        road = [*(known for known in road if known["what was new"] != args.new), stretch(results, args.new)]
+    if road:
+        results["road"] = road
     write_json(target, results)
     print(f"wrote {target.relative_to(ROOT)}")
     return 0

@@ -8,11 +8,10 @@ benchmarks/results/warm_start.jsonl. Runs that have their lines are left out.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.ablations import KEPT, borrow, known
+from benchmarks.ablations import KEPT, add, borrow, known
 from minblip2.bridge import train_bridge
 from minblip2.evaluation import evaluate_run
 from minblip2.files import read_json
@@ -44,9 +43,7 @@ def main() -> None:
         recipe, done = find_recipe(told["recipe"]).with_seed(told["seed"]), known(options.results)
         for share in (recipe.warm_start, 1.0):
             if not any((one["warm_start"], one["seed"]) == (share, told["seed"]) for one in done):
-                made = line(run, recipe, Path(told["data"]), share)
-                with open(options.results, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(made) + "\n")
+                add(options.results, line(run, recipe, Path(told["data"]), share))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ def divide(batch: Batch, tokenizer: Tokenizer, prompt: str) -> tuple[Tensor, Ten
     return given, torch.ones_like(given, dtype=torch.bool), batch.text_ids[:, first:], batch.text_mask[:, first:]
 
 
+def stage2_losses(model: Stage2, batch: Batch, tokenizer: Tokenizer, prompt: str) -> dict[str, Tensor]:
+    """The loss of a batch whose texts are the language model's and begin with the prompt: nats a piece of a word."""
+    return {"loss": model(batch.image, *divide(batch, tokenizer, prompt), ranks=batch_ranks(batch.image)).loss}
+
+
 @dataclass
 class Bridge:
     """A recipe's parts with a trained stage 1 and, where it has come so far, stage 2."""
@@ -114,6 +119,11 @@ class Bridge:
             texts += [tokenizer.decode(row) for row in written]
         return texts
 
+    def begin_stage2(self, view: np.ndarray) -> None:
+        """Start stage 2 from stage 1, with soft prompts that spread like words; view: features (n v e) of pictures."""
+        self.stage2 = self.recipe.new_stage2(self.parts, self.stage1).to(self.device)
+        self.stage2.calibrate(torch.from_numpy(np.array(view[:256], dtype=np.float32)).to(self.device))
+
     def pairs(self, data: CocoCaptions, views: Sequence[np.ndarray], for_lm: bool) -> PairBatches:
         """Batches of a split for stage 1; with `for_lm` for stage 2: prompt and caption in the language model's ids."""
         tokenizer = self.parts.lm_tokenizer if for_lm else self.parts.tokenizer
@@ -154,17 +164,13 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     if stages == 1:
         return bridge
 
-    bridge.stage2 = recipe.new_stage2(parts, bridge.stage1).to(bridge.device)
-    bridge.stage2.calibrate(torch.from_numpy(np.array(views[0][:256], dtype=np.float32)).to(bridge.device))
+    bridge.begin_stage2(views[0])
 
-    def stage2_losses(model: Stage2, batch: Batch) -> dict[str, Tensor]:
-        words = divide(batch, parts.lm_tokenizer, recipe.prompt)
-        return {"loss": model(batch.image, *words, ranks=batch_ranks(batch.image)).loss}
-
+    losses = partial(stage2_losses, tokenizer=parts.lm_tokenizer, prompt=recipe.prompt)
     settings |= dict(stage1=weights_checksum(bridge.stage1), lm=weights_checksum(parts.lm), prompt=recipe.prompt,
                      warm_start=recipe.warm_start)
     with process_group():
-        train(bridge.stage2, stage2_losses, bridge.pairs(split, views, for_lm=True), recipe.stage2, out / "stage2",
+        train(bridge.stage2, losses, bridge.pairs(split, views, for_lm=True), recipe.stage2, out / "stage2",
               settings, name="stage 2", resume=resume, device=bridge.device)
     bridge.stage2.eval()
     return bridge

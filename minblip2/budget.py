@@ -101,6 +101,15 @@ class Estimate:
         return 2 * self.tokens * self.width
 
 
+def outlines(recipe: Recipe, parts: Path, lm_dtype: torch.dtype = torch.float32
+             ) -> tuple[nn.Module, nn.Module, QFormerConfig]:
+    """A recipe's image encoder and language model, at their true sizes but without memory, and its Q-Former's sizes."""
+    told = {role: settings_of(name, parts) for role, name in recipe.models.items()}
+    vit, _ = pretrained.empty_encoder(recipe.models["encoder"], told["encoder"], torch.float32)
+    lm, _ = pretrained.empty_lm(recipe.models["lm"], told["lm"], False, lm_dtype)
+    return vit, lm, pretrained.bert_sizes(recipe.models["bert"], told["bert"], image_width=vit.width, **recipe.qformer)
+
+
 def estimate(recipe: Recipe, parts: Path | None = None, value: int = 4) -> Estimate:
     """The costs of a recipe on pretrained models when a number is computed with in `value` bytes.
 
@@ -109,10 +118,7 @@ def estimate(recipe: Recipe, parts: Path | None = None, value: int = 4) -> Estim
     """
     if not recipe.models:
         raise UserError(f"the recipe {recipe.name} makes all that it needs in minutes: run it without --dry-run")
-    told = {role: settings_of(name, parts or FETCHED_PARTS) for role, name in recipe.models.items()}
-    vit, _ = pretrained.empty_encoder(recipe.models["encoder"], told["encoder"], torch.float32)
-    lm, _ = pretrained.empty_lm(recipe.models["lm"], told["lm"], False, torch.float32)
-    config = pretrained.bert_sizes(recipe.models["bert"], told["bert"], image_width=vit.width, **recipe.qformer)
+    vit, lm, config = outlines(recipe, parts or FETCHED_PARTS)
     first, second = trained_parameters(config, recipe.shared_width, lm.width)
     tokens = (Transform().size // vit.config.patch_size) ** 2 + vit.config.class_token
     kept, seen = 4 * parameters(vit) + value * parameters(lm), recipe.keep or tokens

@@ -81,10 +81,10 @@ class Recipe:
         return replace(self, experts=experts, stage1=replace(self.stage1, seed=seed),
                        stage2=replace(self.stage2, seed=seed))
 
-    def new_stage1(self, parts: Parts) -> Stage1:
-        """A fresh stage 1 on these parts, from BERT where there is one."""
+    def new_stage1(self, parts: Parts, kind: type[Stage1] = Stage1) -> Stage1:
+        """A fresh stage 1 of this kind on these parts, from BERT where there is one."""
         torch.manual_seed(self.stage1.seed)
-        stage1 = Stage1(parts.qformer, self.shared_width)
+        stage1 = kind(parts.qformer, self.shared_width)
         if parts.bert is not None:
             pretrained.init_from_bert(stage1.qformer, parts.bert)
         return stage1
@@ -156,7 +156,7 @@ LAPTOP = Recipe(
     qformer=dict(queries=16, dropout=0.0),
     stage1=TrainConfig(steps=1200, batch_size=64, learning_rate=4e-4, warmup=60, checkpoint_every=50),
     # At the projection's rate the Q-Former forgets what it read before the language model has learned to listen.
-    stage2=TrainConfig(steps=1100, batch_size=32, learning_rate=5e-5, fresh="projection", gain=40, warmup=40,
+    stage2=TrainConfig(steps=750, batch_size=32, learning_rate=1e-4, fresh="projection", gain=20, warmup=40,
                        checkpoint_every=50),
     prompt="assistant\n",  # after the start token this is how SmolLM2's chat template opens an answer
     flips=True, keep=129, beams=5,

@@ -10,8 +10,8 @@ SHARED = Path(os.environ.get("MINBLIP2_SHARED", ROOT.parent / "shared"))
 
 
 def pytest_configure(config):
-    """Hide GPUs from all tests but those of `test_cuda.py`: what is promised to the bit is promised on a CPU."""
-    if not any("test_cuda" in str(word) for word in config.args):
+    """Hide CUDA GPUs from all tests but those of `test_cuda.py`: what is promised to the bit is promised on a CPU."""
+    if not all(Path(str(word).partition("::")[0]).name == "test_cuda.py" for word in config.args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

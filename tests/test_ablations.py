@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ablations, warm_start
+from benchmarks import ablations, rates, warm_start
 from minblip2.attention import MultiHeadAttention
 from minblip2.bridge import Bridge, train_bridge
 from minblip2.qformer import QFormerConfig
 from minblip2.recipes import SCENES
 from minblip2.scenes import write_scenes
 from minblip2.stage1 import Stage1
+from tests import spread_batch
 
 TINY = QFormerConfig(width=16, layers=2, heads=2, mlp_width=32, queries=4, image_width=12, vocabulary=30, dropout=0.0)
 
@@ -62,7 +63,7 @@ def test_photographs_are_asked_by_name_and_have_their_own_lines(monkeypatch, tmp
     monkeypatch.setattr("sys.argv", ["ablations", "photographs", "--data", "D", "--parts", "P", "--seeds", "4",
                                      "--experts-of", str(tmp_path / "laptop")])
     ablations.main()
-    steps = ablations.ON_PHOTOGRAPHS[0][0]
+    steps = ablations.ON_PHOTOGRAPHS["stage1"]["steps"]
     assert asked == [(name, "laptop", count, bert, Path("D"), Path("P")) for name, count, bert in (
         ("photographs", steps, True), ("photographs, no stage 1", 0, True),
         ("photographs, not from BERT", steps, False))]
@@ -141,3 +142,32 @@ def test_a_warm_start_is_compared_with_the_whole_one_on_the_same_stage_1(tmp_pat
     lines = ablations.known(tmp_path / "lines.jsonl")
     assert [(line["warm_start"], line["seed"], line["results"]) for line in lines] == [
         (0.5, 3, {"stage2_things": 1.23}), (1.0, 3, {"stage2_things": 1.23})]
+
+
+def test_each_beginning_of_stage_2_is_tried_once(tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text(json.dumps({"data": "D"}))
+    monkeypatch.setattr(rates, "load_bridge", lambda run: None)
+    monkeypatch.setattr(rates, "line", lambda bridge, data, cache, rate, loudness, steps:
+                        {"rate": rate, "loudness": loudness, "steps": steps, "own": 3.0, "other": 3.1})
+    for steps in (5, 5, 6):
+        monkeypatch.setattr("sys.argv", ["rates", str(tmp_path), "--steps", str(steps), "--results",
+                                         str(tmp_path / "lines.jsonl")])
+        rates.main()
+    lines = ablations.known(tmp_path / "lines.jsonl")
+    assert [(line["rate"], line["loudness"], line["steps"]) for line in lines] == [
+        (*way, steps) for steps in (5, 6) for way in rates.WAYS]
+
+
+def test_louder_prompts_differ_more_around_the_same_middle():
+    stage2, image = spread_batch.stage2(), spread_batch.whole_batch()[0]
+    before = stage2.soft_prompt(image)
+    rates.louder(stage2, image, 3)
+    after, middle = stage2.soft_prompt(image), before.mean(dim=(0, 1))
+    assert torch.allclose(after - middle, 3 * (before - middle), atol=1e-4)
+
+
+def test_a_beginning_of_stage_2_is_measured(experts):
+    bridge = train_bridge(ablations.SCENES, experts.parent / "data", None, experts, stages=1)  # loads it
+    found = rates.line(bridge, experts.parent / "data", experts / "cache", 1e-4, 2, steps=2)
+    assert found["rate"] == 1e-4 and found["steps"] == 2 and 0 < found["own"] < 10 and 0 < found["other"] < 10
+    assert bridge.stage2 is None, "the run itself is left as it was"

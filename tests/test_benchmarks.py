@@ -6,17 +6,20 @@ No time is judged.
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
 import readme
-from benchmarks import cache, generate, growth, memory, retrieve, stage1, stage2, table, timing
+from benchmarks import cache, generate, gpu, growth, memory, retrieve, stage1, stage2, table, timing
 from benchmarks.timing import OURS
+from minblip2 import UserError, budget
 from minblip2.attention import attend
 from minblip2.packed import Packed
 from minblip2.qformer import QFormerConfig
+from minblip2.recipes import LAPTOP
 from minblip2.transforms import Transform
 from minblip2.vit import ViT, ViTConfig
 
@@ -231,3 +234,17 @@ def test_without_results_the_table_says_what_to_run(results, capsys, monkeypatch
 def test_readme_has_a_place_for_the_table():
     text = (readme.ROOT / "README.md").read_text(encoding="utf-8")
     assert text.count(table.BEGIN) == text.count(table.END) == 1
+
+
+def test_noise_has_the_form_of_a_recipes_batches():
+    batch = gpu.pairs(LAPTOP, 140, 8, 50, replace(LAPTOP.stage1, batch_size=6)).batch(0)
+    assert batch.image.shape == (6, LAPTOP.keep, 8) and batch.text_ids.max() < 49 and batch.text_mask.any(dim=1).all()
+
+
+def test_the_papers_models_are_measured_at_their_sizes(tmp_path, monkeypatch):
+    told = budget.estimate(gpu.MEASURED[gpu.PAPER], gpu.write_extra(tmp_path / "configs"))
+    assert (told.tokens, told.width) == (257, 1408) and told.lm > 2.6e9 and told.encoder > 9.8e8
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    with pytest.raises(UserError, match="no CUDA GPU"):
+        gpu.main()

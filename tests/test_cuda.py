@@ -5,7 +5,6 @@ Run them by name where there is one, python -m pytest tests/test_cuda.py: the ot
 
 import copy
 import itertools
-import os
 from dataclasses import replace
 
 import pytest
@@ -14,19 +13,21 @@ import torch.distributed as dist
 
 from minblip2.bridge import load_bridge, train_bridge
 from minblip2.distributed import ManyProcesses
+from minblip2.files import read_json
 from minblip2.packed import COPIES
 from minblip2.recipes import RECIPES
 from minblip2.recompute import recompute
 from minblip2.scenes import write_scenes
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
-from minblip2.train import read_log, train
+from minblip2.train import train
 from tests import spread_batch as one
 from tests import test_bridge, test_generation, test_stage2
 from tests.parity import TINY, difference, randomise
 from tests.tiny_training import CONFIG, Numbers, Toy, toy_losses
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(),
+                                reason="no CUDA GPU is in sight: name this file, so that none is hidden")
 GPU = torch.device("cuda")
 
 
@@ -98,7 +99,7 @@ def test_what_is_written_is_what_the_cpu_writes(kind, settings):
 
 
 class BreaksOff(Numbers):
-    """Batches up to number 30; then the machine stops."""
+    """Thirty batches; then the machine stops."""
 
     def iterate(self, start=0):
         yield from itertools.islice(super().iterate(start), 30)
@@ -113,8 +114,8 @@ def test_a_stopped_run_goes_on(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         go("stopped", BreaksOff())
-    assert read_log(tmp_path / "stopped" / "log.jsonl")
     assert go("stopped") == pytest.approx(go("whole"), rel=1e-3)
+    assert read_json(tmp_path / "stopped" / "seconds.json")["from_step"] == 24, "the last checkpoint before 30"
 
 
 def test_a_compiled_run_is_the_run(tmp_path):
@@ -147,11 +148,10 @@ def test_the_road_leads_over_the_gpu(trained):
     assert len(COPIES) == before, "packed copies are for CPUs"
 
 
-def test_a_batch_over_nccl():
+def test_a_batch_over_nccl(tmp_path):
     """One process has nobody to ask, but every call goes through NCCL: types, shapes and counts are what it takes."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
     batch, found = moved(one.whole_batch()), []
-    dist.init_process_group("nccl", rank=0, world_size=1)
+    dist.init_process_group("nccl", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         for many in (False, True):
             model = one.stage1().to(GPU)

@@ -208,7 +208,7 @@ def test_results_are_kept_with_their_provenance(run, tmp_path, monkeypatch, caps
     assert kept["stage2_cider"] == 12.5 and kept["minutes_stage1"] == 2 and kept["minutes_stage2"] == 0.5
     assert kept["commit"] == "abc" and kept["data"] == "5 pictures" and torch.__version__ in kept["machine"]
     assert "road" not in kept
-    for words in (["--new", "a"], [], ["--new", "b"]):
+    for words in (["--new", "a"], [], ["--new", "b"], ["--new", "b"]):
         monkeypatch.setattr(sys, "argv", ["provenance", str(run), "--data", "5 pictures", *words])
         assert provenance.main() == 0
     road = provenance.read_results(tmp_path / "results" / "laptop.json")["road"]
