@@ -252,7 +252,8 @@ def test_the_lm_has_read_of_pairs_that_no_captioned_picture_shows():
     (["caption", "--model", "{tmp}/nothing", "{photo}"], "nothing: fetch a model with"),
     (["evaluate", "--run", "{run}", "--split", "train2014"], "no split 'train2014'"),
 ])
-def test_bad_input_is_one_sentence_and_exit_code_2(run, cli, tmp_path, words, said):
+def test_bad_input_is_one_sentence_and_exit_code_2(run, cli, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)  # whatever runs there are in the repository
     photo, empty = tmp_path / "photo.png", tmp_path / "empty.jpg"
     Image.new("RGB", (64, 64)).save(photo)
     empty.write_bytes(b"")
