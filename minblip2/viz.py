@@ -162,7 +162,7 @@ def attention_maps(image: Image.Image | np.ndarray, maps: Mapping[str, Tensor],
         row, column = np.unravel_index(values.argmax(), values.shape)
         place = (column + 0.5) * width / values.shape[1] - 0.5, (row + 0.5) * height / values.shape[0] - 0.5
         panel.plot(*place, marker="X", markersize=10, color=WRONG, markeredgecolor="white", linestyle="")
-        panel.set_title(f"{label}\nmaximum {values.max():.2g}", fontsize=9.5)
+        panel.set_title(f"{textwrap.fill(label, 27)}\nmaximum {values.max():.2g}", fontsize=9.5)
     for panel in panels:
         for x, y, box_width, box_height in boxes or []:
             for colour, thickness in (("black", 3.5), ("white", 1.5)):  # two lines: seen on any ground

@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 
 from minblip2 import UserError, masks, viz
@@ -172,6 +173,15 @@ def test_attention_maps_mark_the_maximum_in_its_patch():
     for panel in figure.axes:
         assert panel.patches[0].get_bbox().bounds == pytest.approx((4.5, 5.5, 20, 10))  # pixel 5 begins at 4.5
         assert panel.get_xlim() == (-0.5, 59.5) and panel.get_ylim() == (39.5, -0.5)  # the map did not stretch the view
+
+
+def test_long_titles_of_maps_stay_above_their_panels():
+    words = "a grey background with a purple square at the top right"
+    figure = viz.attention_maps(picture(), {words: torch.rand(4, 6), "other": torch.rand(4, 6)})
+    figure.draw_without_rendering()
+    first, second = figure.axes[1:3]
+    text = next(text for text in first.findobj(Text) if words in text.get_text().replace("\n", " "))
+    assert text.get_window_extent().x1 < second.get_window_extent().x0
 
 
 def test_attention_maps_take_grey_pictures_and_refuse_stacks_of_maps():
