@@ -41,7 +41,7 @@ from minblip2.train import autocast
 
 RESULTS = Path(__file__).parent / "results" / "ablations.jsonl"
 OF_PHOTOGRAPHS = RESULTS.with_name("photographs.jsonl")
-# The base of another machine, with experts trained there, on which the lines of 4, 8 and 32 queries were made.
+# The base on the machine, and with the experts, of the lines of 4, 8 and 32 queries.
 AGAIN = RESULTS.with_name("again.jsonl")
 STEPS = 600  # of each stage, unless a run says otherwise
 ON_PHOTOGRAPHS = {"stage1": dict(steps=200, batch_size=32),
