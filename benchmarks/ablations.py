@@ -25,19 +25,20 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minblip2 import UserError, metrics
+from minblip2 import UserError
 from minblip2.attention import FeedForward, MultiHeadAttention, attend
-from minblip2.batches import Batch
-from minblip2.bridge import Bridge, divide, train_bridge
-from minblip2.data import CocoCaptions
-from minblip2.evaluation import caption_scores, evaluate_scenes, itc_scores
-from minblip2.files import read_json
+from minblip2.data.batches import Batch
+from minblip2.data.coco import CocoCaptions
+from minblip2.data.files import read_json
+from minblip2.data.scenes import load_scenes
+from minblip2.device import autocast
+from minblip2.evaluation import metrics
+from minblip2.evaluation.measure import caption_scores, evaluate_scenes, itc_scores
 from minblip2.qformer import Block, QFormerConfig, QFormerOutput
-from minblip2.recipes import LAPTOP, SCENES, Parts, Recipe, build_scenes, clean, default_data
-from minblip2.scenes import load_scenes
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
-from minblip2.train import autocast
+from minblip2.training.bridge import Bridge, divide, train_bridge
+from minblip2.training.recipes import LAPTOP, SCENES, Parts, Recipe, build_scenes, clean, default_data
 
 RESULTS = Path(__file__).parent / "results" / "ablations.jsonl"
 OF_PHOTOGRAPHS = RESULTS.with_name("photographs.jsonl")

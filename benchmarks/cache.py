@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from benchmarks.stage1 import example
 from benchmarks.timing import OURS, case, difference, interleave, keep, options, same, work
-from minblip2.data import CocoCaptions
-from minblip2.features import feature_cache
-from minblip2.pictures import load_image
+from minblip2.data.coco import CocoCaptions
+from minblip2.data.features import feature_cache
+from minblip2.data.pictures import load_image
+from minblip2.data.transforms import Transform
 from minblip2.qformer import QFormerConfig
-from minblip2.recipes import find_recipe
 from minblip2.stage1 import Stage1
-from minblip2.transforms import Transform
+from minblip2.training.recipes import find_recipe
 from minblip2.vit import CLIP_L, EVA_G, ViT
 
 LOOP = "encoder in the loop"

@@ -20,8 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 
 from fetch import Fetcher, Item  # noqa: E402
-from minblip2.files import write_json  # noqa: E402
-from minblip2.pictures import check_image  # noqa: E402
+from minblip2.data.files import write_json  # noqa: E402
+from minblip2.data.pictures import check_image  # noqa: E402
 from tests.coco_server import CocoServer, coco_files  # noqa: E402
 
 CONNECTIONS = 16

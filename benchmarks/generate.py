@@ -15,7 +15,7 @@ from benchmarks.stage1 import SIZES, example
 from benchmarks.stage2 import END, THEIRS, Pair, pair
 from benchmarks.theirs import their_batch
 from benchmarks.timing import OURS, case, interleave, keep, options, work
-from minblip2.packed import Packed
+from minblip2.lm.packed import Packed
 
 
 def ways(models: Pair, image: Tensor, beams: int, tokens: int) -> dict[str, Callable[[int], Tensor]]:

@@ -19,16 +19,18 @@ import torch
 from torch import nn
 
 from benchmarks.provenance import RESULTS, commit, machine
-from minblip2 import UserError, budget
-from minblip2.batches import Batch, PairBatches
-from minblip2.bridge import stage1_losses
-from minblip2.files import read_json, write_json
-from minblip2.hub import MODELS
-from minblip2.recipes import GPU, LAPTOP, Recipe
+from minblip2 import UserError
+from minblip2.data.batches import Batch, PairBatches
+from minblip2.data.files import read_json, write_json
+from minblip2.data.transforms import Transform
+from minblip2.device import autocast, best_device, compute_dtype
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
-from minblip2.train import TrainConfig, autocast, best_device, compute_dtype, train
-from minblip2.transforms import Transform
+from minblip2.training import budget
+from minblip2.training.bridge import stage1_losses
+from minblip2.training.loop import TrainConfig, train
+from minblip2.training.recipes import GPU, LAPTOP, Recipe
+from minblip2.weights.hub import MODELS
 
 PAPER = "EVA ViT-g and OPT-2.7b"
 EXTRA = {"eva": dict(model_type="blip-2"),

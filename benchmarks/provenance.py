@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from minblip2 import UserError
-from minblip2.data import CocoCaptions
-from minblip2.files import read_json, write_json
-from minblip2.train import best_device, compute_dtype
+from minblip2.data.coco import CocoCaptions
+from minblip2.data.files import read_json, write_json
+from minblip2.device import best_device, compute_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

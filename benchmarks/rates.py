@@ -19,11 +19,11 @@ import torch
 
 from benchmarks.ablations import add, known, word_loss
 from benchmarks.provenance import machine
-from minblip2.bridge import Bridge, load_bridge, stage2_losses
-from minblip2.data import CocoCaptions
-from minblip2.files import read_json
+from minblip2.data.coco import CocoCaptions
+from minblip2.data.files import read_json
 from minblip2.stage2 import Stage2
-from minblip2.train import train
+from minblip2.training.bridge import Bridge, load_bridge, stage2_losses
+from minblip2.training.loop import train
 
 RESULTS = Path(__file__).parent / "results" / "rates.jsonl"
 PROJECTION = 2e-3  # its rate

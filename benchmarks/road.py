@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minblip2.batches import PairBatches
-from minblip2.files import write_json
-from minblip2.recipes import find_recipe
+from minblip2.data.batches import PairBatches
+from minblip2.data.files import write_json
+from minblip2.training.recipes import find_recipe
 
 
 def main() -> None:

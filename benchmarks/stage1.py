@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.timing import OURS, case, difference, gradient_difference, interleave, keep, options, same, work
 from minblip2 import masks
 from minblip2.attention import KVCache, MultiHeadAttention, record
-from minblip2.batches import PairBatches
+from minblip2.data.batches import PairBatches
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 

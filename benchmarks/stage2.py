@@ -16,12 +16,12 @@ from torch import Tensor
 from benchmarks import theirs
 from benchmarks.stage1 import SIZES, example
 from benchmarks.timing import OURS, case, difference, gradient_difference, interleave, keep, options, same, work
-from minblip2 import names
-from minblip2.names import translate
-from minblip2.opt import OPT, OPTConfig
+from minblip2.lm.opt import OPT, OPTConfig
+from minblip2.lm.t5 import T5, T5Config
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2, split_prefix
-from minblip2.t5 import T5, T5Config
+from minblip2.weights import names
+from minblip2.weights.names import translate
 
 THEIRS = "transformers"
 FLAN = dict(activation="gelu", gated=True, tied=False, scaled=False)  # FlanT5 as BLIP-2 runs it

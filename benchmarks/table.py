@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.timing import OURS, RESULTS
-from minblip2.files import read_json
+from minblip2.data.files import read_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration, Blip2QFormerConfig, Blip2QFormerModel
 
-from minblip2 import names
-from minblip2.checkpoint import collect
-from minblip2.export import save_pretrained, settings
 from minblip2.qformer import QFormer, QFormerOutput
 from minblip2.stage2 import Stage2
 from minblip2.vit import EVA_G, ViT
+from minblip2.weights import names
+from minblip2.weights.checkpoint import collect
+from minblip2.weights.export import save_pretrained, settings
 
 
 def qformer(ours: QFormer) -> Blip2QFormerModel:

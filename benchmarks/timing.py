@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from minblip2.files import read_json, write_json
+from minblip2.data.files import read_json, write_json
 
 RESULTS = Path("runs/benchmarks")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -64,7 +64,7 @@ def work(sides: Mapping[str, Callable[[int], object]]) -> dict[str, int]:
 
     Attention is counted in its plain form, for the counter does not know the kernel that a CPU has for it.
     """
-    def packed(x, matrix, *_, out_shape, **__) -> int:  # the products of `minblip2.packed`
+    def packed(x, matrix, *_, out_shape, **__) -> int:  # the products of `minblip2.lm.packed`
         return 2 * math.prod(out_shape) * x[-1]
 
     counted = {}

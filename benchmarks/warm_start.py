@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.ablations import KEPT, add, borrow, known
-from minblip2.bridge import train_bridge
-from minblip2.evaluation import evaluate_run
-from minblip2.files import read_json
-from minblip2.recipes import Recipe, find_recipe
+from minblip2.data.files import read_json
+from minblip2.evaluation.measure import evaluate_run
+from minblip2.training.bridge import train_bridge
+from minblip2.training.recipes import Recipe, find_recipe
 
 RESULTS = Path(__file__).parent / "results" / "warm_start.jsonl"
 

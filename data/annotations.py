@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from fetch import sha256_of
 from minblip2 import UserError
-from minblip2.files import field
-from minblip2.pictures import MAX_PIXELS
+from minblip2.data.files import field
+from minblip2.data.pictures import MAX_PIXELS
 
 CHUNK, LARGEST_ENTRY, LARGEST_MEMBER = 2**20, 2**22, 2**30  # bytes; COCO's largest member has 4.5e8
 BOMB = 100  # times: JSON packs to a tenth or so

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from annotations import check_archive, choose, entries, read_images, short_name
 from fetch import Fetcher, Item, sha256_of
 from minblip2 import UserError
-from minblip2.files import field, read_json, write_json
-from minblip2.pictures import check_image
-from minblip2.workers import ahead
+from minblip2.data.files import field, read_json, write_json
+from minblip2.data.pictures import check_image
+from minblip2.data.workers import ahead
 
 OFFICIAL = "http://images.cocodataset.org"  # as COCO publishes it: no certificate is valid for this host
 ARCHIVE = "annotations/annotations_trainval2017.zip"

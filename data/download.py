@@ -14,7 +14,7 @@ from pathlib import Path
 import coco
 from fetch import Fetcher
 from minblip2 import UserError
-from minblip2.hub import MODELS, RECIPE_MODELS
+from minblip2.weights.hub import MODELS, RECIPE_MODELS
 
 
 def coco_command(args: argparse.Namespace) -> None:

@@ -15,8 +15,8 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from fetch import sha256_of
 from minblip2 import UserError
-from minblip2.files import field, read_json, write_beside, write_json
-from minblip2.hub import HubModel, find_models
+from minblip2.data.files import field, read_json, write_beside, write_json
+from minblip2.weights.hub import HubModel, find_models
 
 # what the loaders and tokenizers read, at the top of a repository
 SETTINGS = re.compile(r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|"

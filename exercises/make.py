@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 
-from minblip2.files import write_beside
+from minblip2.data.files import write_beside
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"

@@ -29,16 +29,17 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from checks import DONE, OPEN, ROOT, SIGNS, Exercise
-from minblip2 import UserError, masks, viz
-from minblip2.batches import Batch
-from minblip2.bridge import Bridge, divide
-from minblip2.data import CocoCaptions
-from minblip2.lesson import RUN
+from minblip2 import UserError, masks
+from minblip2.course import viz
+from minblip2.course.lesson import RUN
+from minblip2.data.batches import Batch
+from minblip2.data.coco import CocoCaptions
+from minblip2.data.scenes import Scene, draw_scenes, judge, write_captions
 from minblip2.qformer import Block, ImageKV, QFormer, QFormerConfig, QFormerOutput
-from minblip2.recipes import SCENES, default_data
-from minblip2.scenes import Scene, draw_scenes, judge, write_captions
 from minblip2.stage1 import Stage1, Stage1Output
 from minblip2.stage2 import Stage2, Stage2Output
+from minblip2.training.bridge import Bridge, divide
+from minblip2.training.recipes import SCENES, default_data
 
 SLOTS = {  # lesson -> its exercises whose answers are put in, by the names of their checks
     "01": ("attention", "cross_attention"), "02": ("bidirectional", "unimodal", "multimodal_causal"),

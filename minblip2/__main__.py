@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 
 from . import UserError, __version__
-from .blip2 import Blip2
-from .bridge import Bridge, load_bridge, train_bridge
-from .budget import dry_run
-from .data import CocoCaptions
-from .distributed import first_to_speak, launched
-from .evaluation import LABELS, evaluate_run
-from .files import read_json, write_beside
-from .pictures import load_image
-from .recipes import RECIPES, find_recipe
+from .data.coco import CocoCaptions
+from .data.files import read_json, write_beside
+from .data.pictures import load_image
+from .evaluation.measure import LABELS, evaluate_run
+from .training.bridge import Bridge, load_bridge, train_bridge
+from .training.budget import dry_run
+from .training.distributed import first_to_speak, launched
+from .training.recipes import RECIPES, find_recipe
+from .weights.blip2 import Blip2
 
 
 def print_table(results: dict[str, float]) -> None:
@@ -82,14 +82,14 @@ def ask_command(args: argparse.Namespace) -> None:
 
 def retrieve_command(args: argparse.Namespace) -> None:
     """Find the pictures of a split that fit a text best: by ITC, then re-ranked by ITM."""
-    from . import evaluation
+    from .evaluation import measure
 
     bridge = load_bridge(args.run)
     note_unknown(bridge, [args.text])
     data = CocoCaptions(args.data or read_json(args.run / "run.json")["data"], args.split)
     features = torch.from_numpy(bridge.features(data, args.run / "cache").copy())
-    cosine = evaluation.itc_scores(bridge, features, [args.text])
-    _, scores = evaluation.rerank(bridge, features, [args.text], cosine, args.top)
+    cosine = measure.itc_scores(bridge, features, [args.text])
+    _, scores = measure.rerank(bridge, features, [args.text], cosine, args.top)
     print("  match  cosine  picture, and what a person said of it")
     for row in scores[:, 0].topk(min(args.show, args.top, len(data))).indices.tolist():
         record = data.images[row]
@@ -104,7 +104,8 @@ def evaluate_command(args: argparse.Namespace) -> None:
 
 def attend_command(args: argparse.Namespace) -> None:
     """Draw which parts of a picture make each text match it."""
-    from . import grounding, viz
+    from .course import viz
+    from .evaluation import grounding
 
     picture = load_image(args.picture)
     bridge = load_bridge(args.run)

@@ -23,7 +23,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
 import guide
-from minblip2.files import write_beside
+from minblip2.data.files import write_beside
 from readme import columns, table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 
-from minblip2.lesson import WORDS_PER_MINUTE
+from minblip2.course.lesson import WORDS_PER_MINUTE
 from readme import put
 
 ROOT = Path(__file__).resolve().parents[1]

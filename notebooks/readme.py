@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minblip2.evaluation import LABELS
-from minblip2.files import read_json, write_beside
-from minblip2.recipes import RECIPES
+from minblip2.data.files import read_json, write_beside
+from minblip2.evaluation.measure import LABELS
+from minblip2.training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -92,15 +92,17 @@ def under_picture(right: Sequence[bool], prompt: str) -> str:
 
 def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
     """The first pictures of the validation split as PNG, captioned by a trained bridge; and what to write below it."""
-    from minblip2 import evaluation, scenes, viz
-    from minblip2.bridge import load_bridge
-    from minblip2.data import CocoCaptions
-    from minblip2.pictures import load_image
+    from minblip2.course import viz
+    from minblip2.data import scenes
+    from minblip2.data.coco import CocoCaptions
+    from minblip2.data.pictures import load_image
+    from minblip2.evaluation import measure
+    from minblip2.training.bridge import load_bridge
 
     bridge, data = load_bridge(run), read_json(run / "run.json")["data"]
     pictures = [load_image(record.path) for record in CocoCaptions(data, "val", limit=count).images]
-    prompt = evaluation.QUESTIONS["things"]
-    captions = evaluation.ask(bridge, bridge.look(pictures), prompt)
+    prompt = measure.QUESTIONS["things"]
+    captions = measure.ask(bridge, bridge.look(pictures), prompt)
     truths = scenes.load_scenes(data, "val")[:count]
     right = [bool(scenes.judge(caption, truth)["things"]) for caption, truth in zip(captions, truths, strict=True)]
     return viz.png(viz.caption_sheet(pictures, [[caption] for caption in captions])), under_picture(right, prompt)

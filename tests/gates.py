@@ -11,12 +11,9 @@ from pathlib import Path
 
 from course import STAMP, source_hash
 
-# lowest floor first: a file imports only from files before it
-FLOORS = ("files", "attention", "masks", "vit", "lm", "opt", "llama", "t5", "tokenizer", "generation", "qformer",
-          "stage1", "stage2", "distributed", "names", "checkpoint", "pretrained", "export", "hub", "scenes", "workers",
-          "pictures", "transforms", "data", "features", "batches", "recompute", "packed", "train", "experts", "recipes",
-          "budget", "bridge", "blip2", "metrics", "viz", "lesson", "grounding", "evaluation", "__main__")
-CORE = FLOORS[:FLOORS.index("stage2") + 1]
+# The paper's files stand at the top of minblip2 and in lm/; each room imports them and the rooms named before it.
+ROOMS = ("data", "weights", "training", "evaluation")
+OPEN = ("course", "__main__")  # these import what they like; of the package only `__main__` imports `course`
 CORE_LINES = 1000
 LETTERS = set("b h d e q t v s k c n p1 p2 gh gw".split())
 EINOPS = {"rearrange", "reduce", "repeat", "einsum", "Rearrange", "Reduce"}
@@ -27,32 +24,69 @@ FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not 
     "a package index": re.compile(r"--(?:extra-)?index-url|find-links|registry[ =:]+https?:"),
 }
 # The whole first line of a cell that shows definitions of a module file, or methods of one of its classes.
-HEADER = re.compile(r"# minblip2/(\w+)\.py(?:: class (\w+))?")
-NEARLY_HEADER = re.compile(r"\s*#+\s*(?:\S*/)?minblip2/\w+(?:\.py)?\b", re.IGNORECASE)
+HEADER = re.compile(r"# minblip2/((?:\w+/)*\w+)\.py(?:: class (\w+))?")
+NEARLY_HEADER = re.compile(r"\s*#+\s*(?:\S*/)?minblip2/\w[\w/]*(?:\.py)?\b", re.IGNORECASE)
 DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 LINK = re.compile(r"""!?\[[^\]]*\]\(\s*<?([^)\s>]+)|<(?:img|a)\b[^>]*?\b(?:src|href)=["']([^"']+)["']""")
 
 
-def imports(source: str) -> set[str]:
-    """The files of minblip2 that a file of it imports, wherever in it."""
-    found = set()
+def module(folder: Path) -> dict[str, str]:
+    """Every file of the package by its name from there, such as "data/scenes", and its text."""
+    return {path.relative_to(folder).with_suffix("").as_posix(): path.read_text(encoding="utf-8")
+            for path in sorted(folder.rglob("*.py"))}
+
+
+def imports(name: str, source: str, names: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Line and name of each file of the package that the file `name` imports, wherever in it; `names`: all files."""
+    names, here = set(names), name.split("/")[:-1]
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.level == 1 or (node.module or "").split(".")[0] == "minblip2"):
-            module = (node.module or "").removeprefix("minblip2").lstrip(".")
-            found |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("minblip2.")}
-    return found
+        if isinstance(node, ast.Import):
+            found = [alias.name.split(".")[1:] for alias in node.names if alias.name.split(".")[0] == "minblip2"]
+        elif not isinstance(node, ast.ImportFrom) or not node.level and (node.module or "").split(".")[0] != "minblip2":
+            continue
+        else:
+            base = here[:len(here) + 1 - node.level] if node.level else []
+            base = base + (node.module or "").split(".")[0 if node.level else 1:] if node.module else base
+            found = [[*base, alias.name] for alias in node.names]
+        for parts in found:  # a name may be a file, or something that a file defines
+            path = next((path for end in range(len(parts), 0, -1) if (path := "/".join(parts[:end])) in names), None)
+            if path is not None:
+                yield node.lineno, path
+
+
+def room(name: str) -> str:
+    """The room of a file: "" for the paper's."""
+    first = name.split("/")[0]
+    return first if first in (*ROOMS, *OPEN) else ""
 
 
 def layering(sources: Mapping[str, str]) -> list[str]:
-    """sources: name of a file -> its text. Imports must go down the floors, which leaves no room for a circle."""
-    problems = [f"{name}.py has no floor: add it to FLOORS in tests/gates.py" for name in sources if name not in FLOORS]
-    for name in FLOORS:
-        below = FLOORS[:FLOORS.index(name)]
-        for other in sorted(imports(sources.get(name, "")) & set(FLOORS) - set(below)):
-            problems.append(f"{name}.py imports {other}, which does not stand below it")
+    """sources: name of a file -> its text. Imports go from a room to rooms before it, never in a circle."""
+    problems, arrows = [], {}
+    for name, source in sources.items():
+        arrows[name] = {}
+        for line, other in imports(name, source, sources):
+            arrows[name].setdefault(other, line)
+            mine, theirs = room(name), room(other)
+            rooms = ("", *ROOMS)
+            if theirs == "course" and mine not in OPEN:
+                problems.append(f"{name}.py, line {line}: imports {other}, but only __main__ may import `course`")
+            elif theirs == "__main__" or (mine not in OPEN and theirs not in OPEN
+                                          and rooms.index(theirs) > rooms.index(mine)):
+                below = ", ".join(("the paper's files", *ROOMS)[:rooms.index(mine)]) if mine in rooms else "all rooms"
+                rule = f"`{mine}` stands on {below}" if mine else "the paper's files import only each other"
+                problems.append(f"{name}.py, line {line}: imports {other}, but {rule}")
+    while free := [name for name, others in arrows.items() if not others.keys() & (arrows.keys() - {name})]:
+        for name in free:
+            del arrows[name]
+    problems += [f"{name}.py, line {line}: imports {other}, which leads back to it: a circle"
+                 for name, others in arrows.items() for other, line in others.items() if other in arrows]
     return problems
+
+
+def core(sources: Mapping[str, str]) -> list[str]:
+    """The paper's files: those at the top and the language models."""
+    return [name for name in sources if not room(name) and "__init__" not in name]
 
 
 def code_lines(source: str) -> int:

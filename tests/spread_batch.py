@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from minblip2.distributed import ManyProcesses, batch_ranks, process_group, rank_and_size
-from minblip2.opt import OPT, OPTConfig
+from minblip2.lm.opt import OPT, OPTConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
+from minblip2.training.distributed import ManyProcesses, batch_ranks, process_group, rank_and_size
 from tests.parity import TINY, randomise
 
 LENGTHS = (5, 7, 3, 6, 4, 8, 5)  # of 7 texts: two processes hold 3 and 4, three hold 2, 2 and 3

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import torch
 
-from minblip2 import UserError, __main__, bridge, experts
-from minblip2.distributed import launched
-from minblip2.recipes import RECIPES, SCENES
+from minblip2 import UserError, __main__
+from minblip2.training import bridge, experts
+from minblip2.training.distributed import launched
+from minblip2.training.recipes import RECIPES, SCENES
 
 SHORT = replace(SCENES, experts={name: replace(config, steps=2, precision="float32")
                                  for name, config in SCENES.experts.items()},

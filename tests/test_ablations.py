@@ -9,11 +9,11 @@ import torch
 
 from benchmarks import ablations, rates, warm_start
 from minblip2.attention import MultiHeadAttention
-from minblip2.bridge import Bridge, train_bridge
+from minblip2.data.scenes import write_scenes
 from minblip2.qformer import QFormerConfig
-from minblip2.recipes import SCENES
-from minblip2.scenes import write_scenes
 from minblip2.stage1 import Stage1
+from minblip2.training.bridge import Bridge, train_bridge
+from minblip2.training.recipes import SCENES
 from tests import spread_batch
 
 TINY = QFormerConfig(width=16, layers=2, heads=2, mlp_width=32, queries=4, image_width=12, vocabulary=30, dropout=0.0)

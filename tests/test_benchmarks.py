@@ -15,12 +15,13 @@ from PIL import Image
 import readme
 from benchmarks import cache, generate, gpu, growth, memory, retrieve, stage1, stage2, table, timing
 from benchmarks.timing import OURS
-from minblip2 import UserError, budget
+from minblip2 import UserError
 from minblip2.attention import attend
-from minblip2.packed import Packed
+from minblip2.data.transforms import Transform
+from minblip2.lm.packed import Packed
 from minblip2.qformer import QFormerConfig
-from minblip2.recipes import LAPTOP
-from minblip2.transforms import Transform
+from minblip2.training import budget
+from minblip2.training.recipes import LAPTOP
 from minblip2.vit import ViT, ViTConfig
 
 from .parity import randomise

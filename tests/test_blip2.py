@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from minblip2 import UserError
-from minblip2.export import save_pretrained
-from minblip2.pretrained import load_blip2, load_stage1, load_vit
 from minblip2.stage1 import Stage1
+from minblip2.weights.export import save_pretrained
+from minblip2.weights.pretrained import load_blip2, load_stage1, load_vit
 
 from .parity import difference, lengths_mask, randomise
 
@@ -300,7 +300,7 @@ def test_save_transformers_load_save_is_bit_identical(pair, tmp_path):
 
 
 def test_what_transformers_cannot_express_is_refused(tmp_path):
-    from minblip2.opt import OPT, OPTConfig
+    from minblip2.lm.opt import OPT, OPTConfig
     from minblip2.stage2 import Stage2
     from minblip2.vit import ViT, ViTConfig
 

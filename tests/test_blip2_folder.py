@@ -13,8 +13,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from minblip2 import UserError
 from minblip2.__main__ import main
-from minblip2.blip2 import Blip2
-from minblip2.transforms import Transform
+from minblip2.data.transforms import Transform
+from minblip2.weights.blip2 import Blip2
 
 from .parity import difference, randomise
 from .test_blip2 import config

@@ -13,13 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from minblip2 import UserError, __main__, evaluation, experts, grounding
-from minblip2.batches import Batch
-from minblip2.bridge import divide, load_bridge, train_bridge
-from minblip2.data import CocoCaptions
-from minblip2.features import weights_checksum
-from minblip2.recipes import RECIPES, SCENES, clean, find_recipe, shrink_and_perturb
-from minblip2.scenes import (
+from minblip2 import UserError, __main__
+from minblip2.data.batches import Batch
+from minblip2.data.coco import CocoCaptions
+from minblip2.data.features import weights_checksum
+from minblip2.data.scenes import (
     BACKGROUNDS,
     COLOURS,
     HELD_OUT,
@@ -31,6 +29,10 @@ from minblip2.scenes import (
     write_scenes,
     write_texts,
 )
+from minblip2.evaluation import grounding, measure
+from minblip2.training import experts
+from minblip2.training.bridge import divide, load_bridge, train_bridge
+from minblip2.training.recipes import RECIPES, SCENES, clean, find_recipe, shrink_and_perturb
 
 SHORT = replace(SCENES, experts={name: replace(config, steps=4) for name, config in SCENES.experts.items()},
                 stage1=replace(SCENES.stage1, steps=4), stage2=replace(SCENES.stage2, steps=4))
@@ -164,7 +166,7 @@ def test_evaluate_keeps_what_it_prints(run, cli):
     assert code == 0 and results["images"] == 24 and f"{folder / 'results-test.json'}" in out
     for key in ("images", "pointing_chance", "stage2_things_unseen"):
         value = results[key] if isinstance(results[key], int) else f"{results[key]:.1f}"
-        assert re.search(rf"^{re.escape(evaluation.LABELS[key])} +{value}$", out, re.MULTILINE), key
+        assert re.search(rf"^{re.escape(measure.LABELS[key])} +{value}$", out, re.MULTILINE), key
     assert 0 < results["pointing_chance"] < 50 and results["seconds_stage1"] > 0
     assert {"itc_t2i_r1", "itm_i2t_r1", "stage2_things_seen", "shuffled_things", "binding"} <= set(results)
 
@@ -174,13 +176,13 @@ def test_reranking_scores_are_logit_plus_cosine_and_order_matters_only_on_top(ru
     data = CocoCaptions(run[0].parent / "data", "val")
     features = torch.from_numpy(np.array(bridge.features(data, run[0] / "cache")))[:6]
     captions = [record.captions[0] for record in data.images[:5]]
-    images, texts = evaluation.embed(bridge, features, captions)
+    images, texts = measure.embed(bridge, features, captions)
     cosine = bridge.stage1.similarity(images, texts).cpu()
-    i2t, t2i = evaluation.rerank(bridge, features, captions, cosine, top=2)
+    i2t, t2i = measure.rerank(bridge, features, captions, cosine, top=2)
     assert ((i2t > -50).sum(dim=1) == 2).all() and ((t2i > -50).sum(dim=0) == 2).all()
     image, text = (int(i) for i in (i2t > -50).nonzero()[0])
     ids, mask = bridge.text_ids([captions[text]])
-    with torch.no_grad(), evaluation.autocast(bridge.device):
+    with torch.no_grad(), measure.autocast(bridge.device):
         logit = bridge.stage1.match(bridge.stage1.image_kv(features[image : image + 1].float()), ids, mask)[0, 1]
     assert i2t[image, text] == pytest.approx(float(logit + cosine[image, text]), abs=2e-2)
 
@@ -323,6 +325,6 @@ def test_laptop_recipe_on_real_parts(photos, parts, tmp_path):
     first = json.loads((tmp_path / "out" / "stage1" / "log.jsonl").read_text().splitlines()[0])
     assert first["itc"] == pytest.approx(np.log(8), abs=0.4) and first["itm"] == pytest.approx(0.6365, abs=0.15)
     data, train = CocoCaptions(small, "val"), CocoCaptions(small, "train")
-    results = evaluation.evaluate_photos(bridge, train, data, bridge.features(data, tmp_path / "out" / "cache"),
+    results = measure.evaluate_photos(bridge, train, data, bridge.features(data, tmp_path / "out" / "cache"),
                                          bridge.features(train, tmp_path / "out" / "cache"))
     assert results["captions"] == 30 and results["nearest_cider"] >= 0 and "stage2_bleu4" in results

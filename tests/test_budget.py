@@ -7,16 +7,25 @@ import pytest
 import torch
 from torch import nn
 
-from minblip2 import UserError, budget
-from minblip2.budget import StageCost, dry_run, estimate, free_memory, parameters, settings_of, trained_parameters
-from minblip2.checkpoint import HubConfig
-from minblip2.hub import MODELS
-from minblip2.opt import OPT, OPTConfig
-from minblip2.pretrained import empty_encoder, empty_lm, load_lm, load_vit
+from minblip2 import UserError
+from minblip2.lm.opt import OPT, OPTConfig
 from minblip2.qformer import QFormerConfig
-from minblip2.recipes import GPU, LAPTOP, SCENES
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
+from minblip2.training import budget
+from minblip2.training.budget import (
+    StageCost,
+    dry_run,
+    estimate,
+    free_memory,
+    parameters,
+    settings_of,
+    trained_parameters,
+)
+from minblip2.training.recipes import GPU, LAPTOP, SCENES
+from minblip2.weights.checkpoint import HubConfig
+from minblip2.weights.hub import MODELS
+from minblip2.weights.pretrained import empty_encoder, empty_lm, load_lm, load_vit
 
 
 def count(module: nn.Module) -> int:

@@ -11,16 +11,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from minblip2.bridge import load_bridge, train_bridge
-from minblip2.distributed import ManyProcesses
-from minblip2.files import read_json
-from minblip2.packed import COPIES
-from minblip2.recipes import RECIPES
-from minblip2.recompute import recompute
-from minblip2.scenes import write_scenes
+from minblip2.data.files import read_json
+from minblip2.data.scenes import write_scenes
+from minblip2.lm.packed import COPIES
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
-from minblip2.train import train
+from minblip2.training.bridge import load_bridge, train_bridge
+from minblip2.training.distributed import ManyProcesses
+from minblip2.training.loop import train
+from minblip2.training.recipes import RECIPES
+from minblip2.training.recompute import recompute
 from tests import spread_batch as one
 from tests import test_bridge, test_generation, test_stage2
 from tests.parity import TINY, difference, randomise

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minblip2 import UserError
-from minblip2.batches import Batch, PairBatches
-from minblip2.data import CocoCaptions
-from minblip2.features import feature_cache, weights_checksum
-from minblip2.pictures import MAX_PIXELS, load_image
-from minblip2.transforms import Transform
+from minblip2.data.batches import Batch, PairBatches
+from minblip2.data.coco import CocoCaptions
+from minblip2.data.features import feature_cache, weights_checksum
+from minblip2.data.pictures import MAX_PIXELS, load_image
+from minblip2.data.transforms import Transform
 
 # ---------------------------------------------------------------- pictures
 
@@ -353,7 +353,7 @@ def test_what_has_no_use_is_skipped_with_one_line(tmp_path, capsys):
 
 
 def test_without_check_pictures_are_not_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr("minblip2.features.load_image", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr("minblip2.data.features.load_image", lambda path: pytest.fail(f"{path} was opened"))
     assert [image.id for image in CocoCaptions(damaged(tmp_path), "train").images] == [10, 12, 14, 15]
 
 
@@ -501,7 +501,7 @@ def test_a_build_killed_between_data_and_counter_repeats_one_batch(pictures, tmp
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("minblip2.files.os.replace", killed)
+        patch.setattr("minblip2.data.files.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             build(Counting(), pictures, tmp_path)
     rest = Counting()
@@ -597,12 +597,12 @@ def test_cache_refuses(pictures, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="float16 cannot hold between .*0.png and .*3.png"):
         build(lambda images: images.flatten(2) * 1e6, pictures, folder)
     with monkeypatch.context() as patch:
-        patch.setattr("minblip2.features.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
+        patch.setattr("minblip2.data.features.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
         with pytest.raises(UserError, match="features need 4.2e.03 bytes .* but 1.0e.02 are free"):
             build(Counting(), pictures, folder)
     with monkeypatch.context() as patch:
-        patch.setattr("minblip2.features.os.posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "full")),
-                      raising=False)
+        patch.setattr("minblip2.data.features.os.posix_fallocate",
+                      lambda *_: (_ for _ in ()).throw(OSError(28, "full")), raising=False)
         with pytest.raises(UserError, match="features cannot be kept in .*full"):
             build(Counting(), pictures, folder)
     pictures[7].write_bytes(b"")
@@ -612,7 +612,7 @@ def test_cache_refuses(pictures, tmp_path, monkeypatch):
 
 
 def test_cache_with_a_real_encoder(parts, coco_mini, tmp_path):
-    from minblip2.pretrained import load_vit
+    from minblip2.weights.pretrained import load_vit
 
     vit = load_vit(parts / "dinov2-small").eval()
     transform = Transform.from_folder(parts / "dinov2-small")

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from minblip2 import UserError
-from minblip2.batches import PairBatches
-from minblip2.scenes import write_scenes
-from minblip2.train import read_log
+from minblip2.data.batches import PairBatches
+from minblip2.data.scenes import write_scenes
+from minblip2.training.loop import read_log
 from tests import spread_batch as one
 from tests.parity import difference
 

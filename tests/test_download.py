@@ -23,7 +23,7 @@ from PIL import Image
 import coco
 import download
 import fetch
-from minblip2.data import CocoCaptions
+from minblip2.data.coco import CocoCaptions
 
 from .coco_server import ARCHIVE, KARPATHY, CocoServer, coco_files, packed
 from .test_data import png_header

@@ -4,7 +4,7 @@ import IPython.display
 import pytest
 import torch
 
-from minblip2 import lesson
+from minblip2.course import lesson
 
 
 @pytest.fixture

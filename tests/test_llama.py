@@ -5,9 +5,9 @@ import torch
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
-from minblip2 import names
-from minblip2.checkpoint import fill
-from minblip2.llama import Llama, LlamaConfig
+from minblip2.lm.llama import Llama, LlamaConfig
+from minblip2.weights import names
+from minblip2.weights.checkpoint import fill
 
 from .parity import randomise
 from .test_opt import check_parity

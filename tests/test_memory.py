@@ -8,17 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minblip2 import export
-from minblip2.opt import OPT, OPTConfig
+from minblip2.lm.opt import OPT, OPTConfig
 from minblip2.qformer import QFormer, QFormerConfig
 from minblip2.stage2 import Stage2
 from minblip2.vit import EVA_G, ViT
+from minblip2.weights import export
 
 from .parity import note
 
 LOAD = """
 import sys
-from minblip2.pretrained import load_blip2
+from minblip2.weights.pretrained import load_blip2
 
 def memory(what):
     with open("/proc/self/status") as status:

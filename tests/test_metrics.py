@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minblip2 import UserError
-from minblip2.metrics import (
+from minblip2.evaluation.metrics import (
     bleu,
     cider_d,
     confidence_interval,

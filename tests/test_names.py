@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from minblip2 import names
-from minblip2.names import Stacked, spell_out, translate
+from minblip2.weights import names
+from minblip2.weights.names import Stacked, spell_out, translate
 
 from . import parity_table
 

@@ -5,10 +5,11 @@ import torch
 from transformers import OPTConfig as TheirConfig
 from transformers import OPTForCausalLM
 
-from minblip2 import masks, names
+from minblip2 import masks
 from minblip2.attention import KVCache
-from minblip2.checkpoint import fill
-from minblip2.opt import OPT, OPTConfig
+from minblip2.lm.opt import OPT, OPTConfig
+from minblip2.weights import names
+from minblip2.weights.checkpoint import fill
 
 from .parity import difference, lengths_mask, randomise
 

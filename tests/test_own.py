@@ -12,8 +12,8 @@ import torch
 import own
 from checks import DONE, OPEN, WRONG, lesson01, lesson02, lesson05, lesson08, lesson10
 from minblip2 import UserError
-from minblip2.batches import Batch
-from minblip2.opt import OPT, OPTConfig
+from minblip2.data.batches import Batch
+from minblip2.lm.opt import OPT, OPTConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 

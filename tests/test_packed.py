@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from minblip2 import packed
-from minblip2.opt import OPT, OPTConfig
-from minblip2.packed import Packed
+from minblip2.lm import packed
+from minblip2.lm.opt import OPT, OPTConfig
+from minblip2.lm.packed import Packed
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2

@@ -19,8 +19,9 @@ import guide
 import minblip2
 import readme
 from benchmarks import provenance
-from minblip2 import UserError, lesson
+from minblip2 import UserError
 from minblip2.__main__ import parser
+from minblip2.course import lesson
 
 from . import gates
 from .exercises import lesson07
@@ -50,7 +51,7 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    files = {f"minblip2/{path.name}" for path in (ROOT / "minblip2").glob("*.py")}
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minblip2").rglob("*.py")}
     about = {name for name in names if name.split("/")[0] == f"minblip2-{minblip2.__version__}.dist-info"}
     assert set(names) - about == files
     assert any(name.endswith("licenses/LICENSE") for name in about)
@@ -60,7 +61,7 @@ def test_the_wheel_runs_where_there_is_no_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = ("import sys; sys.path.insert(0, 'site'); import minblip2, importlib, pkgutil\n"
             "assert 'site' in minblip2.__file__, minblip2.__file__\n"
-            "[importlib.import_module(f'minblip2.{one.name}') for one in pkgutil.iter_modules(minblip2.__path__)]\n"
+            "[importlib.import_module(one.name) for one in pkgutil.walk_packages(minblip2.__path__, 'minblip2.')]\n"
             "sys.argv = ['minblip2', '--help']\n"
             "sys.exit(importlib.import_module('minblip2.__main__').main())")
     done = subprocess.run([sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else

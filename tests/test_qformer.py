@@ -7,12 +7,13 @@ import torch
 from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from minblip2 import masks, names
+from minblip2 import masks
 from minblip2.attention import KVCache
-from minblip2.checkpoint import fill
 from minblip2.qformer import QFormer, QFormerConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
+from minblip2.weights import names
+from minblip2.weights.checkpoint import fill
 
 from .parity import TINY, difference, lengths_mask, randomise
 

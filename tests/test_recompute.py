@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from minblip2.recompute import recompute
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
+from minblip2.training.recompute import recompute
 
 from .parity import TINY, difference, randomise
 from .test_stage2 import END, PAIRS, batch

@@ -15,19 +15,20 @@ import torch
 from PIL import Image
 
 import download
-from minblip2 import UserError, features
-from minblip2.batches import PairBatches
-from minblip2.bridge import stage1_losses
-from minblip2.data import CocoCaptions
-from minblip2.experts import text_tokenizer
-from minblip2.features import feature_cache, weights_checksum
-from minblip2.pictures import check_image, load_image
+from minblip2 import UserError
+from minblip2.data import features
+from minblip2.data.batches import PairBatches
+from minblip2.data.coco import CocoCaptions
+from minblip2.data.features import feature_cache, weights_checksum
+from minblip2.data.pictures import check_image, load_image
+from minblip2.data.transforms import Transform
+from minblip2.data.workers import ahead
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
-from minblip2.train import TrainConfig, train
-from minblip2.transforms import Transform
+from minblip2.training.bridge import stage1_losses
+from minblip2.training.experts import text_tokenizer
+from minblip2.training.loop import TrainConfig, train
 from minblip2.vit import ViT, ViTConfig
-from minblip2.workers import ahead
 
 from .coco_server import KARPATHY, CocoServer, coco_files
 from .test_data import BAD, smooth

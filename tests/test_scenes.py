@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minblip2 import UserError, scenes
-from minblip2.scenes import HELD_OUT, SHAPES, Scene, Thing, flip_relation, judge, load_scenes, parse, swap_colours
+from minblip2 import UserError
+from minblip2.data import scenes
+from minblip2.data.scenes import HELD_OUT, SHAPES, Scene, Thing, flip_relation, judge, load_scenes, parse, swap_colours
 
 SIZES = {"train": 300, "val": 40, "test": 40}
 

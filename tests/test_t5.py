@@ -6,10 +6,11 @@ from torch import nn
 from transformers import T5Config as TheirConfig
 from transformers import T5ForConditionalGeneration
 
-from minblip2 import masks, names
+from minblip2 import masks
 from minblip2.attention import KVCache
-from minblip2.checkpoint import fill
-from minblip2.t5 import T5, DistanceBias, T5Config
+from minblip2.lm.t5 import T5, DistanceBias, T5Config
+from minblip2.weights import names
+from minblip2.weights.checkpoint import fill
 
 from .parity import difference, lengths_mask, randomise
 

@@ -9,7 +9,7 @@ import torch
 from transformers import BertTokenizerFast
 
 from minblip2 import UserError
-from minblip2.tokenizer import Tokenizer
+from minblip2.data.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from minblip2 import UserError
-from minblip2.features import weights_checksum
-from minblip2.train import (
+from minblip2.data.features import weights_checksum
+from minblip2.device import autocast
+from minblip2.training.loop import (
     TrainConfig,
-    autocast,
     learning_rate,
     load_weights,
     parameter_groups,

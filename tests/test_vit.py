@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from minblip2 import UserError
-from minblip2.pretrained import load_vit
 from minblip2.vit import CLIP_L, EVA_G, ViT, ViTConfig
+from minblip2.weights.pretrained import load_vit
 
 from .parity import difference, randomise
 

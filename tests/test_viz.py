@@ -13,7 +13,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from minblip2 import UserError, masks, viz
+from minblip2 import UserError, masks
+from minblip2.course import viz
 
 
 def texts(figure):

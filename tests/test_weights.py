@@ -12,7 +12,7 @@ import pytest
 
 import weights
 from minblip2 import UserError
-from minblip2.hub import MODELS, RECIPE_MODELS, find_models
+from minblip2.weights.hub import MODELS, RECIPE_MODELS, find_models
 
 from .coco_server import CocoServer
 

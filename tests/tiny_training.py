@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from minblip2.train import TrainConfig, train
+from minblip2.training.loop import TrainConfig, train
 
 CONFIG = TrainConfig(steps=60, batch_size=16, learning_rate=1e-2, warmup=5, checkpoint_every=12, precision="float32")
 

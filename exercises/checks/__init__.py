@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minblip2 import UserError
-from minblip2.files import read_json, write_json
+from minblip2.data.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRESS = ROOT / "runs" / "progress.json"

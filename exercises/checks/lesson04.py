@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minblip2 import masks
-from minblip2.opt import OPT, OPTConfig
+from minblip2.lm.opt import OPT, OPTConfig
 
 from . import a_tensor, close, exercise, expect
 

@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from minblip2.scenes import Scene, judge
+from minblip2.data.scenes import Scene, judge
 
 from . import a_tensor, close, exercise, expect
 

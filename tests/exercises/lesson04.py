@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from tokenizers.models import WordPiece
 
-from minblip2 import llama, masks
+from minblip2 import masks
 from minblip2.attention import KVCache
+from minblip2.lm import llama
 
 from . import Answers
 

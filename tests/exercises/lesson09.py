@@ -6,8 +6,8 @@ import types
 
 import torch
 
-from minblip2 import metrics
-from minblip2.train import TrainConfig, learning_rate
+from minblip2.evaluation import metrics
+from minblip2.training.loop import TrainConfig, learning_rate
 
 from . import Answers
 

@@ -5,8 +5,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from minblip2.lm.t5 import DistanceBias, T5Config
 from minblip2.stage2 import split_prefix
-from minblip2.t5 import DistanceBias, T5Config
 
 from . import Answers
 

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from minblip2 import metrics
+from minblip2.evaluation import metrics
 
 from . import Answers
 

@@ -1,0 +1,55 @@
+"""What every notebook of the course opens with: figures said in prose and tables, and how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..data.files import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN, DATA = ROOT / "runs" / "scenes", ROOT / "runs" / "scenes-data"  # the bridge that the course trains, and on what
+WORDS_PER_MINUTE = 150  # prose and code are read at about this pace
+
+
+def say(text: str) -> None:
+    """Display Markdown in a notebook."""
+    from IPython.display import Markdown, display  # only notebooks need it
+
+    display(Markdown(text))
+
+
+def table(header: Sequence[object], *rows: Sequence[object]) -> None:
+    """Display a table in a notebook."""
+    lines = [header, ["---"] * len(header), *rows]
+    say("\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines))
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Largest difference of two tensors of one shape, as a fraction of the largest value of the `other`."""
+    return ((one - other).abs().max() / other.abs().max()).item()
+
+
+class Minutes:
+    """How long a notebook takes: `minutes = Minutes("02_masks")` in a cell at its top, `minutes.stop()` in its last."""
+
+    def __init__(self, notebook: str):
+        from IPython.display import Markdown, display
+
+        cells: list[dict[str, Any]] = read_json(ROOT / "notebooks" / f"{notebook}.ipynb")["cells"]
+        words = sum(len("".join(cell["source"]).split()) for cell in cells)
+        self.reading = f"Reading: about **{max(1, round(words / WORDS_PER_MINUTE))} minutes**, at {WORDS_PER_MINUTE} " \
+                       "words a minute, code included. Computing: "
+        self.started = time.perf_counter()
+        self.line = display(Markdown(f"{self.reading}told here when the last cell has run."), display_id=True)
+
+    def stop(self) -> None:
+        """Write into the line at the top how long computing took."""
+        from IPython.display import Markdown
+
+        seconds = time.perf_counter() - self.started
+        self.line.update(Markdown(f"{self.reading}**{seconds:.0f} seconds** on the machine that ran it."))

@@ -1,0 +1,48 @@
+"""Files that are whole or not there, and JSON that is what it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import UserError
+
+
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file next to `path`, then rename it into place: nobody ever sees half a file.
+
+    Each process has a name of its own for it: two that write the same at once do not rename each other's away.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    write(partial)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON beside `path` and rename it into place."""
+    write_beside(path, lambda partial: partial.write_text(json.dumps(content, indent=1), encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError for a file that is absent, no JSON or no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}): download or write it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object with keys: download or write it again")
+    return content
+
+
+def field(entry: Any, key: str, kind: type, file: object) -> Any:
+    """entry[key], which must be there and of a kind (true is no int). Raises UserError naming the `file` it is from."""
+    if not isinstance(entry, dict) or key not in entry:
+        raise UserError(f"{file} has an entry without {key!r}: {str(entry)[:80]}")
+    if not isinstance(entry[key], kind) or (kind is int and isinstance(entry[key], bool)):
+        raise UserError(f"{file} has {key} = {str(entry[key])[:80]!r}, which is not {kind.__name__}")
+    return entry[key]

@@ -1,0 +1,150 @@
+"""Text to ids and back: a thin class over the `tokenizers` library, for the Q-Former and every language model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+import torch
+from tokenizers.models import BPE, WordPiece
+from torch import Tensor
+
+from .. import UserError
+from .files import read_json, write_json
+
+
+class Tokenizer:
+    """Encodes a text as [start] words [end].
+
+    For the Q-Former start is [CLS], end is [SEP] and `dec`, one more id at the end of the vocabulary, is [DEC], which
+    takes the place of [CLS] when the task is to generate (paper §3.1). A language model has its own start and end. A
+    prompt is closed by `prompt_end`: nothing, but for an encoder, which reads it as a text of its own.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, start: Sequence[int], end: int, pad: int,
+                 dec: int | None = None, prompt_end: Sequence[int] = ()):
+        self.backend, self.start, self.end, self.pad_id, self.dec = backend, list(start), end, pad, dec
+        self.prompt_end = list(prompt_end)
+        self.backend.no_padding()
+        self.backend.no_truncation()
+
+    def __len__(self) -> int:
+        """Size of the vocabulary, [DEC] included."""
+        return self.backend.get_vocab_size() + (self.dec is not None)
+
+    @classmethod
+    def bert(cls, backend: tokenizers.Tokenizer) -> Tokenizer:
+        """A BERT tokenizer grown by [DEC], as the Q-Former reads."""
+        start, end, pad = (backend.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]"))
+        if None in (start, end, pad):
+            raise UserError("the tokenizer lacks [CLS], [SEP] or [PAD]: give the folder of a BERT model")
+        return cls(backend, [start], end, pad, dec=backend.get_vocab_size())
+
+    @classmethod
+    def words(cls, texts: Iterable[str]) -> Tokenizer:
+        """A BERT tokenizer whose vocabulary is every word of `texts` (lower-cased), for small embedded languages."""
+        found = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+        vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *found])}
+        backend = tokenizers.Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+        backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        backend.decoder = tokenizers.decoders.WordPiece()
+        backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])  # so that decoding leaves them out
+        return cls.bert(backend)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Read a hub folder's `tokenizer.json`; start, end and padding come from the configuration files beside it.
+
+        In a BLIP-2 with OPT a text ends with its line (LAVIS `Blip2OPT`): OPT's own end is what its texts start with.
+        Raises UserError when the file is missing or unreadable, or when no end token is named.
+        """
+        folder = Path(folder)
+        source, bytes_of = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
+        try:
+            if not source.exists() and all(path.exists() for path in bytes_of):  # all that OPT's folders hold
+                source = bytes_of[0]
+                backend = tokenizers.Tokenizer(BPE.from_file(*map(str, bytes_of)))
+                backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+                backend.decoder = tokenizers.decoders.ByteLevel()
+            else:
+                backend = tokenizers.Tokenizer.from_str(source.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{folder} has no tokenizer.json: download the model's tokenizer files as well") from None
+        except Exception as error:  # the library raises bare Exception for a malformed file
+            raise UserError(f"{source} is not a tokenizer file ({error}): fetch it again") from None
+        if backend.token_to_id("[CLS]") is not None:
+            return cls.bert(backend)
+        settings: dict = {}
+        for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+            if (folder / name).exists():
+                try:
+                    found = json.loads((folder / name).read_text(encoding="utf-8"))
+                except ValueError as error:
+                    raise UserError(f"{folder / name} is not JSON ({error}): fetch it again") from None
+                settings |= {k: v for k, v in found.items() if v is not None}
+
+        text = settings.pop("text_config", {})
+        settings = text | settings
+
+        def special(name: str) -> int | None:
+            token = settings.get(f"{name}_token", settings.get(f"{name}_token_id"))
+            token = token.get("content") if isinstance(token, dict) else token
+            token = token[0] if isinstance(token, list) else token  # Llama 3 names several ends: the first ends a text
+            return backend.token_to_id(token) if isinstance(token, str) else token
+
+        end, begin = special("eos"), special("bos")
+        if end is None:
+            raise UserError(f"{folder} names no eos_token: add it to tokenizer_config.json")
+        pad = special("pad")
+        if source != folder / "tokenizer.json":  # which would tell that these are no words
+            backend.add_special_tokens([backend.id_to_token(i) for i in {end, begin, pad} - {None}])
+        if text.get("model_type") == "opt":
+            end = backend.encode("\n", add_special_tokens=False).ids[-1]
+        prompt_end = [end] if (text or settings).get("model_type") == "t5" else []
+        return cls(backend, [] if begin is None else [begin], end, end if pad is None else pad, prompt_end=prompt_end)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one JSON file, read back by `load`."""
+        write_json(Path(path), dict(backend=json.loads(self.backend.to_str()), start=self.start, end=self.end,
+                                    pad=self.pad_id, dec=self.dec, prompt_end=self.prompt_end))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read what `save` wrote. Raises UserError for a file that is absent or anything else."""
+        state = read_json(Path(path))
+        try:
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(state.pop("backend"))), **state)
+        except Exception as error:  # the library raises bare Exception for a malformed state
+            raise UserError(f"{path} is not a saved tokenizer ({error!r}): save it again") from None
+
+    def tokens(self, text: str) -> list[int]:
+        """The ids of the text alone."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode(self, text: str, prompt: str = "", max_length: int = 32) -> list[int]:
+        """[start] prompt text [end], at most `max_length` ids; a long text loses its last words, never its end."""
+        inner = self.tokens(prompt) + self.tokens(text)
+        return [*self.start, *inner][: max_length - 1] + [self.end]
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """[start] prompt: what stands before a text that a language model is to write."""
+        return [*self.start, *self.tokens(prompt), *self.prompt_end]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first end token; special tokens are left out."""
+        ids = [int(i) for i in ids]
+        ids = ids[: ids.index(self.end)] if self.end in ids else ids
+        return self.backend.decode([i for i in ids if i != self.dec], skip_special_tokens=True).strip()
+
+    def pad(self, rows: Sequence[Sequence[int]], side: str = "right") -> tuple[Tensor, Tensor]:
+        """Lists of ids as one rectangle: ids (b t) and mask (b t), True where there is a token."""
+        length = max(len(row) for row in rows)
+        ids, mask = torch.full((len(rows), length), self.pad_id), torch.zeros(len(rows), length, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            place = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
+            ids[i, place], mask[i, place] = torch.tensor(row), True
+        return ids, mask

@@ -1,0 +1,103 @@
+"""How an encoder wants its pictures: resized, cut and normalised."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .. import UserError
+from .files import read_json
+
+LOG_RATIO = math.log(4 / 3)  # the longest and the tallest random crop
+
+
+@dataclass(frozen=True)
+class Transform:
+    """An RGB picture becomes a normalised tensor (c size size), resized with Pillow's bicubic filter.
+
+    mode "square" resizes straight to size x size pixels, as BLIP-2 evaluates (transformers `BlipImageProcessor`);
+    "crop" resizes the shortest edge to `resize_to` pixels and cuts out the centre (DINOv2: `BitImageProcessor`).
+    `flip` mirrors the picture: the other half of a doubled data set. `crop` numbers one of the random crops that BLIP-2
+    trains on: 50 to 100 % of the area, sides 3:4 to 4:3, stretched to the square, mirrored every other time (LAVIS
+    `BlipImageTrainProcessor` without its colours). It is drawn from the picture itself: the same picture has the same.
+    """
+
+    size: int = 224
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    mode: str = "square"
+    resize_to: int | None = None
+    flip: bool = False
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("square", "crop"):
+            raise UserError(f"transform mode is {self.mode!r}: choose 'square' or 'crop'")
+        if self.size < 1 or (self.resize_to or self.size) < self.size:
+            raise UserError(f"cannot cut {self.size} pixels out of {self.resize_to}: give 1 <= size <= resize_to")
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Transform:
+        """The transform that a model hub folder describes in its preprocessor_config.json."""
+        path = Path(folder) / "preprocessor_config.json"
+        config = read_json(path)
+        try:
+            size, cut = config["size"], config.get("crop_size")
+            if isinstance(size, int):  # files of older versions
+                size = {"shortest_edge": size} if cut is not None else {"height": size, "width": size}
+            resize_to = size.get("shortest_edge")
+            sides = {"height": cut, "width": cut} if isinstance(cut, int) else cut
+            sides = sides if resize_to else size
+            cuts = config.get("do_center_crop", True)
+            if config.get("resample", 3) != 3 or sides["height"] != sides["width"] or (resize_to and not cuts):
+                raise UserError(f"{path} asks for size {size}, crop {cut if cuts else None}, resample "
+                                f"{config.get('resample')}: only squares and bicubic resampling (3) are supported")
+            return cls(sides["height"], tuple(config["image_mean"]), tuple(config["image_std"]),
+                       "crop" if resize_to else "square", resize_to)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} lacks or garbles {error}: give size, image_mean and image_std") from error
+
+    def shown(self, image: Image.Image) -> Image.Image:
+        """The part of a picture that the encoder sees, size x size pixels."""
+        if self.crop is not None:
+            return self._random_crop(image)
+        width, height = self.size, self.size
+        if self.mode == "crop":
+            short, resize_to = min(image.size), self.resize_to or self.size
+            width, height = (int(resize_to * side / short) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        image = image.crop((left, top, left + self.size, top + self.size))
+        return ImageOps.mirror(image) if self.flip else image
+
+    def _random_crop(self, image: Image.Image) -> Image.Image:
+        random = np.random.default_rng([self.crop, zlib.crc32(image.tobytes())])
+        for _ in range(10):
+            area = random.uniform(0.5, 1) * image.width * image.height
+            ratio = math.exp(random.uniform(-1, 1) * LOG_RATIO)
+            width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if width <= image.width and height <= image.height:
+                break
+        else:  # too long or too tall for any such part: the largest in the middle
+            width = min(image.width, round(image.height * math.exp(LOG_RATIO)))
+            height = min(image.height, round(image.width * math.exp(LOG_RATIO)))
+        left, top = (int(random.integers(0, room + 1)) for room in (image.width - width, image.height - height))
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return ImageOps.mirror(image) if random.random() < 0.5 else image
+
+    def normalise(self, pixels: np.ndarray) -> Tensor:
+        """What `shown` gives, as numbers 0..255 (... h w c), as the encoder wants it: (... c h w) float32."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (torch.from_numpy(pixels).movedim(-1, -3).float() / 255 - mean) / std
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Resize, cut, scale to 0..1 and normalise. Returns (c size size) float32."""
+        return self.normalise(np.array(self.shown(image)))

@@ -1,0 +1,183 @@
+"""What a recipe will take, before anything is loaded: parameters, memory, disk, steps, and what must be fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import UserError
+from ..data.coco import CocoCaptions
+from ..data.files import read_json
+from ..data.transforms import Transform
+from ..device import best_device, compute_dtype
+from ..qformer import QFormerConfig
+from ..stage1 import Stage1
+from ..weights import pretrained
+from ..weights.checkpoint import HubConfig
+from ..weights.hub import MODELS
+from .loop import TrainConfig
+from .recipes import FETCHED_DATA, FETCHED_PARTS, Recipe
+
+CAPTION = 15  # tokens of an average COCO caption, with its start and end
+CAPTIONS = 5  # of each picture
+SAVED = 34  # values that a transformer layer keeps for its gradient, per token and channel (arXiv 2205.05198 §4)
+
+
+def settings_of(name: str, parts: Path) -> HubConfig:
+    """A model's config.json if it was fetched, else what is known of the pinned model."""
+    path = parts / name / "config.json"
+    return HubConfig(read_json(path) if path.exists() else MODELS[name].config)
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers a model holds; those that two of its parts share count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def trained_parameters(config: QFormerConfig, shared_width: int, lm_width: int) -> tuple[int, int]:
+    """Of stage 1 and of stage 2: the bridge itself is built, but without memory."""
+    with torch.device("meta"):
+        stage1 = Stage1(config, shared_width)
+        branch = stage1.qformer.query_branch()
+    return parameters(stage1), parameters(branch) + parameters(stage1.vision_norm) + (config.width + 1) * lm_width
+
+
+def activations(tokens: int, layers: int, width: int, value: int) -> float:
+    """Bytes that a transformer keeps for its gradient, when a number takes `value` bytes."""
+    return SAVED / 2 * value * tokens * layers * width
+
+
+def kept_by_stage1(batch: int, config: QFormerConfig, visual: int, value: int) -> float:
+    """Bytes that a stage-1 step on `batch` pairs with `visual` tokens keeps for its gradient; see `activations`."""
+    queries, cross = config.queries, -(-config.layers // config.cross_every)
+    each = 2 * queries + 5 * CAPTION + 3 * (queries + CAPTION)  # queries for ITC, text for ITC and ITG, three ITM pairs
+    return (activations(batch * each, config.layers, config.width, value) + 4 * value * batch * visual
+            * (config.image_width + cross * config.width) + 12 * batch * CAPTION * config.vocabulary)
+
+
+def kept_by_stage2(batch: int, config: QFormerConfig, lm: nn.Module, visual: int, value: int) -> float:
+    """Bytes that a stage-2 step on `batch` pairs keeps, most of them for the gradient through the language model."""
+    queries, cross = config.queries, -(-config.layers // config.cross_every)
+    return (activations(batch * (queries + CAPTION), lm.config.layers, lm.width, value)
+            + activations(batch * queries, config.layers, config.width, value)
+            + 4 * value * batch * visual * cross * config.width + 12 * batch * CAPTION * lm.config.vocabulary)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What training a stage takes, in bytes: `fixed`, whatever the batch, and `each` for every pair in it.
+
+    Fixed are weights, gradients and Adam's two moments of the `trained` parameters in float32, and the frozen models.
+    """
+
+    trained: int
+    fixed: float
+    each: float
+
+    def memory(self, batch_size: int) -> float:
+        """Bytes that batches of this size take."""
+        return self.fixed + batch_size * self.each
+
+    def largest_batch(self, memory: float) -> int:
+        """How many pairs fit into so many bytes; 0 where not even the weights do."""
+        return max(0, int((memory - self.fixed) / self.each))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a recipe takes: parameters of the frozen models, both stages, and one view of one picture in the cache."""
+
+    encoder: int
+    lm: int
+    stage1: StageCost
+    stage2: StageCost
+    tokens: int
+    width: int
+
+    @property
+    def cached(self) -> int:
+        """Bytes on disk of one picture's features in float16."""
+        return 2 * self.tokens * self.width
+
+
+def outlines(recipe: Recipe, parts: Path, lm_dtype: torch.dtype = torch.float32
+             ) -> tuple[nn.Module, nn.Module, QFormerConfig]:
+    """A recipe's image encoder and language model, at their true sizes but without memory, and its Q-Former's sizes."""
+    told = {role: settings_of(name, parts) for role, name in recipe.models.items()}
+    vit, _ = pretrained.empty_encoder(recipe.models["encoder"], told["encoder"], torch.float32)
+    lm, _ = pretrained.empty_lm(recipe.models["lm"], told["lm"], False, lm_dtype)
+    return vit, lm, pretrained.bert_sizes(recipe.models["bert"], told["bert"], image_width=vit.width, **recipe.qformer)
+
+
+def estimate(recipe: Recipe, parts: Path | None = None, value: int = 4) -> Estimate:
+    """The costs of a recipe on pretrained models when a number is computed with in `value` bytes.
+
+    Nothing is loaded: models that are not among `parts` have their known sizes. Memory is an estimate from what the
+    layers keep, and the logits. Raises UserError for a recipe without pretrained models.
+    """
+    if not recipe.models:
+        raise UserError(f"the recipe {recipe.name} makes all that it needs in minutes: run it without --dry-run")
+    vit, lm, config = outlines(recipe, parts or FETCHED_PARTS)
+    first, second = trained_parameters(config, recipe.shared_width, lm.width)
+    tokens = (Transform().size // vit.config.patch_size) ** 2 + vit.config.class_token
+    kept, seen = 4 * parameters(vit) + value * parameters(lm), recipe.keep or tokens
+    saved1, saved2 = kept_by_stage1(1, config, seen, value), kept_by_stage2(1, config, lm, seen, value)
+    return Estimate(parameters(vit), parameters(lm), StageCost(first, 16 * first + kept, saved1),
+                    StageCost(second, 16 * second + kept, saved2), tokens, vit.width)
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Bytes that are free on a device, of a CPU in the machine; None where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024.0 * int(told["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None) -> str:
+    """A recipe's parts, costs and what is missing, as text. Raises UserError when the scenes' own recipe is asked for.
+
+    Memory is an estimate: see `estimate`.
+    """
+    device = best_device()
+    value = compute_dtype(device).itemsize
+    data, parts, missing, absent = data or FETCHED_DATA, parts or FETCHED_PARTS, [], []
+    costs = estimate(recipe, parts, value)
+    try:
+        split = CocoCaptions(data, "train")
+        pictures, pairs, of = len(split), len(split.pairs), f"in {data}"
+    except UserError:
+        pictures, pairs, of = recipe.pictures, CAPTIONS * recipe.pictures, "to be fetched"
+        missing = [f"missing: pictures in {data}: python data/download.py coco --images {recipe.pictures} --out {data}"]
+
+    def row(what: str, role: str, count: int, use: str) -> str:
+        folder = parts / recipe.models[role]
+        there = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+        if not there:
+            absent.append(recipe.models[role])
+        return f"  {what:16} {recipe.models[role]:24} {count:>15,} {use:8} {'' if there else 'missing'}".rstrip()
+
+    def stage(name: str, settings: TrainConfig, cost: StageCost) -> str:
+        passes = settings.steps * settings.accumulate * settings.batch_size / pairs
+        return (f"  {name:16} {settings.steps:,} steps of {settings.accumulate * settings.batch_size} pairs, "
+                f"{passes:.1f} passes over {pairs:,}; about {cost.memory(settings.batch_size) / 1e9:.1f} GB of memory")
+
+    views = len(recipe.views)
+    lines = [
+        f"recipe {recipe.name}, on {device} in {'bfloat16' if value == 2 else 'float32'}", "",
+        row("image encoder", "encoder", costs.encoder, "frozen"),
+        row("language model", "lm", costs.lm, "frozen"),
+        row("bridge, stage 1", "bert", costs.stage1.trained, "trained"),
+        f"  {'bridge, stage 2':16} {'':24} {costs.stage2.trained:>15,} trained", "",
+        f"  {'features':16} {views} views of {pictures:,} pictures {of}: {costs.tokens} x {costs.width} in float16, "
+        f"{1e-9 * views * pictures * costs.cached:.1f} GB on disk",
+        stage("stage 1", recipe.stage1, costs.stage1), stage("stage 2", recipe.stage2, costs.stage2), ""]
+    if absent:
+        missing.append(f"missing: models in {parts}: python data/download.py weights {' '.join(absent)} --out {parts}")
+    return "\n".join([*lines, *(missing or ["nothing is missing"])])

@@ -1,0 +1,195 @@
+"""The two frozen experts of the scenes, trained here, blind to each other: a ViT without words, an LM without images.
+
+The ViT learns from boxes alone: each patch tells which thing covers it. The LM learns from texts of scenes that were
+never drawn: several of one scene in a row, so that it knows how a text depends on what stands before it. A soft prompt
+can steer only a model that has learned to be steered: one trained on single captions ignores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .. import masks
+from ..data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIDE, SIZES, VERSION, Scene, draw_scenes, write_texts
+from ..data.tokenizer import Tokenizer
+from ..data.transforms import Transform
+from ..lm.opt import OPT, OPTConfig
+from ..vit import ViT, ViTConfig
+from .loop import TrainConfig, train
+
+TRANSFORM = Transform(size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+TINY_VIT = ViTConfig(image_size=64, patch_size=8, width=128, layers=2, heads=4, mlp_width=512, class_token=False,
+                     layer_scale=False, final_norm=True, stem=(32, 64, 128))
+NOTHING = -1  # the label of a patch that no thing covers
+
+
+def patch_labels(scene: Scene, grid: int, side: int) -> np.ndarray:
+    """What covers each patch: colour, shape, size, row, column, background; (gh gw 6), -1 where nothing does."""
+    labels = np.full((grid, grid, 6), NOTHING, dtype=np.float32)
+    labels[..., 5] = list(BACKGROUNDS).index(scene.background)
+    centre = (np.arange(grid) + 0.5) * side / grid
+    for thing in scene.things:
+        x, y, w, h = thing.box
+        rows, columns = (np.flatnonzero((centre >= start) & (centre <= start + length))
+                         for start, length in ((y, h), (x, w)))
+        # A small thing may lie between patch centres: the patch of its own centre always belongs to it.
+        rows = np.union1d(rows, [int((y + h / 2) * grid / side)])
+        columns = np.union1d(columns, [int((x + w / 2) * grid / side)])
+        kind = (list(COLOURS).index(thing.colour), SHAPES.index(thing.shape), list(SIZES).index(thing.size))
+        labels[np.ix_(rows, columns, range(5))] = *kind, *thing.cell
+    return labels
+
+
+@dataclass
+class ImageBatch:
+    """image (b c h w) float32, labels (b gh gw 6)."""
+
+    image: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> ImageBatch:
+        """The same batch on a device."""
+        return ImageBatch(self.image.to(device), self.labels.to(device))
+
+
+@dataclass
+class TextBatch:
+    """ids (b t), mask (b t)."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> TextBatch:
+        """The same batch on a device."""
+        return TextBatch(self.ids.to(device), self.mask.to(device))
+
+
+def draws(count: int, batch_size: int, seed: int, start: int) -> Iterator[np.ndarray]:
+    """Indices (b) of batch `start`, `start` + 1, ...: each epoch a new order, a function of seed and number alone."""
+    per_epoch, number = count // batch_size, start
+    while True:
+        epoch, place = divmod(number, per_epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        yield order[place * batch_size : (place + 1) * batch_size]
+        number += 1
+
+
+class SceneImages:
+    """Batches of pictures with the labels of their patches; of these pictures no caption tells.
+
+    Every colour occurs with every shape here, as in any large collection of pictures: a frozen encoder knows the pairs
+    that are held out of the captioned pictures. What a bridge makes of such a pair is its own achievement.
+    """
+
+    def __init__(self, batch_size: int, seed: int, scenes: int = 6000):
+        self.batch_size, self.seed, self.scenes = batch_size, seed, scenes
+
+    def iterate(self, start: int = 0) -> Iterator[ImageBatch]:
+        """Batches without end, from number `start` on."""
+        drawn = list(draw_scenes(self.scenes, f"{self.seed} picture"))
+        images = torch.stack([TRANSFORM(image) for _, image, _ in drawn])
+        labels = torch.from_numpy(np.stack([patch_labels(scene, TINY_VIT.grid, SIDE) for _, _, scene in drawn]))
+        for rows in draws(len(images), self.batch_size, self.seed, start):
+            yield ImageBatch(images[rows], labels[rows])
+
+
+class SceneTexts:
+    """Batches of the captions of one scene in a row, of scenes that nobody drew; half of the rows begin with keywords.
+
+    Each caption but the first can be known from those before it, and keywords without grammar stand in for one: so the
+    model learns to take what it writes from what stands before, in whatever form.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, batch_size: int, seed: int, scenes: int = 6000):
+        self.tokenizer, self.scenes, self.batch_size, self.seed = tokenizer, scenes, batch_size, seed
+
+    def iterate(self, start: int = 0) -> Iterator[TextBatch]:
+        """Batches without end, from number `start` on."""
+        texts = write_texts(self.scenes, self.seed)
+        known = [[[*self.tokenizer.tokens(text), self.tokenizer.end] for text in six] for six in texts]
+        for number, rows in enumerate(draws(len(known), self.batch_size, self.seed, start), start):
+            random = np.random.default_rng([self.seed, number, 1])
+            batch = []
+            for row in rows:
+                order = random.permutation(len(known[row]) - 1)
+                if random.random() < 0.5:
+                    order[0] = -1  # the keywords
+                batch.append(sum((known[row][i] for i in order), [*self.tokenizer.start]))
+            yield TextBatch(*self.tokenizer.pad(batch))
+
+
+class PatchReader(nn.Module):
+    """The tiny ViT with linear heads that read off each patch what covers it, and where in the picture that stands."""
+
+    sizes = dict(colour=len(COLOURS) + 1, shape=len(SHAPES) + 1, size=len(SIZES) + 1, row=4, column=4,
+                 background=len(BACKGROUNDS))
+
+    def __init__(self, config: ViTConfig = TINY_VIT):
+        super().__init__()
+        self.vit = ViT(config)
+        self.heads = nn.ModuleDict({name: nn.Linear(config.width, size) for name, size in self.sizes.items()})
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Predictions (b gh gw n) by name for images (b c h w)."""
+        patches = rearrange(self.vit(image), "b (gh gw) e -> b gh gw e", gh=self.vit.config.grid)
+        return {name: head(patches) for name, head in self.heads.items()}
+
+
+def reading_losses(model: PatchReader, batch: ImageBatch) -> dict[str, Tensor]:
+    """Cross-entropies of what covers each patch, and where in the picture it stands, by name and summed."""
+    told = model(batch.image)
+    covered = (batch.labels[..., 0] != NOTHING).float()
+    # Most patches are empty; at full weight they would teach "nothing here" before anything else.
+    weight = covered + 0.15 * (1 - covered)
+    losses = {}
+    for index, (name, classes) in enumerate(model.sizes.items()):
+        target = batch.labels[..., index].long() % classes  # nothing (-1) becomes the last class
+        each = F.cross_entropy(rearrange(told[name].float(), "b gh gw n -> b n gh gw"), target, reduction="none")
+        losses[name] = (each * weight).sum() / weight.sum()
+    return {"loss": sum(losses.values()), **losses}
+
+
+def train_vit(folder: str | Path, config: TrainConfig) -> ViT:
+    """Train the tiny ViT on pictures and boxes alone, or load it from `folder`; returned frozen."""
+    torch.manual_seed(config.seed)
+    model = PatchReader()
+    batches = SceneImages(config.batch_size, config.seed)
+    train(model, reading_losses, batches, config, folder, {"vit": TINY_VIT, "scenes": VERSION}, name="ViT from boxes")
+    return model.vit.requires_grad_(False).eval()
+
+
+def text_tokenizer() -> Tokenizer:
+    """The words of the small language, as the Q-Former reads them."""
+    return Tokenizer.words(caption for five in write_texts(300, seed=0) for caption in five)
+
+
+def lm_tokenizer() -> Tokenizer:
+    """The same words for the language model: a text begins and ends with the same token, as OPT's do."""
+    words = text_tokenizer()
+    return Tokenizer(words.backend, [words.end], words.end, words.pad_id)
+
+
+def word_loss(model: OPT, batch: TextBatch) -> dict[str, Tensor]:
+    """Mean negative log-likelihood of each word given those before it."""
+    hidden = model(model.embed(batch.ids), masks.causal(batch.mask))
+    supervised = batch.mask[:, 1:]
+    return {"loss": F.cross_entropy(model.head(hidden[:, :-1][supervised]).float(), batch.ids[:, 1:][supervised])}
+
+
+def train_lm(folder: str | Path, config: TrainConfig) -> tuple[OPT, Tokenizer]:
+    """Train the tiny OPT on text alone, or load it from `folder`; returned frozen."""
+    torch.manual_seed(config.seed)
+    tokenizer = lm_tokenizer()
+    sizes = OPTConfig(vocabulary=len(tokenizer), width=128, layers=3, heads=4, mlp_width=512, positions=128)
+    model = OPT(sizes)
+    batches = SceneTexts(tokenizer, config.batch_size, config.seed)
+    train(model, word_loss, batches, config, folder, {"lm": sizes, "texts": VERSION}, name="LM from text")
+    return model.requires_grad_(False).eval(), tokenizer

@@ -1,0 +1,196 @@
+"""Named settings: what is frozen, what is trained on it, for how long, and on which machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import UserError
+from ..data import scenes
+from ..data.tokenizer import Tokenizer
+from ..data.transforms import Transform
+from ..device import best_device, compute_dtype
+from ..qformer import QFormerConfig
+from ..stage1 import Stage1
+from ..stage2 import Stage2
+from ..weights import pretrained
+from ..weights.hub import RECIPE_MODELS
+from . import experts
+from .loop import TrainConfig
+
+FETCHED_DATA, FETCHED_PARTS = Path("data/coco"), Path("data/parts")  # where data/download.py puts things
+
+
+@dataclass
+class Parts:
+    """What a recipe builds on: the frozen image encoder, the frozen language model, and how texts become ids."""
+
+    encoder: nn.Module
+    transform: Transform
+    tokenizer: Tokenizer
+    lm: nn.Module
+    lm_tokenizer: Tokenizer
+    qformer: QFormerConfig
+    bert: Path | None = None
+
+    @property
+    def class_token(self) -> bool:
+        """Whether the encoder's first visual token stands for the whole image."""
+        return self.encoder.config.class_token
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that is chosen before training. `prompt` stands before each caption that the language model reads.
+
+    `flips` also trains on mirrored images, `crops` on so many random crops of each, `keep` is how many visual tokens of
+    an image training sees at a time, `max_length` counts the ids of a text. `qformer` holds what differs from the sizes
+    that the parts dictate. `models` names the hub models it builds on, `pictures` is how many it is meant for.
+    `weights` are those of ITC, ITM and ITG in stage 1; the paper's are equal. Stage 2 starts from stage 1's matrices
+    times `warm_start`, the rest of them is a fresh start's; the paper's starts from all of them.
+    """
+
+    name: str
+    build: Callable[[Recipe, Path, Path | None, Path], Parts]
+    stage1: TrainConfig
+    stage2: TrainConfig
+    qformer: dict[str, Any]
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    warm_start: float = 1.0
+    shared_width: int = 256
+    prompt: str = ""
+    max_length: int = 32
+    flips: bool = False
+    crops: int = 0
+    keep: int | None = None
+    beams: int = 5
+    experts: dict[str, TrainConfig] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+    pictures: int = 0
+
+    @property
+    def views(self) -> list[dict[str, Any]]:
+        """What is trained on, as changes to the transform: every picture, its mirror image, its random crops."""
+        return [{}, *([{"flip": True}] if self.flips else []), *({"crop": i} for i in range(self.crops))]
+
+    def with_seed(self, seed: int) -> Recipe:
+        """The same with each of its training runs under another seed."""
+        experts = {name: replace(config, seed=seed) for name, config in self.experts.items()}
+        return replace(self, experts=experts, stage1=replace(self.stage1, seed=seed),
+                       stage2=replace(self.stage2, seed=seed))
+
+    def new_stage1(self, parts: Parts, kind: type[Stage1] = Stage1) -> Stage1:
+        """A fresh stage 1 of this kind on these parts, from BERT where there is one."""
+        torch.manual_seed(self.stage1.seed)
+        stage1 = kind(parts.qformer, self.shared_width)
+        if parts.bert is not None:
+            pretrained.init_from_bert(stage1.qformer, parts.bert)
+        return stage1
+
+    def new_stage2(self, parts: Parts, stage1: Stage1) -> Stage2:
+        """A fresh stage 2 that starts from what stage 1 has learned, or from part of it (arXiv 1910.08475)."""
+        torch.manual_seed(self.stage2.seed)
+        stage2 = Stage2.from_stage1(stage1, parts.lm, len(parts.lm_tokenizer))
+        if self.warm_start < 1:
+            shrink_and_perturb(stage2.qformer, self.warm_start, parts.qformer.init_std)
+        return stage2
+
+
+@torch.no_grad()
+def shrink_and_perturb(model: nn.Module, share: float, init_std: float) -> None:
+    """Let each matrix keep this share of its values, and add what is missing of a fresh one's (arXiv 1910.08475)."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(share).add_((1 - share) * init_std * torch.randn_like(parameter))
+
+
+def clean(caption: str) -> str:
+    """A caption as BLIP-2 trains on it: lower case, without . ! " ( ) * # : ; ~ (LAVIS `blip_caption`)."""
+    return re.sub(r"\s+", " ", re.sub(r"[.!\"()*#:;~]", " ", caption.lower())).strip()
+
+
+def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path) -> Parts:
+    """Train the two small experts on the drawn scenes, or load those that were trained before."""
+    vit = experts.train_vit(out / "vit", recipe.experts["vit"])
+    lm, lm_tokenizer = experts.train_lm(out / "lm", recipe.experts["lm"])
+    tokenizer = experts.text_tokenizer()
+    config = QFormerConfig(image_width=vit.width, vocabulary=len(tokenizer), **recipe.qformer)
+    return Parts(vit, experts.TRANSFORM, tokenizer, lm, lm_tokenizer, config)
+
+
+def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path) -> Parts:
+    """Load three pretrained models from hub folders below `parts`."""
+    fetch = f"fetch it with `python data/download.py weights {recipe.name}`"
+    if parts is None and not (parts := FETCHED_PARTS).is_dir():
+        raise UserError(f"the recipe {recipe.name} needs pretrained models: name their folder with --parts, or {fetch}")
+    vit, bert, lm = (parts / recipe.models[role] for role in ("encoder", "bert", "lm"))
+    for folder in (vit, bert, lm):
+        if not folder.is_dir():
+            raise UserError(f"{folder} does not exist: put the model's hub folder there, or {fetch}")
+    encoder = pretrained.load_vit(vit)
+    # BLIP-2 squeezes a picture into the square where CLIP would cut its sides off.
+    transform = Transform() if pretrained.read_config(vit)["model_type"] == "clip" else Transform.from_folder(vit)
+    config = pretrained.bert_sizes(bert, pretrained.read_config(bert), image_width=encoder.width, **recipe.qformer)
+    # The language model is never trained: where the device computes in bfloat16, its weights may be kept so as well.
+    return Parts(encoder, transform, Tokenizer.from_folder(bert),
+                 pretrained.load_lm(lm, compute_dtype(best_device())), Tokenizer.from_folder(lm), config, bert)
+
+
+SCENES = Recipe(
+    name="scenes", build=build_scenes,
+    experts={"vit": TrainConfig(steps=1200, learning_rate=2e-3, clip=5.0),
+             "lm": TrainConfig(steps=1500, learning_rate=1e-3)},
+    qformer=dict(width=96, layers=4, heads=4, mlp_width=384, queries=16, positions=32, dropout=0.0,
+                 init_std=0.06),  # 0.02 suits the width 768; the same spread of activations asks for more here
+    weights=(0.3, 0.3, 1.0),  # contrast is easy here, and what it does not need it unlearns
+    stage1=TrainConfig(steps=1500, learning_rate=2e-3, warmup=60),
+    stage2=TrainConfig(steps=3000, learning_rate=1e-3, warmup=40),
+    warm_start=0.5,  # what has been trained long learns less of what comes next: lesson 14, section 2
+    shared_width=64, max_length=32, beams=1,
+)
+
+LAPTOP = Recipe(
+    name="laptop", build=build_pretrained, models=RECIPE_MODELS["laptop"], pictures=2500,
+    qformer=dict(queries=16, dropout=0.0),
+    stage1=TrainConfig(steps=1200, batch_size=64, learning_rate=4e-4, warmup=60, checkpoint_every=50),
+    # At the projection's rate the Q-Former forgets what it read before the language model has learned to listen.
+    stage2=TrainConfig(steps=750, batch_size=32, learning_rate=1e-4, fresh="projection", gain=20, warmup=40,
+                       checkpoint_every=50),
+    prompt="assistant\n",  # after the start token this is how SmolLM2's chat template opens an answer
+    flips=True, keep=129, beams=5,
+)
+
+# The paper's settings (§3.4), for ten passes over as many pictures as it takes hours, not days, to train on.
+GPU = Recipe(
+    name="gpu", build=build_pretrained, models=RECIPE_MODELS["gpu"], pictures=10_000,
+    qformer=dict(queries=32),
+    stage1=TrainConfig(steps=8000, batch_size=64, learning_rate=1e-4, warmup=400),
+    stage2=TrainConfig(steps=8000, batch_size=32, learning_rate=1e-4, warmup=400),
+    crops=2, beams=5,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (SCENES, LAPTOP, GPU)}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises UserError listing the names there are."""
+    if name not in RECIPES:
+        raise UserError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def default_data(recipe: Recipe, out: Path, data: Path | None) -> Path:
+    """The folder in COCO layout to train on; drawn scenes are written beside the run when none is named."""
+    if data is None and recipe.name == "scenes":
+        data = out.parent / "scenes-data"
+        scenes.write_scenes(data)
+    if data is None and not (data := FETCHED_DATA).is_dir():
+        raise UserError(f"the recipe {recipe.name} needs pictures: name a folder in COCO layout with --data, or fetch "
+                        f"one with `python data/download.py coco --images {recipe.pictures}`")
+    return data

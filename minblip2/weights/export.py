@@ -1,0 +1,76 @@
+"""A BLIP-2 of ours, written as the model hub has it, so that transformers' `Blip2ForConditionalGeneration` loads it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from .. import UserError
+from ..data.files import write_beside, write_json
+from ..lm.llama import LlamaConfig
+from ..lm.opt import OPTConfig
+from ..lm.t5 import T5Config
+from ..stage2 import Stage2
+from ..vit import EVA_G, ViT
+from . import names
+from .checkpoint import HubConfig, collect
+from .names import Naming
+from .pretrained import sizes
+
+
+def settings(config: Any, naming: Naming) -> dict[str, Any]:
+    """Our sizes under their names."""
+    return {theirs: getattr(config, ours) for theirs, ours in naming.settings.items()}
+
+
+def lm_settings(lm: nn.Module) -> tuple[dict[str, Any], Naming]:
+    """What `config.json` says of a language model, and its tensors' names. Raises UserError for one of another kind."""
+    match config := getattr(lm, "config", None):
+        case OPTConfig():
+            if lm.width != config.width:
+                raise UserError("transformers' BLIP-2 has no projection to an OPT-350m: its words are narrower than it")
+            return settings(config, names.OPT) | dict(model_type="opt", word_embed_proj_dim=lm.width), names.OPT
+        case LlamaConfig():
+            theirs = settings(config, names.LLAMA)
+            rope = dict(rope_type="default", rope_theta=theirs.pop("rope_theta"))
+            return theirs | dict(model_type="llama", rope_parameters=rope), names.LLAMA
+        case T5Config():
+            kind = ("gated-" if config.gated else "") + config.activation.replace("gelu_new", "gelu")
+            theirs = settings(config, names.T5_GATED) | dict(
+                model_type="t5", num_decoder_layers=len(lm.decoder.blocks), feed_forward_proj=kind,
+                dense_act_fn=config.activation, is_gated_act=config.gated, scale_decoder_outputs=config.scaled,
+                tie_word_embeddings=config.scaled, decoder_start_token_id=config.start, is_encoder_decoder=True)
+            return theirs, names.T5_GATED if config.gated else names.T5_PLAIN
+    raise UserError(f"{type(lm).__name__} has no layout on the hub that is known here: use OPT, Llama or T5")
+
+
+def save_pretrained(folder: str | Path, vit: ViT, stage2: Stage2, image_token: int, **tokens: int) -> None:
+    """Write a BLIP-2 as a hub folder.
+
+    `image_token` is the id that stands for an image there and must be none that a text contains; `tokens` are further
+    ids for the language model's settings, such as eos_token_id=2. Raises UserError for an image encoder that
+    transformers' BLIP-2 cannot express, which knows EVA's kind only.
+    """
+    text, naming = lm_settings(stage2.lm)
+    if not 0 <= image_token < stage2.lm.vocabulary:
+        raise UserError(f"the image token {image_token} is not among the {stage2.lm.vocabulary} ids of the language "
+                        "model: name one that no text contains")
+    config = stage2.qformer.config
+    vision = settings(vit.config, names.EVA) | dict(model_type="blip_2_vision_model", qkv_bias=True)
+    if replace(EVA_G, **sizes(HubConfig(vision), names.EVA)) != vit.config:
+        raise UserError("transformers' BLIP-2 knows image encoders of EVA's kind only: class token, one patch "
+                        "convolution with bias, no final norm, no layer scale")
+    hub = dict(architectures=["Blip2ForConditionalGeneration"], model_type="blip-2", num_query_tokens=config.queries,
+               image_token_index=image_token, tie_word_embeddings=False, vision_config=vision,
+               qformer_config=settings(config, names.QFORMER) | dict(model_type="blip_2_qformer"),
+               text_config=text | tokens)
+    tensors = collect(nn.ModuleDict(dict(vit=vit, stage2=stage2)), names.blip2(naming))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_beside(folder / "model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
+    write_json(folder / "config.json", hub)

@@ -1,0 +1,249 @@
+"""Models as their authors published them, loaded into ours: the model hub's folders, and LAVIS's own files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import UserError
+from ..attention import ACTIVATIONS
+from ..lm.llama import Llama, LlamaConfig
+from ..lm.opt import OPT, OPTConfig
+from ..lm.t5 import T5, T5Config
+from ..qformer import QFormer, QFormerConfig
+from ..stage1 import Stage1
+from ..stage2 import Stage2
+from ..vit import CLIP_L, EVA_G, ViT, ViTConfig
+from . import names
+from .checkpoint import HubConfig, fill, open_hub, open_lavis, read_config
+from .names import Naming, translate
+
+
+def sizes(hub: HubConfig, naming: Naming) -> dict[str, Any]:
+    """Their settings under our names. Raises UserError for one that is not there."""
+    return {ours: hub[theirs] for theirs, ours in naming.settings.items()}
+
+
+def complete(part: Mapping[str, Any], naming: Naming, usual: Any) -> HubConfig:
+    """The settings of a part of a model, with the `usual` ones: files leave out what transformers takes as known."""
+    return HubConfig({theirs: getattr(usual, ours) for theirs, ours in naming.settings.items()} | part)
+
+
+def refuse(source: object, kind: Any, wanted: str) -> UserError:
+    """The error that a folder holds another kind of model."""
+    return UserError(f"{source} holds a {kind!r} model; {wanted}")
+
+
+# --- image encoders ---------------------------------------------------------------------------------------------------
+
+
+def dinov2(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+    """DINOv2, all blocks and the final norm (transformers `Dinov2Model`)."""
+    if hub.get("use_swiglu_ffn"):
+        raise UserError(f"{source} is a DINOv2 with gated feed-forwards (giant): use small, base or large")
+    mlp_width = int(hub["hidden_size"] * hub["mlp_ratio"])
+    return ViTConfig(**sizes(hub, names.DINOV2), mlp_width=mlp_width), names.DINOV2
+
+
+def clip(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+    """The image side of CLIP as BLIP-2 takes it: without the last block and the final norm (`CLIPVisionModel`)."""
+    base = replace(CLIP_L, width=768, layers=12, heads=12, mlp_width=3072, patch_size=32)
+    config = replace(CLIP_L, **sizes(complete(hub.get("vision_config", hub), names.CLIP, base), names.CLIP))
+    last = f"encoder.layers.{config.layers - 1}"
+    ignored = {**names.CLIP.ignored, last: "BLIP-2 takes the second-to-last block"}
+    return replace(config, layers=config.layers - 1), replace(names.CLIP, ignored=ignored)
+
+
+def eva(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+    """BLIP-2's own encoder, out of a whole BLIP-2 (transformers `Blip2VisionModel`); its last norm is the bridge's."""
+    config = complete(hub.get("vision_config", hub), names.EVA, EVA_G)
+    return replace(EVA_G, **sizes(config, names.EVA)), names.EVA
+
+
+ENCODERS = {"dinov2": dinov2, "clip": clip, "clip_vision_model": clip, "blip-2": eva, "blip_2_vision_model": eva}
+
+
+def load_vit(folder: str | Path, dtype: torch.dtype = torch.float32) -> ViT:
+    """A frozen image encoder from a hub folder: CLIP, DINOv2, or the EVA of a BLIP-2, as BLIP-2 uses each of them."""
+    vit, naming = empty_encoder(folder, read_config(folder), dtype)
+    fill(vit, open_hub(folder).tensors, naming, str(folder))
+    return vit.requires_grad_(False).eval()
+
+
+def empty_encoder(source: object, hub: HubConfig, dtype: torch.dtype) -> tuple[ViT, Naming]:
+    """An image encoder that still waits for its weights, and how they are called."""
+    kind = hub.get("model_type")
+    if kind not in ENCODERS:
+        raise refuse(source, kind, f"the image encoder must be one of {', '.join(ENCODERS)}")
+    config, naming = ENCODERS[kind](source, hub)
+    return empty_vit(config, dtype), naming
+
+
+def empty_vit(config: ViTConfig, dtype: torch.dtype) -> ViT:
+    """A vision transformer of these sizes without memory."""
+    if config.activation not in ACTIVATIONS:
+        raise UserError(f"the activation {config.activation!r} is unknown: there are {', '.join(ACTIVATIONS)}")
+    with torch.device("meta"):
+        return ViT(config).to(dtype)
+
+
+# --- language models --------------------------------------------------------------------------------------------------
+
+
+def opt(hub: HubConfig, own_head: bool) -> tuple[OPT, Naming]:
+    """OPT of any size (transformers `OPTForCausalLM`)."""
+    if hub.get("activation_function", "relu") != "relu" or hub.get("_remove_final_layer_norm"):
+        raise UserError("this OPT has another activation than ReLU or lacks its final norm: use one of Meta's own")
+    return OPT(OPTConfig(**sizes(hub, names.OPT))), names.OPT
+
+
+def llama(hub: HubConfig, own_head: bool) -> tuple[Llama, Naming]:
+    """A language model of the Llama family (transformers `LlamaForCausalLM`)."""
+    rope = hub.get("rope_parameters") or hub.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise UserError(f"this Llama scales its rotary positions ({rope}), which is not supported: use a plain one")
+    hub = HubConfig({"num_key_value_heads": hub["num_attention_heads"], "tie_word_embeddings": False,
+                     "rope_theta": rope.get("rope_theta", 10_000.0)} | hub)
+    return Llama(LlamaConfig(**sizes(hub, names.LLAMA))), names.LLAMA
+
+
+def t5(hub: HubConfig, own_head: bool) -> tuple[T5, Naming]:
+    """T5, T5 1.1 or FlanT5 (transformers `T5ForConditionalGeneration`); its head is its own if the file has one."""
+    kind = hub.get("feed_forward_proj", "relu")  # "gated-gelu" has always meant the approximation
+    activation = hub.get("dense_act_fn") or ("gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-"))
+    if activation not in ACTIVATIONS:
+        raise UserError(f"the activation {activation!r} is unknown: there are {', '.join(ACTIVATIONS)}")
+    gated = kind.startswith("gated-")
+    hub = HubConfig({"num_decoder_layers": None, "relative_attention_max_distance": T5Config().farthest} | hub)
+    # Newer files say whether the head is scaled; in older ones it is scaled where it is tied.
+    scaled = hub.get("scale_decoder_outputs", hub.get("tie_word_embeddings", True))
+    config = T5Config(**sizes(hub, names.T5_GATED), activation=activation, gated=gated, tied=not own_head,
+                      scaled=scaled, start=hub.get("decoder_start_token_id") or 0)
+    return T5(config), names.T5_GATED if gated else names.T5_PLAIN
+
+
+LANGUAGE_MODELS = {"opt": opt, "llama": llama, "t5": t5}
+USUAL = {"opt": (names.OPT, OPTConfig()), "t5": (names.T5_GATED, T5Config())}  # what transformers takes as known
+
+
+def empty_lm(source: object, hub: HubConfig, own_head: bool, dtype: torch.dtype) -> tuple[nn.Module, Naming]:
+    """A language model that still waits for its weights, and how they are called."""
+    kind = hub.get("model_type")
+    if kind not in LANGUAGE_MODELS:
+        raise refuse(source, kind, f"the language model must be one of {', '.join(LANGUAGE_MODELS)}")
+    if kind in USUAL:
+        hub = complete(hub, *USUAL[kind])
+    with torch.device("meta"):
+        lm, naming = LANGUAGE_MODELS[kind](hub, own_head)
+        return lm.to(dtype), naming
+
+
+def load_lm(folder: str | Path, dtype: torch.dtype = torch.float32) -> OPT | Llama | T5:
+    """A frozen language model from a hub folder: OPT, the Llama family, or T5."""
+    checkpoint = open_hub(folder)
+    lm, naming = empty_lm(folder, read_config(folder), "lm_head.weight" in checkpoint.shapes, dtype)
+    fill(lm, checkpoint.tensors, naming, str(folder))
+    return lm.requires_grad_(False).eval()
+
+
+# --- the Q-Former -----------------------------------------------------------------------------------------------------
+
+
+def bert_sizes(source: object, hub: HubConfig, **changes) -> QFormerConfig:
+    """The Q-Former configuration that fits a BERT with these settings, its vocabulary grown by [DEC]."""
+    if hub.get("model_type") != "bert":
+        raise refuse(source, hub.get("model_type"), "a Q-Former starts from a bert")
+    return QFormerConfig(**{**sizes(hub, names.BERT), "vocabulary": hub["vocab_size"] + 1} | changes)
+
+
+def init_from_bert(qformer: QFormer, folder: str | Path) -> QFormer:
+    """Start a Q-Former from BERT, in place: shared self-attention, text, and both feed-forwards from BERT's one.
+
+    Queries, cross-attention and the row of [DEC] keep their fresh values, and so does the LM head where the folder has
+    none (sentence encoders do not). Source: LAVIS `Blip2Base.init_Qformer` and `Blip2Qformer.__init__`.
+    """
+    fresh = tuple(f"blocks.{i}.cross_{part}" for i in range(len(qformer.blocks)) for part in ("attention", "norm"))
+    fill(qformer, open_hub(folder).tensors, names.BERT, str(folder), optional=("query_tokens", "lm_head", *fresh))
+    return qformer
+
+
+def stage1_sizes(source: object, shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> tuple[QFormerConfig, int]:
+    """The sizes of a Q-Former, and of the space it shares with texts, from the shapes of its tensors (our names).
+
+    Without `heads`, each is taken to be 64 wide, as BERT's are.
+    """
+    def size(name: str, axis: int) -> int:
+        if name not in shapes:
+            raise UserError(f"{source} lacks the weights of {name}: it holds no stage 1")
+        if axis >= len(shapes[name]):
+            raise UserError(f"{source}: {name} has the shape {shapes[name]}, which no stage 1 has: fetch it again")
+        return shapes[name][axis]
+
+    width = size("qformer.query_tokens", 2)
+    layers = sum(f"qformer.blocks.{i}.self_norm.weight" in shapes for i in range(len(shapes)))
+    reading = [i for i in range(layers) if f"qformer.blocks.{i}.cross_norm.weight" in shapes]
+    config = QFormerConfig(
+        width=width, layers=layers, heads=heads or width // 64, queries=size("qformer.query_tokens", 1),
+        mlp_width=size("qformer.blocks.0.query_mlp.up.weight", 0),
+        image_width=size("qformer.blocks.0.cross_attention.key.weight", 1),
+        cross_every=reading[1] if len(reading) > 1 else layers,
+        vocabulary=size("qformer.words.weight", 0), positions=size("qformer.positions.weight", 0))
+    if not config.heads or width % config.heads:
+        raise UserError(f"{source} does not say how many attention heads share its width of {width}: give heads=")
+    return config, size("vision_projection.weight", 0)
+
+
+def load_stage1(source: str | Path, heads: int | None = None) -> Stage1:
+    """Stage 1 from a hub folder of `Blip2ForImageTextRetrieval`, or from a LAVIS checkpoint (.pth).
+
+    Sizes are read from the tensors. A LAVIS file does not tell the number of attention `heads`; without it each is
+    taken to be 64 wide. A hub folder holds neither the LM head, which starts afresh, nor the temperature.
+    """
+    if Path(source).is_dir():
+        hub, checkpoint, naming = read_config(source), open_hub(source), names.STAGE1
+        if hub.get("model_type") != "blip-2":
+            raise refuse(source, hub.get("model_type"), "stage 1 is read from a blip-2 or a LAVIS .pth file")
+        hub_sizes = sizes(complete(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()), names.QFORMER)
+        heads, qformer_eps, absent = heads or hub_sizes["heads"], hub_sizes["eps"], ("qformer.lm_head", "temperature")
+        norm_eps = eva(source, hub)[0].eps
+    else:
+        checkpoint, naming, absent = open_lavis(source), names.LAVIS_STAGE1, ()
+        qformer_eps, norm_eps = QFormerConfig().eps, nn.LayerNorm(1).eps
+    shapes = {ours: shape for name, shape in checkpoint.shapes.items() for ours in translate(name, naming.tensors)}
+    config, shared_width = stage1_sizes(source, shapes, heads)
+    with torch.device("meta"):
+        stage1 = Stage1(replace(config, eps=qformer_eps), shared_width)
+    stage1.vision_norm.eps = norm_eps
+    if absent:
+        stage1.start_heads()
+    fill(stage1, checkpoint.tensors, naming, str(source), optional=absent)
+    return stage1.eval()
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def load_blip2(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[ViT, Stage2]:
+    """BLIP-2 from a hub folder of `Blip2ForConditionalGeneration`, with OPT, T5 or a Llama.
+
+    `dtype` is that of the two frozen parts; the bridge between them stays in float32, as in transformers.
+    """
+    hub, checkpoint = read_config(folder), open_hub(folder)
+    if hub.get("model_type") != "blip-2":
+        raise refuse(folder, hub.get("model_type"), "give the folder of a blip-2")
+    config, _ = eva(folder, hub)
+    text = HubConfig({"model_type": "opt"} | hub.get("text_config", {}))
+    lm, naming = empty_lm(folder, text, "language_model.lm_head.weight" in checkpoint.shapes, dtype)
+    bridge = sizes(complete(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()), names.QFORMER)
+    vit = empty_vit(config, dtype)
+    with torch.device("meta"):
+        qformer = QFormer(QFormerConfig(**bridge | dict(image_width=vit.width),
+                                        queries=hub.get("num_query_tokens", QFormerConfig().queries)))
+        stage2 = Stage2(nn.LayerNorm(vit.width, eps=config.eps), qformer, lm)
+    fill(nn.ModuleDict(dict(vit=vit, stage2=stage2)), checkpoint.tensors, names.blip2(naming), str(folder))
+    return vit.requires_grad_(False).eval(), stage2.eval()
