@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,74 +21,90 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0,
-           need_weights: bool = False, bias: Tensor | None = None,
-           scale: float | None = None) -> Tensor | tuple[Tensor, Tensor]:
-    """Mix the values of the keys that each query matches: softmax(q·k / √d) v.
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None, bias: Tensor | None = None,
+                      scale: float | None = None) -> Tensor:
+    """How much each query takes of each key: softmax(q·k / √d), (b h s k), rows that sum to 1.
 
-    query (b h s d), key and value (b h k d), mask (b 1 s k) boolean with True = may attend, or None for all.
-    `bias` (b h s k) is added to the scores, which `scale` multiplies in place of 1 / √d: T5 wants both.
-    Returns (b h s d); with `need_weights` also the weights (b h s k), computed explicitly instead of by the fused
-    kernel. A query that may attend to nothing (padding on the left) gets zeros. Source: arXiv 1706.03762, §3.2.1.
+    query (b h s d), key (b h k d), mask (b 1 s k) boolean with True = may attend, or None for all. `bias` (b h s k) is
+    added to the scores, which `scale` multiplies in place of 1 / √d: T5 needs both. A query that may attend to nothing
+    (padding on the left) gets zeros. Source: arXiv 1706.03762, §3.2.1.
     """
-    # On a CPU the fused kernel's backward pass in bfloat16 takes several times as long as the explicit form's.
-    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
-    if not (need_weights or slow):
-        if bias is not None:  # the kernel takes one of the two: forbidden becomes minus infinity
-            mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
     scores = einsum(query, key, "b h s d, b h k d -> b h s k") * (scale or query.shape[-1] ** -0.5)
     if bias is not None:
         scores = scores + bias
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1)
-    if mask is not None:
-        weights = weights.masked_fill(~mask, 0.0)  # changes only the rows in which everything is forbidden
-    mixed = einsum(F.dropout(weights, dropout), value, "b h s k, b h k d -> b h s d")
-    return (mixed, weights) if need_weights else mixed
+    if mask is None:
+        return scores.softmax(dim=-1)
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1)
+    return weights.masked_fill(~mask, 0.0)  # changes only the rows in which everything is forbidden
 
 
-class KVCache(dict):
-    """Keys and values (b h k d) that attention layers have computed so far, by layer.
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0,
+           bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Mix the values (b h k d) by the `attention_weights` of each query, of which `dropout` are dropped: (b h s d).
 
-    A layer that always reads the same thing, as a decoder reads its encoder, may keep its mask (b 1 1 k) beside them.
+    PyTorch's fused kernel computes the same without writing the weights down. Only on a CPU and in bfloat16 its
+    backward pass takes several times as long as the explicit form, which is used there.
     """
+    if query.is_cpu and query.dtype == torch.bfloat16 and query.requires_grad:
+        weights = F.dropout(attention_weights(query, key, mask, bias, scale), dropout)
+        return einsum(weights, value, "b h s k, b h k d -> b h s d")
+    if bias is not None:  # the kernel takes one of the two: forbidden becomes minus infinity
+        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
 
-    room: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # memory (b h k d) with free places at the end, for `extend`
 
-    def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new keys and values (b h s d) to a layer's own and return all of them (b h k d)."""
-        if layer in self.room:
-            n, end = self[layer][0].shape[2], self[layer][0].shape[2] + key.shape[2]
-            for kv, new in zip(self.room[layer], (key, value), strict=True):
-                kv[:, :, n:end] = new
-            key, value = (kv[:, :, :end] for kv in self.room[layer])
-        elif layer in self:
-            key, value = (torch.cat(pair, dim=2) for pair in zip(self[layer], (key, value), strict=True))
-        self[layer] = key, value
+class LayerCache:
+    """The keys and values (b h k d) that one self-attention has computed so far; None before the first."""
+
+    def __init__(self):
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values (b h s d) of new tokens and return those of all tokens (b h k d)."""
+        if self.key is not None:
+            key, value = torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2)
+        self.key, self.value = key, value
         return key, value
 
-    def select(self, rows: Tensor, room: int = 0) -> KVCache:
-        """The cache of the batch entries `rows` (n); with `room` for so many tokens more, which are then not copied
-        again with each that is added (and get no gradient)."""
-        chosen = KVCache({layer: tuple(kv.index_select(0, rows) for kv in pair) for layer, pair in self.items()})
-        if room:
-            chosen.room = {layer: tuple(F.pad(kv, (0, 0, 0, room)) for kv in pair)
-                           for layer, pair in chosen.items() if len(pair) == 2}
-            chosen.update({layer: tuple(kv[:, :, :-room] for kv in pair) for layer, pair in chosen.room.items()})
-        return chosen
 
-    def reorder(self, rows: Tensor, start: int) -> None:
-        """Give each entry what `rows` (b) names, in place: how beams move. The first `start` tokens, they share."""
-        for key, value, *mask in self.values():
-            if not mask:  # what has one was only read: beams share all of it
-                key[:, :, start:], value[:, :, start:] = key[rows, :, start:], value[rows, :, start:]
+class Memory(NamedTuple):
+    """An encoder's output as a decoder reads it: keys and values (b h k d) for each block, and a mask (b 1 1 k)."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    mask: Tensor
+
+
+class KVCache:
+    """What a model has read so far: a `LayerCache` for each block and, in an encoder-decoder, the encoder's output."""
+
+    def __init__(self, layers: int):
+        self.layers = [LayerCache() for _ in range(layers)]
+        self.memory: Memory | None = None
 
     @property
     def length(self) -> int:
         """How many tokens are cached."""
-        return next(iter(self.values()))[0].shape[2] if self else 0
+        return 0 if self.layers[0].key is None else self.layers[0].key.shape[2]
+
+    def select(self, rows: Tensor) -> KVCache:
+        """A copy that holds the batch entries `rows` (n); an entry may be taken many times."""
+        chosen = KVCache(len(self.layers))
+        if self.memory is not None:
+            chosen.memory = Memory([(key[rows], value[rows]) for key, value in self.memory.layers],
+                                   self.memory.mask[rows])
+        for mine, theirs in zip(chosen.layers, self.layers, strict=True):
+            mine.key, mine.value = theirs.key[rows], theirs.value[rows]
+        return chosen
+
+    def reorder(self, rows: Tensor, start: int) -> None:
+        """Entry i continues what entry rows[i] has read, in place: how beams move. rows (b) indexes the batch.
+
+        Entries may differ from position `start` on; before it, and in the memory, an image's beams are equal.
+        """
+        for layer in self.layers:
+            for kv in (layer.key, layer.value):
+                kv[:, :, start:] = kv[rows, :, start:]
 
 
 class MultiHeadAttention(nn.Module):
@@ -95,6 +112,7 @@ class MultiHeadAttention(nn.Module):
 
     With `context_width`, keys and values are made from another sequence of that width: cross-attention. The heads
     share the width out among them unless `head_width` says otherwise; `scale` is that of `attend`.
+    Raises ValueError when the heads do not divide the width.
     """
 
     def __init__(self, width: int, heads: int, context_width: int | None = None, dropout: float = 0.0,
@@ -108,37 +126,29 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(context_width or width, inner, bias=linear_bias)
         self.value = nn.Linear(context_width or width, inner, bias=linear_bias)
         self.out = nn.Linear(inner, width, bias=linear_bias)
-        self.recorder: list[Tensor] | None = None
+        self.captured: list[Tensor] | None = None  # see `capture_attention`
 
-    def project(self, context: Tensor, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values (b h k d) of a sequence (b k e); worth keeping when it is attended to more than once.
-
-        With `norm` the sequence comes without that norm's scale and bias, which the projections take up:
-        W (γx + β) + b = (Wγ) x + (Wβ + b). So a frozen sequence needs no gradient, though the norm before it learns.
-        """
-        made = (F.linear(context, layer.weight * norm.weight, layer.weight @ norm.bias + layer.bias)
-                if norm is not None else layer(context) for layer in (self.key, self.value))
-        return tuple(rearrange(kv, "b k (h d) -> b h k d", h=self.heads) for kv in made)
+    def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (b h k d) of a sequence (b k e); worth keeping when it is attended to more than once."""
+        return tuple(rearrange(layer(context), "b k (h d) -> b h k d", h=self.heads) for layer in (self.key, self.value))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, context: tuple[Tensor, Tensor] | None = None,
-                cache: KVCache | None = None, bias: Tensor | None = None) -> Tensor:
-        """Attend from x (b s e) to itself and `cache`, or to a projected `context`: (b s e).
+                cache: LayerCache | None = None, bias: Tensor | None = None) -> Tensor:
+        """Attend from x (b s e) to itself and what `cache` holds, or to the projected `context`: (b s e).
 
-        mask (b 1 s k) and bias (b h s k) are those of `attend`. Each context may have n readers, x ((b n) s e): their
-        queries then form one long sequence, and no key or value is copied.
+        mask (b 1 s k) and bias (b h s k) are those of `attend`; k counts what the cache holds.
         """
+        query = rearrange(self.query(x), "b s (h d) -> b h s d", h=self.heads)
         key, value = self.project(x) if context is None else context
-        n = len(x) // len(key)
-        query = rearrange(self.query(x), "(b n) s (h d) -> b h (n s) d", n=n, h=self.heads)
         if cache is not None:
-            key, value = cache.extend(self, key, value)
+            key, value = cache.append(key, value)
         dropout = self.dropout if self.training else 0.0
-        if self.recorder is None:
-            mixed = attend(query, key, value, mask, dropout, bias=bias, scale=self.scale)
+        if self.captured is not None:
+            self.captured.append(attention_weights(query, key, mask, bias, self.scale))
+            mixed = einsum(F.dropout(self.captured[-1], dropout), value, "b h s k, b h k d -> b h s d")
         else:
-            mixed, weights = attend(query, key, value, mask, dropout, True, bias, self.scale)
-            self.recorder.append(weights)
-        return self.out(rearrange(mixed, "b h (n s) d -> (b n) s (h d)", n=n))
+            mixed = attend(query, key, value, mask, dropout, bias, self.scale)
+        return self.out(rearrange(mixed, "b h s d -> b s (h d)"))
 
 
 class FeedForward(nn.Module):
@@ -168,13 +178,13 @@ class GatedFeedForward(FeedForward):
 
 
 @contextmanager
-def record(*layers: MultiHeadAttention) -> Iterator[list[Tensor]]:
+def capture_attention(*layers: MultiHeadAttention) -> Iterator[list[Tensor]]:
     """While open, these layers append their attention weights (b h s k), with gradient, to the list it gives."""
     weights: list[Tensor] = []
     for layer in layers:
-        layer.recorder = weights
+        layer.captured = weights
     try:
         yield weights
     finally:
         for layer in layers:
-            layer.recorder = None
+            layer.captured = None

@@ -13,27 +13,35 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 
-def bidirectional(queries: int, text_mask: Tensor) -> Tensor:
+def bidirectional(num_queries: int, text_mask: Tensor) -> Tensor:
     """Everyone sees everyone: queries and text are fused, for matching (ITM). Returns (b 1 s s)."""
-    visible = F.pad(text_mask, (queries, 0), value=True)
-    return repeat(visible, "b k -> b 1 s k", s=visible.shape[1])
+    attention_mask = F.pad(text_mask, (num_queries, 0), value=True)
+    return repeat(attention_mask, "b k -> b 1 s k", s=attention_mask.shape[1])
 
 
-def unimodal(queries: int, text_mask: Tensor) -> Tensor:
+def unimodal(num_queries: int, text_mask: Tensor) -> Tensor:
     """Queries see queries, text sees text: two separate encoders, for contrast (ITC). Returns (b 1 s s)."""
-    place = torch.arange(queries + text_mask.shape[1], device=text_mask.device)
-    is_text = place >= queries
+    place = torch.arange(num_queries + text_mask.shape[1], device=text_mask.device)
+    is_text = place >= num_queries
     same_side = rearrange(is_text, "s -> s 1") == rearrange(is_text, "k -> 1 k")
-    return bidirectional(queries, text_mask) & same_side
+    return bidirectional(num_queries, text_mask) & same_side
 
 
-def multimodal_causal(queries: int, text_mask: Tensor) -> Tensor:
+def multimodal_causal(num_queries: int, text_mask: Tensor) -> Tensor:
     """Queries see queries; text sees queries and the text before it: a decoder, for generation (ITG): (b 1 s s)."""
-    place = torch.arange(queries + text_mask.shape[1], device=text_mask.device)
+    place = torch.arange(num_queries + text_mask.shape[1], device=text_mask.device)
     row, key = rearrange(place, "s -> s 1"), rearrange(place, "k -> 1 k")
-    return bidirectional(queries, text_mask) & ((key < queries) | (key <= row))
+    return bidirectional(num_queries, text_mask) & ((key < num_queries) | (key <= row))
 
 
-def causal(visible: Tensor) -> Tensor:
-    """Each token sees itself and those before it that are not padding. `visible` (b s). Returns (b 1 s s)."""
-    return multimodal_causal(0, visible)
+def causal(attention_mask: Tensor) -> Tensor:
+    """Each token sees itself and those before it that are not padding. attention_mask (b s). Returns (b 1 s s)."""
+    return multimodal_causal(0, attention_mask)
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Each token's position (b s): how many tokens that are not padding stand before it. attention_mask (b s).
+
+    Padding takes no place, on whatever side it stands; what a padded token gets does not matter.
+    """
+    return attention_mask.long().cumsum(dim=1) - 1

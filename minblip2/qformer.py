@@ -11,44 +11,39 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
-from .attention import FeedForward, KVCache, MultiHeadAttention
+from .attention import FeedForward, KVCache, LayerCache, MultiHeadAttention
 
 
 @dataclass(frozen=True)
 class QFormerConfig:
     """Sizes of a Q-Former; the defaults are the paper's: BERT-base, and images of ViT-g's width.
 
-    Layers 0, `cross_every`, 2·`cross_every`, ... read the image. [DEC] is the last id of the vocabulary.
+    Layers 0, `cross_attention_every`, 2·`cross_attention_every`, ... read the image. [DEC] is the vocabulary's last id.
     """
 
     width: int = 768
     layers: int = 12
     heads: int = 12
     mlp_width: int = 3072
-    queries: int = 32
+    num_queries: int = 32
     image_width: int = 1408
-    cross_every: int = 2
-    vocabulary: int = 30523
-    positions: int = 512
+    cross_attention_every: int = 2
+    vocab_size: int = 30523
+    max_positions: int = 512
     dropout: float = 0.1
     eps: float = 1e-12
     init_std: float = 0.02
 
 
-class ImageKV(NamedTuple):
-    """An image's keys and values, projected once: a pair of (b h v d) for each layer that reads the image."""
-
-    layers: tuple[tuple[Tensor, Tensor], ...]
-
-    def first(self, n: int) -> ImageKV:
-        """The first `n` images; nothing is copied."""
-        return ImageKV(tuple((key[:n], value[:n]) for key, value in self.layers))
+class ImageKV(tuple):
+    """An image's keys and values, projected once: for each block a pair of (b h v d), or None if it reads no image."""
 
     def select(self, rows: Tensor) -> ImageKV:
-        """Those of the images `rows` (n): the same picture may be taken many times without projecting it again."""
-        return ImageKV(tuple((key.index_select(0, rows), value.index_select(0, rows)) for key, value in self.layers))
+        """Those of the images `rows` (n); an image may be taken many times without projecting it again."""
+        return ImageKV(None if pair is None else tuple(kv[rows] for kv in pair) for pair in self)
 
 
 class QFormerOutput(NamedTuple):
@@ -58,29 +53,29 @@ class QFormerOutput(NamedTuple):
     text: Tensor
 
 
-class Block(nn.Module):
+class QFormerBlock(nn.Module):
     """Shared self-attention, cross-attention for the queries, a feed-forward for each side; post-norm as in BERT."""
 
-    def __init__(self, config: QFormerConfig, reads_image: bool):
+    def __init__(self, config: QFormerConfig, has_cross_attention: bool):
         super().__init__()
         width, eps = config.width, config.eps
         self.self_attention = MultiHeadAttention(width, config.heads, dropout=config.dropout)
         self.self_norm = nn.LayerNorm(width, eps=eps)
         self.cross_attention = (MultiHeadAttention(width, config.heads, config.image_width, config.dropout)
-                                if reads_image else None)
-        self.cross_norm = nn.LayerNorm(width, eps=eps) if reads_image else None
+                                if has_cross_attention else None)
+        self.cross_norm = nn.LayerNorm(width, eps=eps) if has_cross_attention else None
         self.query_mlp, self.query_norm = FeedForward(width, config.mlp_width), nn.LayerNorm(width, eps=eps)
         self.text_mlp, self.text_norm = FeedForward(width, config.mlp_width), nn.LayerNorm(width, eps=eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, queries: int, image: tuple[Tensor, Tensor] | None, mask: Tensor | None,
-                cache: KVCache | None) -> Tensor:
-        """Transform x (b s e), whose first `queries` tokens are queries; image: keys and values (b h v d)."""
+    def forward(self, x: Tensor, num_queries: int, image: tuple[Tensor, Tensor] | None, mask: Tensor | None,
+                cache: LayerCache | None) -> Tensor:
+        """Transform x (b s e), whose first `num_queries` tokens are queries; image: keys and values (b h v d)."""
         x = self.self_norm(x + self.dropout(self.self_attention(x, mask, cache=cache)))
-        q, t = x[:, :queries], x[:, queries:]
-        if queries and self.cross_attention is not None:
+        q, t = x[:, :num_queries], x[:, num_queries:]
+        if num_queries and self.cross_attention is not None:
             q = self.cross_norm(q + self.dropout(self.cross_attention(q, context=image)))
-        if queries:
+        if num_queries:
             q = self.query_norm(q + self.dropout(self.query_mlp(q)))
         if t.shape[1]:
             t = self.text_norm(t + self.dropout(self.text_mlp(t)))
@@ -94,11 +89,11 @@ class LMHead(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
-        self.bias = nn.Parameter(torch.zeros(config.vocabulary))
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
-        """Logits (... vocabulary) of hidden states (... e) against word embeddings (vocabulary e)."""
-        return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
+    def forward(self, hidden: Tensor, token_embedding: Tensor) -> Tensor:
+        """Logits (... vocab_size) of hidden states (... e) against word embeddings (vocab_size e)."""
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), token_embedding, self.bias)
 
 
 class QFormer(nn.Module):
@@ -106,13 +101,14 @@ class QFormer(nn.Module):
 
     def __init__(self, config: QFormerConfig = QFormerConfig()):
         super().__init__()
-        self.config, self.dec = config, config.vocabulary - 1
-        self.query_tokens = nn.Parameter(torch.empty(1, config.queries, config.width))
-        self.words = nn.Embedding(config.vocabulary, config.width)
-        self.positions = nn.Embedding(config.positions, config.width)
+        self.config, self.dec_id = config, config.vocab_size - 1
+        self.query_tokens = nn.Parameter(torch.empty(1, config.num_queries, config.width))
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position_embedding = nn.Embedding(config.max_positions, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, i % config.cross_every == 0) for i in range(config.layers))
+        self.blocks = nn.ModuleList(QFormerBlock(config, i % config.cross_attention_every == 0)
+                                    for i in range(config.layers))
         self.lm_head = LMHead(config)
         self.apply(self.initialise)
         # Never zeros: queries that start equal stay equal, for they have no position to tell them apart.
@@ -130,47 +126,50 @@ class QFormer(nn.Module):
         """The layers that read the image, first to last."""
         return [block.cross_attention for block in self.blocks if block.cross_attention is not None]
 
-    def project_image(self, image: Tensor, norm: nn.LayerNorm | None = None) -> ImageKV:
-        """Keys and values of image features (b v image_width), normalised by `norm`, for each layer that reads them."""
-        if norm is not None:
-            image = F.layer_norm(image, norm.normalized_shape, eps=norm.eps)
-        return ImageKV(tuple(layer.project(image, norm) for layer in self.cross_attentions))
+    def new_cache(self) -> KVCache:
+        """An empty cache for this model."""
+        return KVCache(len(self.blocks))
 
-    def embed_text(self, ids: Tensor, first_position: int = 0) -> Tensor:
-        """Word plus position embeddings (b t e) of ids (b t); positions count text only, from 0."""
-        places = torch.arange(first_position, first_position + ids.shape[1], device=ids.device)
-        return self.words(ids) + self.positions(places)
+    def project_image(self, image_features: Tensor) -> ImageKV:
+        """Keys and values of normalised image features (b v image_width) for each block that reads them."""
+        return ImageKV(None if block.cross_attention is None else block.cross_attention.project(image_features)
+                       for block in self.blocks)
 
-    def forward(self, image: ImageKV | None = None, text_ids: Tensor | None = None, mask: Tensor | None = None,
-                cache: KVCache | None = None) -> QFormerOutput:
-        """Run the queries (when an image is given), the text (when ids (b t) are given), or both together.
+    def embed_text(self, text_ids: Tensor, first_position: int = 0) -> Tensor:
+        """Word plus position embeddings (b t e) of text_ids (b t); positions count text only, from `first_position`."""
+        positions = torch.arange(first_position, first_position + text_ids.shape[1], device=text_ids.device)
+        return self.token_embedding(text_ids) + self.position_embedding(positions)
 
-        mask (b 1 s k), from `masks`; None lets everyone see everyone. A cache that holds an earlier query pass stands
-        for the queries: text run on it sees them without computing them again. Each image may have n texts ((b n) t).
+    def forward(self, image_kv: ImageKV | None = None, text_ids: Tensor | None = None, mask: Tensor | None = None,
+                cache: KVCache | None = None, first_position: int = 0) -> QFormerOutput:
+        """Run the queries (when an image is given), the text (when text_ids (b t) are given), or both together.
+
+        mask (b 1 s k), from `masks`; None lets everyone see everyone. A cache that holds an earlier pass of the queries
+        stands for them: text run on it sees them without computing them again. `first_position` is that of the first
+        text id. Raises ValueError when neither image nor text is given.
         """
+        if image_kv is None and text_ids is None:
+            raise ValueError("the Q-Former was given neither an image nor a text: pass image_kv, text_ids or both")
         parts = []
-        if image is not None:
-            rows = len(image.layers[0][0] if text_ids is None else text_ids)
-            parts.append(self.query_tokens.expand(rows, -1, -1))
+        if image_kv is not None:
+            parts.append(repeat(self.query_tokens, "1 q e -> b q e", b=len(image_kv[0][0])))
         if text_ids is not None:
-            seen = cache.length - self.config.queries if cache else 0
-            parts.append(self.embed_text(text_ids, first_position=seen))
-        queries = self.config.queries if image is not None else 0
+            parts.append(self.embed_text(text_ids, first_position))
+        num_queries = self.config.num_queries if image_kv is not None else 0
         x = self.dropout(self.norm(torch.cat(parts, dim=1)))
-        pictures = iter(image.layers if image is not None else ())
-        for block in self.blocks:
-            reads = image is not None and block.cross_attention is not None
-            x = block(x, queries, next(pictures) if reads else None, mask, cache)
-        return QFormerOutput(x[:, :queries], x[:, queries:])
+        absent = [None] * len(self.blocks)
+        for block, image, layer in zip(self.blocks, image_kv or absent, cache.layers if cache else absent, strict=True):
+            x = block(x, num_queries, image, mask, layer)
+        return QFormerOutput(x[:, :num_queries], x[:, num_queries:])
 
-    def predict(self, hidden: Tensor) -> Tensor:
-        """Next-word logits (... vocabulary) of text states (... e)."""
-        return self.lm_head(hidden, self.words.weight)
+    def lm_logits(self, hidden: Tensor) -> Tensor:
+        """Next-word logits (... vocab_size) of text states (... e)."""
+        return self.lm_head(hidden, self.token_embedding.weight)
 
     def query_branch(self) -> QFormer:
         """A copy that only reads images: what stage 2 trains. Text branch, embeddings and LM head are left behind."""
         branch = copy.deepcopy(self)
-        branch.words = branch.positions = branch.lm_head = None
+        branch.token_embedding = branch.position_embedding = branch.lm_head = None
         for block in branch.blocks:
             block.text_mlp = block.text_norm = None
         return branch

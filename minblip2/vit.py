@@ -52,7 +52,7 @@ CLIP_L = ViTConfig(image_size=224, width=1024, layers=23, heads=16, mlp_width=40
                    final_norm=False, embedding_norm=True, patch_bias=False, activation="quick_gelu", align_corners=True)
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
     """Pre-norm transformer block; each branch may be scaled per channel (LayerScale, arXiv 2103.17239)."""
 
     def __init__(self, config: ViTConfig):
@@ -79,7 +79,7 @@ def conv_stem(widths: tuple[int, ...], width: int) -> nn.Sequential:
 
 
 class ViT(nn.Module):
-    """Patches, positions, blocks: image (b c H W) -> visual tokens (b v e), the class token first if there is one."""
+    """Patches, positions, blocks: pixels (b c H W) -> visual tokens (b v e), the class token first if there is one."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -91,26 +91,26 @@ class ViT(nn.Module):
         self.patches = (conv_stem(config.stem, config.width) if config.stem
                         else nn.Conv2d(3, config.width, patch, stride=patch, bias=config.patch_bias))
         self.class_token = nn.Parameter(torch.randn(1, 1, config.width) * 0.02) if config.class_token else None
-        self.positions = nn.Parameter(torch.randn(1, config.class_token + config.grid**2, config.width) * 0.02)
+        self.position_embedding = nn.Parameter(torch.randn(1, config.class_token + config.grid**2, config.width) * 0.02)
         norm = partial(nn.LayerNorm, config.width, eps=config.eps)
         self.embedding_norm = norm() if config.embedding_norm else nn.Identity()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.layers))
         self.norm = norm() if config.final_norm else nn.Identity()
 
     def positions_for(self, gh: int, gw: int) -> Tensor:
         """Position embeddings (1 v e), resized bicubically when the image's patch grid is not the trained one."""
         grid, special = self.config.grid, int(self.config.class_token)
         if (gh, gw) == (grid, grid):
-            return self.positions
-        patches = rearrange(self.positions[:, special:], "1 (gh gw) e -> 1 e gh gw", gh=grid)
+            return self.position_embedding
+        patches = rearrange(self.position_embedding[:, special:], "1 (gh gw) e -> 1 e gh gw", gh=grid)
         patches = F.interpolate(patches.float(), size=(gh, gw), mode="bicubic",
                                 align_corners=self.config.align_corners)
-        patches = rearrange(patches, "1 e gh gw -> 1 (gh gw) e").to(self.positions.dtype)
-        return torch.cat([self.positions[:, :special], patches], dim=1)
+        patches = rearrange(patches, "1 e gh gw -> 1 (gh gw) e").to(self.position_embedding.dtype)
+        return torch.cat([self.position_embedding[:, :special], patches], dim=1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Encode normalised images (b c H W), sides divisible by the patch, into (b v e); v = gh·gw (+ 1 class)."""
-        patches = self.patches(image)
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels (b c H W), sides divisible by the patch, into (b v e); v = gh·gw (+ 1 class)."""
+        patches = self.patches(pixels)
         positions = self.positions_for(*patches.shape[-2:])
         x = rearrange(patches, "b e gh gw -> b (gh gw) e")
         if self.class_token is not None:
@@ -119,3 +119,10 @@ class ViT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+
+def to_grid(weights: Tensor, class_token: bool) -> Tensor:
+    """Weights over visual tokens (... v) as maps (... gh gw) of a square grid; a class token in front has no place."""
+    weights = weights[..., 1:] if class_token else weights
+    side = int(weights.shape[-1] ** 0.5)
+    return rearrange(weights, "... (gh gw) -> ... gh gw", gh=side)

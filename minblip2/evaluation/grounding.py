@@ -1,7 +1,4 @@
-"""Where the queries look: cross-attention maps, plain and weighted by what they do to the matching score.
-
-Source of the weighting: Grad-CAM on cross-attention as in ALBEF (arXiv 2107.07651, §5) and LAVIS `compute_gradcam`.
-"""
+"""Where the queries look: plain cross-attention maps. `Stage1.match_map` weights them by their effect on matching."""
 
 from __future__ import annotations
 
@@ -14,13 +11,6 @@ from ..attention import record
 from ..stage1 import Stage1
 
 
-def to_grid(weights: Tensor, class_token: bool) -> Tensor:
-    """Weights over visual tokens (... v) as maps (... gh gw) of a square grid; a class token in front has no place."""
-    weights = weights[..., 1:] if class_token else weights
-    side = int(weights.shape[-1] ** 0.5)
-    return rearrange(weights, "... (gh gw) -> ... gh gw", gh=side)
-
-
 @torch.no_grad()
 def query_maps(stage1: Stage1, image: Tensor) -> Tensor:
     """How much each query looks at each visual token: (b n q v), n the layers that read; mean over heads.
@@ -30,19 +20,6 @@ def query_maps(stage1: Stage1, image: Tensor) -> Tensor:
     with record(*stage1.qformer.cross_attentions) as weights:
         stage1.qformer(stage1.image_kv(image))
     return torch.stack([reduce(layer, "b h q v -> b q v", "mean") for layer in weights], dim=1)
-
-
-@torch.enable_grad()
-def text_map(stage1: Stage1, image: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Which visual tokens make these texts match their images: (b v).
-
-    Attention times the positive part of the gradient of the logit "match", summed over layers, heads and queries.
-    """
-    with record(*stage1.qformer.cross_attentions) as weights:
-        match = stage1.match(stage1.image_kv(image), text_ids, text_mask)[:, 1].sum()
-    gradients = torch.autograd.grad(match, weights)
-    return sum(reduce(layer * gradient.relu(), "b h q v -> b v", "sum").detach()
-               for layer, gradient in zip(weights, gradients, strict=True))
 
 
 @torch.no_grad()

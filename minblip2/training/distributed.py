@@ -16,12 +16,14 @@ from functools import cache, cached_property
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import UserError
 from ..qformer import ImageKV
-from ..stage1 import OneProcess, Stage1
+from ..stage1 import Stage1, Stage1Output
+from ..stage2 import Stage2, Stage2Output
 
 
 def launched() -> tuple[int, int]:
@@ -38,48 +40,104 @@ def rank_and_size() -> tuple[int, int]:
 # --- one batch, many processes ----------------------------------------------------------------------------------------
 
 
-def gather_rows(rows: Tensor, held: list[int]) -> Tensor:
-    """All processes' rows (n ...) of this one's (b ...); held: how many each has. Other axes must agree everywhere."""
-    rank, size = dist.get_rank(), len(held)
-    padded = torch.cat([rows.detach(), rows.new_zeros(max(held) - len(rows), *rows.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in held]
+def gather_rows(rows: Tensor, rows_per_rank: list[int]) -> Tensor:
+    """All processes' rows (n ...) of this one's (b ...). Other axes must agree everywhere."""
+    rank, size = dist.get_rank(), len(rows_per_rank)
+    padded = torch.cat([rows.detach(), rows.new_zeros(max(rows_per_rank) - len(rows), *rows.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in rows_per_rank]
     dist.all_gather(parts, padded)
-    parts = [part[:count] for part, count in zip(parts, held, strict=True)]
+    parts = [part[:count] for part, count in zip(parts, rows_per_rank, strict=True)]
     parts[rank] = rows.view_as(rows)  # a tensor of its own: what else is made of the rows keeps its gradient
     if rows.requires_grad:
         parts[rank].register_hook(lambda gradient: size * gradient)
     return torch.cat(parts)
 
 
-class ManyProcesses(OneProcess):
-    """`rows` (b ...) of a batch are here; `held` says how many each process has, `own` where these are in the whole."""
+class DistributedBatch:
+    """`rows` (b ...) of a batch are in this process; `rows_per_rank` says how many are in each."""
 
     def __init__(self, rows: Tensor):
         (self.rank, self.size), self.rows = rank_and_size(), rows
 
     @cached_property
-    def held(self) -> list[int]:
+    def rows_per_rank(self) -> list[int]:
         """How many rows each process has."""
         return gather_rows(torch.tensor([len(self.rows)], device=self.rows.device), [1] * self.size).tolist()
 
     @property
-    def own(self) -> slice:
+    def local_rows(self) -> slice:
         """Where the rows that are here stand in the whole batch."""
-        return slice(sum(self.held[:self.rank]), sum(self.held[:self.rank + 1]))
+        return slice(sum(self.rows_per_rank[:self.rank]), sum(self.rows_per_rank[:self.rank + 1]))
 
     def gather(self, rows: Tensor) -> Tensor:
         """The whole batch's rows (n ...) of those that are here (b ...)."""
-        return gather_rows(rows, self.held)
+        return gather_rows(rows, self.rows_per_rank)
 
-    def mean(self, value: Tensor, count: int) -> Tensor:
-        """The mean over the whole batch of a scalar that is the mean over `count` things here."""
-        pair = torch.stack([value, value.new_tensor(count)])
-        values, counts = gather_rows(rearrange(pair, "n -> 1 n"), [1] * self.size).unbind(dim=1)
-        return (values * counts).sum() / counts.sum()
+    def fetch_rows(self, rows: Tensor, wanted: Tensor) -> Tensor:
+        """Of each row of the batch the one that it asks for, (b ...) of this process's rows; no others travel.
 
-    def bring(self, model: Stage1, image: Tensor, image_kv: ImageKV, texts: tuple[Tensor, Tensor],
-              negatives: tuple[Tensor, Tensor]) -> tuple[ImageKV, Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Own pairs, then the wrong images and texts for them; texts (n t) and negatives (n) are the whole batch's.
+        wanted (n): which row each one of the whole batch asks for, the same on every process.
+        """
+        holder = torch.repeat_interleave(torch.tensor(self.rows_per_rank, device=wanted.device))[wanted]
+        asked, holders = wanted.split(self.rows_per_rank), holder.split(self.rows_per_rank)
+        sent = [some[who == self.rank] - self.local_rows.start for some, who in zip(asked, holders, strict=True)]
+        mine, got = holders[self.rank], torch.empty_like(rows)
+        dist.all_to_all_single(got, rows[torch.cat(sent)], mine.bincount(minlength=self.size).tolist(),
+                               [len(some) for some in sent])
+        return got[mine.argsort(stable=True).argsort()]  # they came in the order of their holders
+
+
+def batch_mean(value: Tensor, count: int) -> Tensor:
+    """The mean over the whole batch of a scalar that is the mean over `count` things of this process's part."""
+    size = rank_and_size()[1]
+    if size == 1:
+        return value
+    pair = torch.stack([value, value.new_tensor(count)])
+    values, counts = gather_rows(rearrange(pair, "n -> 1 n"), [1] * size).unbind(dim=1)
+    return (values * counts).sum() / counts.sum()
+
+
+class DistributedStage1(nn.Module):
+    """`Stage1` on a batch that is spread over processes: the losses, on each of them, are the whole batch's.
+
+    The same three losses of the same model as in `Stage1.forward`, with what ITC compares gathered and hard negatives
+    fetched from wherever they are.
+    """
+
+    def __init__(self, stage1: Stage1):
+        super().__init__()
+        self.stage1 = stage1
+
+    def forward(self, image_features: Tensor, text_ids: Tensor, text_mask: Tensor, image_ids: Tensor,
+                negatives: tuple[Tensor, Tensor] | None = None) -> Stage1Output:
+        """As `Stage1.forward` with this process's part (b ...); negatives (n) are the whole batch's.
+
+        Losses and similarity (n n) are the whole batch's, the other logits this process's.
+        """
+        stage1, batch = self.stage1, DistributedBatch(image_features)
+        image_ids = batch.gather(image_ids)
+        same_image = rearrange(image_ids, "b -> b 1") == rearrange(image_ids, "n -> 1 n")
+        image_kv, cache = stage1.image_kv(image_features), stage1.qformer.new_cache()
+
+        image_embeds, text_embeds = stage1.embed_image(image_kv, cache), stage1.embed_text(text_ids, text_mask)
+        similarity = stage1.similarity(batch.gather(image_embeds), batch.gather(text_embeds)).float()
+        similarity = similarity / stage1.temperature
+        itc = stage1.itc_loss(similarity, same_image)
+
+        itg, word_logits = stage1.itg_loss(text_ids, text_mask, cache)
+        itg = batch_mean(itg, len(word_logits))
+
+        negatives = stage1.sample_negatives(similarity, same_image) if negatives is None else negatives
+        pairs = self.with_negatives(batch, image_features, image_kv, text_ids, text_mask, negatives)
+        itm_logits, itm_labels = stage1.itm_triples(*pairs)
+        itm = batch_mean(F.cross_entropy(itm_logits.float(), itm_labels), len(image_features))
+        return Stage1Output(itc + itm + itg, itc, itm, itg, similarity, itm_logits, itm_labels, word_logits,
+                            stage1.temperature)
+
+    def with_negatives(self, batch: DistributedBatch, image_features: Tensor, image_kv: ImageKV, text_ids: Tensor,
+                       text_mask: Tensor, negatives: tuple[Tensor, Tensor]
+                       ) -> tuple[ImageKV, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """What `itm_triples` takes: own pairs (b), behind them their wrong images and texts (b), and where those are.
 
         Of the wrong images the frozen features (b v image_width) travel and are projected here: they are smaller than
         keys and values, and need no gradient from afar. Process 0 has drawn: rounding may differ from device to device.
@@ -87,30 +145,35 @@ class ManyProcesses(OneProcess):
         for draw in negatives:
             dist.broadcast(draw, 0)
         wrong_image, wrong_text = negatives
-        wrong_kv = model.image_kv(self.fetch(image, wrong_image))
-        both = ImageKV(tuple((torch.cat([own[0], wrong[0]]), torch.cat([own[1], wrong[1]]))
-                             for own, wrong in zip(image_kv.layers, wrong_kv.layers, strict=True)))
-        ids, mask = (torch.cat([part[self.own], part[wrong_text[self.own]]]) for part in texts)
-        later = torch.arange(len(image), 2 * len(image), device=image.device)
-        return both, ids, mask, (later, later)
-
-    def fetch(self, rows: Tensor, wanted: Tensor) -> Tensor:
-        """Of each row of the batch the one that it asks for, (b ...) of this process's rows; no others travel.
-
-        wanted (n): which row each one of the whole batch asks for, the same on every process.
-        """
-        holder = torch.repeat_interleave(torch.tensor(self.held, device=wanted.device))[wanted]
-        asked, holders = wanted.split(self.held), holder.split(self.held)
-        sent = [some[who == self.rank] - self.own.start for some, who in zip(asked, holders, strict=True)]
-        mine, got = holders[self.rank], torch.empty_like(rows)
-        dist.all_to_all_single(got, rows[torch.cat(sent)], mine.bincount(minlength=self.size).tolist(),
-                               [len(some) for some in sent])
-        return got[mine.argsort(stable=True).argsort()]  # they came in the order of their holders
+        wrong_kv = self.stage1.image_kv(batch.fetch_rows(image_features, wrong_image))
+        both = ImageKV(None if own is None else (torch.cat([own[0], wrong[0]]), torch.cat([own[1], wrong[1]]))
+                       for own, wrong in zip(image_kv, wrong_kv, strict=True))
+        ids, mask = (torch.cat([part, batch.gather(part)[wrong_text[batch.local_rows]]])
+                     for part in (text_ids, text_mask))
+        behind = torch.arange(len(text_ids), 2 * len(text_ids), device=text_ids.device)
+        return both, ids, mask, (behind, behind)
 
 
-def batch_ranks(rows: Tensor) -> OneProcess:
-    """Who holds the batch of which `rows` (b ...) are here."""
-    return ManyProcesses(rows) if rank_and_size()[1] > 1 else OneProcess()
+class DistributedStage2(nn.Module):
+    """`Stage2` on a batch that is spread over processes: the loss, on each of them, is the whole batch's."""
+
+    def __init__(self, stage2: Stage2):
+        super().__init__()
+        self.stage2 = stage2
+
+    def forward(self, *inputs: Tensor) -> Stage2Output:
+        """As `Stage2.forward`, with this process's part of the batch; word_logits are this process's."""
+        out = self.stage2(*inputs)
+        return Stage2Output(batch_mean(out.loss, len(out.word_logits)), out.word_logits)
+
+
+def over_processes(model: nn.Module) -> nn.Module:
+    """The model as it is called on a batch: itself, or, in a process group, its form for a batch spread over it."""
+    if rank_and_size()[1] > 1:
+        for kind, form in ((Stage1, DistributedStage1), (Stage2, DistributedStage2)):
+            if isinstance(model, kind):
+                return form(model)
+    return model
 
 
 # --- beginning and end ------------------------------------------------------------------------------------------------

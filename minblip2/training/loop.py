@@ -20,40 +20,43 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .. import UserError
-from ..data.files import write_beside
+from ..data.files import write_beside, write_json
 from ..device import autocast, best_device
-from .distributed import rank_and_size
-from .recompute import recompute
+from ..lm.protocol import Blocks
+from .distributed import over_processes, rank_and_size
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of one training run.
 
-    learning_rate rises linearly over `warmup` steps, then falls along a cosine to `floor` times itself. A step adds
-    the gradients of `accumulate` batches. `precision` is "float32", "bfloat16" (autocast), or "auto": bfloat16 where
-    the device computes in it. Parameters whose names begin with `fresh` start from nothing among trained ones, and
-    learn `gain` times as fast. Checkpoints are written every `checkpoint_every` steps. How it is computed, not what:
-    `compile` runs the model through torch.compile, `recompute` lets the blocks of a frozen language model forget what
-    they keep for the gradient and compute it again (arXiv 1604.06174).
+    learning_rate rises linearly over `warmup` steps, then falls along a cosine to `min_lr_ratio` times itself. A step
+    adds the gradients of `grad_accum` batches. `precision` is "float32", "bfloat16" (autocast), or "auto": bfloat16
+    where the device computes in it. Parameters whose names begin with `new_params` are newly initialised among trained
+    ones: their learning rate is multiplied by `lr_scale`. Checkpoints are written every `checkpoint_every` steps. How
+    it is computed, not what: `compile` runs the model through torch.compile, `checkpoint_blocks` makes the blocks of
+    the frozen language model keep less for the backward pass and compute it again (see `lm.protocol.Blocks`).
     """
 
     steps: int
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup: int = 50
-    floor: float = 0.02
+    min_lr_ratio: float = 0.02
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = 1.0
-    accumulate: int = 1
+    grad_clip: float = 1.0
+    grad_accum: int = 1
     precision: str = "auto"
-    fresh: str | None = None
-    gain: float = 1.0
+    new_params: str | None = None
+    lr_scale: float = 1.0
     seed: int = 0
     checkpoint_every: int = 200
     compile: bool = False
-    recompute: bool = False
+    checkpoint_blocks: bool = False
+
+
+Losses = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 
 
 class Batches(Protocol):
@@ -63,22 +66,24 @@ class Batches(Protocol):
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of a step, counted from 0: linear warm-up, then half a cosine (paper §3.4)."""
+    """The learning rate of a step, counted from 0: linear warm-up, then half a cosine (paper §3.4)."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (config.floor + (1 - config.floor) * (1 + math.cos(math.pi * progress)) / 2)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
-    """Trainable parameters in groups: only matrices decay, not biases, norms and temperature; `gain` as told."""
+    """Trainable parameters in groups: only matrices decay, not biases, norms and temperature."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            gain = config.gain if config.fresh is not None and name.startswith(config.fresh) else 1.0
-            groups.setdefault((decay, gain), []).append(parameter)
-    return [{"params": params, "weight_decay": decay, "gain": gain} for (decay, gain), params in groups.items()]
+            is_new = config.new_params is not None and name.startswith(config.new_params)
+            groups.setdefault((decay, config.lr_scale if is_new else 1.0), []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for (decay, scale), parameters in groups.items()]
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -119,90 +124,123 @@ def read_log(path: str | Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def train(model: nn.Module, losses: Callable[[nn.Module, Any], Mapping[str, Tensor]], batches: Batches,
-          config: TrainConfig, folder: str | Path, settings: Mapping[str, Any] | None = None, name: str = "train",
-          resume: bool = True, device: torch.device | None = None) -> list[dict]:
+class Trainer:
+    """A model, its optimiser, and how one step of training goes; `train` adds files around it."""
+
+    def __init__(self, model: nn.Module, losses: Losses, config: TrainConfig, device: torch.device, name: str = "train"):
+        self.model, self.losses, self.config, self.device, self.name = model.to(device), losses, config, device, name
+        self.optimiser = torch.optim.AdamW(parameter_groups(model, config), betas=config.betas,
+                                           lr=config.learning_rate, fused=True)
+        self.rank, self.processes = rank_and_size()
+        for part in model.modules():
+            if isinstance(part, Blocks):
+                part.checkpoint_blocks = config.checkpoint_blocks
+        called = over_processes(model)
+        if config.compile:
+            called.compile(dynamic=True)  # one program for texts of every length
+        # Frozen parameters take no part: the wrapper adds up the gradients of those that have one.
+        self.called = DistributedDataParallel(called) if self.processes > 1 else called
+
+    def step(self, number: int, batches: Iterator[Any]) -> dict[str, float]:
+        """Step `number` of training, counted from 0, on the next `grad_accum` batches; returns what is logged of it.
+
+        Raises UserError, and changes nothing, when the loss or its gradient is not finite.
+        """
+        config = self.config
+        torch.manual_seed(config.seed * 1_000_003 + number + 500_009 * self.rank)  # dropout is each process's own
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(number, config) * group["lr_scale"]
+        self.optimiser.zero_grad()
+        sums: dict[str, Tensor] = {}
+        image_ids: list[Tensor] = []
+        for part in range(config.grad_accum):
+            batch = next(batches).to(self.device)
+            last = self.processes == 1 or part == config.grad_accum - 1  # only then gradients are added up
+            with contextlib.nullcontext() if last else self.called.no_sync(), autocast(self.device, config.precision):
+                output = self.losses(self.called, batch)
+            (output["loss"] / config.grad_accum).backward()
+            for key, value in output.items():
+                sums[key] = sums.get(key, 0.0) + value.detach().float() / config.grad_accum
+            image_ids.append(getattr(batch, "image_ids", torch.empty(0)))
+        sums["gradient"] = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        record = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))  # the host waits for the device
+        for key in ("loss", "gradient"):
+            if not math.isfinite(record[key]):
+                raise UserError(f"the {key} of {self.name} is {record[key]} at step {number + 1}, on images "
+                                f"{torch.cat(image_ids).tolist()}: lower the learning rate")
+        self.optimiser.step()
+        return {"step": number + 1, "lr": learning_rate(number, config), **record}
+
+
+def train(model: nn.Module, losses: Losses, batches: Batches, config: TrainConfig, folder: str | Path,
+          settings: Mapping[str, Any] | None = None, name: str = "train", resume: bool = True,
+          device: torch.device | None = None) -> list[dict]:
     """Train `model` in place; `folder` gets log.jsonl, checkpoint.pt, at the end model.safetensors. Returns the log.
 
     losses(model, batch) gives named scalars, the one to minimise as "loss". Every step seeds itself from `config.seed`
     and its number, so a run that was killed and resumed is the run that was not. A finished folder is loaded, not
-    trained again. In a process group (see `distributed`), `batches` gives each process its part, `losses` the loss of
-    the whole, and process 0 writes; a run may go on with another number of processes.
-    Raises UserError when the folder belongs to other settings, or when the loss is not finite.
+    trained again; with `resume` = False all that it holds of an earlier run is removed first. In a process group (see
+    `distributed`), `batches` gives each process its part, `losses` the loss of the whole, and process 0 writes; a run
+    may go on with another number of processes.
+    Raises UserError when the folder belongs to other settings, or when the loss or its gradient is not finite.
     """
     folder, device = Path(folder), device or best_device()
-    rank, processes = rank_and_size()
-    chosen = {key: value for key, value in asdict(config).items() if key not in ("compile", "recompute")}
+    chosen = {key: value for key, value in asdict(config).items() if key not in ("compile", "checkpoint_blocks")}
     fingerprint = json.dumps({"train": chosen, **(settings or {})}, sort_keys=True, default=str)
     final, saved, log = folder / "model.safetensors", folder / "checkpoint.pt", folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(device)
+    rank = rank_and_size()[0]
+    if not resume and rank == 0:  # killed before its end, the new run must not leave the old one's weights in its place
+        for path in (final, saved):
+            path.unlink(missing_ok=True)
     if resume and final.exists():
-        load_weights(model, final, fingerprint)
+        load_weights(model.to(device), final, fingerprint)
         return read_log(log)
 
-    optimiser = torch.optim.AdamW(parameter_groups(model, config), betas=config.betas,
-                                  lr=config.learning_rate, fused=True)
+    trainer = Trainer(model, losses, config, device, name)
     first, records = 0, []
     if resume and saved.exists():
-        try:
-            state = torch.load(saved, map_location=device, weights_only=True)
-        except Exception as error:  # a broken archive makes the reader raise almost anything
-            raise UserError(f"{saved} cannot be read ({error}): remove it to start again") from None
-        if state["fingerprint"] != fingerprint:
-            raise UserError(f"{saved} belongs to other settings: choose another --out folder, or remove {folder}")
-        model.load_state_dict(state["model"], strict=False)
-        optimiser.load_state_dict(state["optimiser"])
-        first = state["step"]
+        first = load_checkpoint(trainer, saved, fingerprint)
         records = [record for record in read_log(log) if record["step"] <= first]
     if rank == 0:  # what was logged after the last checkpoint will be logged again
-        write_beside(log, lambda path: path.write_text("".join(json.dumps(record) + "\n" for record in records)))
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        write_beside(log, lambda path: path.write_text(lines, encoding="utf-8"))
 
     model.train()
-    if config.recompute:
-        recompute(model)
-    if config.compile:
-        model.compile(dynamic=True)  # one program for texts of every length
-    # Frozen parameters take no part: the wrapper adds up the gradients of those that have one.
-    spread = DistributedDataParallel(model) if processes > 1 else model
-    source, began = batches.iterate(first * config.accumulate), time.perf_counter()
+    source, began = batches.iterate(first * config.grad_accum), time.perf_counter()
     progress = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=name, unit="step",
                     disable=rank > 0)
-    with open(log if rank == 0 else os.devnull, "a") as log_file, contextlib.closing(source):
+    with (open(log if rank == 0 else os.devnull, "a", encoding="utf-8") as log_file, contextlib.closing(source)):
         for step in progress:
-            torch.manual_seed(config.seed * 1_000_003 + step + 500_009 * rank)  # dropout is each process's own
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, config) * group["gain"]
-            optimiser.zero_grad()
-            sums: dict[str, Tensor] = {}
-            images: list[Tensor] = []
-            for part in range(config.accumulate):
-                batch = next(source).to(device)
-                last = processes == 1 or part == config.accumulate - 1  # only then gradients are added up
-                with contextlib.nullcontext() if last else spread.no_sync(), autocast(device, config.precision):
-                    parts = losses(spread, batch)
-                (parts["loss"] / config.accumulate).backward()
-                for key, value in parts.items():
-                    sums[key] = sums.get(key, 0.0) + value.detach().float() / config.accumulate
-                images.append(getattr(batch, "image_ids", torch.empty(0)))
-            sums["gradient"] = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            # The host waits for the device here and nowhere else in a step.
-            total = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
-            if not math.isfinite(total["loss"]):
-                raise UserError(f"the loss of {name} is {total['loss']} at step {step + 1}, on images "
-                                f"{torch.cat(images).tolist()}: lower the learning rate")
-            optimiser.step()
-            record = {"step": step + 1, "rate": learning_rate(step, config), **total}
+            record = trainer.step(step, source)
             records.append(record)
             log_file.write(json.dumps(record) + "\n")
-            progress.set_postfix({key: f"{value:.3f}" for key, value in total.items() if key != "gradient"})
-            if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps and rank == 0:
+            progress.set_postfix(loss=f"{record['loss']:.3f}")
+            if record["step"] % config.checkpoint_every == 0 and record["step"] < config.steps and rank == 0:
                 log_file.flush()
-                state = {"step": step + 1, "fingerprint": fingerprint, "model": trained_state(model),
-                         "optimiser": optimiser.state_dict()}
-                write_beside(saved, lambda path, state=state: torch.save(state, path))
+                save_checkpoint(trainer, record["step"], saved, fingerprint)
     if rank == 0:
-        (folder / "seconds.json").write_text(json.dumps({"seconds": time.perf_counter() - began, "from_step": first}))
+        write_json(folder / "seconds.json", {"seconds": time.perf_counter() - began, "from_step": first})
         save_weights(model, final, fingerprint)
         saved.unlink(missing_ok=True)
     return records
+
+
+def save_checkpoint(trainer: Trainer, step: int, path: Path, fingerprint: str) -> None:
+    """Keep what is needed to go on after `step` steps."""
+    state = {"step": step, "fingerprint": fingerprint, "model": trained_state(trainer.model),
+             "optimiser": trainer.optimiser.state_dict()}
+    write_beside(path, lambda partial: torch.save(state, partial))
+
+
+def load_checkpoint(trainer: Trainer, path: Path, fingerprint: str) -> int:
+    """Go on from a checkpoint: the number of steps that it has behind it. Raises UserError when it cannot be used."""
+    try:
+        state = torch.load(path, map_location=trainer.device, weights_only=True)
+    except Exception as error:  # a broken archive makes the reader raise almost anything
+        raise UserError(f"{path} cannot be read ({error}): remove it to start again") from None
+    if state["fingerprint"] != fingerprint:
+        raise UserError(f"{path} belongs to other settings: choose another --out folder, or remove {path.parent}")
+    trainer.model.load_state_dict(state["model"], strict=False)
+    trainer.optimiser.load_state_dict(state["optimiser"])
+    return state["step"]

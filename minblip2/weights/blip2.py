@@ -1,93 +1,128 @@
-"""A whole BLIP-2 from a hub folder: give it pictures, and it writes captions and answers as the original does."""
+"""A whole BLIP-2: give it images, and it writes captions and answers questions, as the original does."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from .. import UserError
 from ..data.files import write_beside
 from ..data.tokenizer import Tokenizer
 from ..data.transforms import Transform
-from ..device import best_device, compute_dtype
+from ..device import autocast, best_device, compute_dtype
+from ..lm.packed import PackedLinears
 from ..stage2 import Stage2
-from ..vit import ViT
 from .export import save_pretrained
 from .pretrained import load_blip2
+from .reader import ImageReader, Images, is_single
 
 # LAVIS `Blip2OPT.generate` and `predict_answers`; answers with the length penalty of the paper (§4.2): short ones win
-CAPTION = dict(beams=5, max_length=30, min_length=1)
-ANSWER = dict(beams=5, max_length=10, min_length=1, length_penalty=-1.0)
+CAPTION = dict(max_length=30, min_length=1)
+ANSWER = dict(max_length=10, min_length=1, length_penalty=-1.0)
+BEAMS = 5
 IMAGE = "<image>"  # stands for an image in transformers' texts, and never in ours
 
 
-@dataclass
-class Blip2:
-    """Frozen image encoder, bridge and frozen language model, with what turns pictures and texts into tensors."""
+@dataclass(kw_only=True)
+class Blip2(ImageReader):
+    """Frozen image encoder, bridge and frozen language model; images are given as `ImageReader` says.
 
-    vit: ViT
+    `prompt` stands before every caption, `question` is how a question is put to the language model. `packed` takes the
+    frozen matrices a second time into memory, in the order in which a CPU writes fastest.
+    """
+
     stage2: Stage2
-    transform: Transform
     tokenizer: Tokenizer
+    prompt: str = ""
+    question: str = "Question: {} Answer:"
+    beams: int = BEAMS
+    packed: bool = False
 
     @classmethod
     def from_folder(cls, folder: str | Path, dtype: torch.dtype | None = None,
                     device: torch.device | None = None) -> Blip2:
-        """Load a `Blip2ForConditionalGeneration` with its tokenizer and preprocessing files.
+        """Load a `Blip2ForConditionalGeneration` with its tokenizer and preprocessing files, in evaluation mode.
 
         Without `dtype`, the frozen parts are in bfloat16 where the device computes in it, else in float32.
+        Raises UserError when a file is missing or belongs to something else.
         """
         if not Path(folder).is_dir():
             raise UserError(f"there is no folder {folder}: fetch a model with `python data/download.py weights NAME`")
         device = device or best_device()
-        dtype = dtype or compute_dtype(device)
         tokenizer, transform = Tokenizer.from_folder(folder), Transform.from_folder(folder)  # fail before the long part
-        vit, stage2 = load_blip2(folder, dtype)
-        return cls(vit.to(device), stage2.to(device), transform, tokenizer)
+        vit, stage2 = load_blip2(folder, dtype or compute_dtype(device))
+        question = "Question: {} Short answer:" if tokenizer.prompt_end else "Question: {} Answer:"  # as in LAVIS
+        return cls(vit=vit.to(device).eval(), transform=transform, stage2=stage2.to(device).eval(), tokenizer=tokenizer,
+                   question=question)
 
-    @torch.no_grad()
-    def look(self, pictures: Iterable[Image.Image]) -> Tensor:
-        """Frozen features (b v e) of pictures of any size."""
-        pixels = torch.stack([self.transform(picture) for picture in pictures])
-        return self.vit(pixels.to(self.vit.positions))
+    def generate(self, images: Images, prompts: str | Sequence[str], batch_size: int = 8, **decoding) -> list[str]:
+        """What the language model writes after each image and its prompt, one for all or one for each.
 
-    def write(self, pictures: Sequence[Image.Image], prompts: Sequence[str], batch_size: int = 8,
-              **decoding) -> list[str]:
-        """What the language model writes after each picture and prompt; see `generation.generate`."""
-        texts = []
-        for i in range(0, len(pictures), batch_size):
-            image = self.look(pictures[i : i + batch_size])
-            rows = [self.tokenizer.encode_prompt(prompt) for prompt in prompts[i : i + batch_size]]
-            ids, mask = (given.to(image.device) for given in self.tokenizer.pad(rows))
-            written = self.stage2.generate(image, ids, mask, end=self.tokenizer.end, **decoding)
+        See `generation.generate` for the ways of decoding. Drawing (`top_p`, `temperature`) takes one beam, as asked
+        for or not. Raises UserError when images and prompts are not equally many.
+        """
+        drawn = decoding.get("top_p") is not None or decoding.get("temperature") is not None
+        decoding = {"beams": 1 if drawn else self.beams} | decoding
+        one_for_all, rest = isinstance(prompts, str), iter([prompts] if isinstance(prompts, str) else prompts)
+        self.stage2.eval()
+        texts: list[str] = []
+        for features in self.chunks(images, batch_size):
+            given = [prompts] * len(features) if one_for_all else list(islice(rest, len(features)))
+            if len(given) < len(features):
+                raise UserError(f"there are more images than the {len(texts) + len(given)} prompts: give one for each, "
+                                "or one for all")
+            ids, mask = (part.to(features.device)
+                         for part in self.tokenizer.pad([self.tokenizer.encode_prompt(prompt) for prompt in given]))
+            with autocast(self.device, self.precision), PackedLinears() if self.packed else nullcontext():
+                written = self.stage2.generate(features, ids, mask, self.tokenizer.eos_id, **decoding)
             texts += [self.tokenizer.decode(row) for row in written]
+        if not one_for_all and (left := len(list(rest))):
+            raise UserError(f"there are {len(texts) + left} prompts for {len(texts)} images: give one for each, or one "
+                            "for all")
         return texts
 
-    def caption(self, pictures: Sequence[Image.Image], prompt: str = "", **decoding) -> list[str]:
-        """A caption for each picture; it goes on from `prompt`, for example "a photo of"."""
-        return self.write(pictures, [prompt] * len(pictures), **CAPTION | decoding)
+    def caption(self, images: Images, prompt: str | None = None, **decoding) -> str | list[str]:
+        """A caption for each image, or for the one; it goes on from `prompt`, for example "a photo of"."""
+        captions = self.generate(images, self.prompt if prompt is None else prompt, **CAPTION | decoding)
+        return captions[0] if is_single(images) else captions
 
-    def ask(self, pictures: Sequence[Image.Image], questions: Sequence[str], **decoding) -> list[str]:
-        """An answer for each picture and question, put as "Question: ... Answer:" (to a T5: "... Short answer:")."""
-        return self.write(pictures, questions, **ANSWER | decoding)
+    def ask(self, images: Images, questions: str | Sequence[str], question: str | None = None,
+            **decoding) -> str | list[str]:
+        """An answer for each image and question: one question for all images, one image for all questions, or as many.
+
+        `question` is how they are put to the language model; one that is put so already is taken as it stands. One
+        image and one question give one answer, everything else a list. Raises UserError when images and questions are
+        not equally many.
+        """
+        before, _, after = (self.question if question is None else question).partition("{}")
+
+        def put(asked: str) -> str:
+            return asked if before and asked.startswith(before) else before + asked + after
+
+        one = isinstance(questions, str)
+        prompts = put(questions) if one else [put(asked) for asked in questions]
+        if is_single(images) and not one:
+            images = self.encode_images(images).expand(len(prompts), -1, -1)
+        answers = self.generate(images, prompts, **ANSWER | decoding)
+        return answers[0] if one and is_single(images) else answers
 
     def save(self, folder: str | Path) -> None:
         """Write a hub folder that `from_folder` reads, and whose model transformers loads. See `save_pretrained`.
 
-        Raises UserError also for a transform that cuts pictures: BLIP-2's preprocessing takes them whole.
+        Raises UserError also for a transform that cuts images: BLIP-2's preprocessing takes them whole.
         """
         if self.transform.mode != "square":
-            raise UserError("BLIP-2's preprocessing resizes pictures to a square: use Transform(mode='square')")
+            raise UserError("BLIP-2's preprocessing resizes images to a square: use Transform(mode='square')")
         folder, tokenizer, backend = Path(folder), self.tokenizer, self.tokenizer.backend
         image_token = backend.token_to_id(IMAGE)
-        ids = dict(eos_token_id=tokenizer.end, pad_token_id=tokenizer.pad_id)
-        ids |= dict(bos_token_id=tokenizer.start[0]) if tokenizer.start else {}
+        ids = dict(eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
+        ids |= dict(bos_token_id=tokenizer.bos_ids[0]) if tokenizer.bos_ids else {}
         save_pretrained(folder, self.vit, self.stage2, len(tokenizer) if image_token is None else image_token, **ids)
         names = {name.replace("_id", ""): backend.id_to_token(i) for name, i in ids.items()}
         square = dict(height=self.transform.size, width=self.transform.size)

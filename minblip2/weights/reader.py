@@ -1,0 +1,67 @@
+"""What `Blip2` and `Retriever` have in common: a frozen image encoder, and how images of any kind come to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data.transforms import Transform
+from ..device import autocast
+
+Images = Image.Image | Iterable[Image.Image] | Tensor | np.ndarray
+
+
+@dataclass(kw_only=True)
+class ImageReader:
+    """A frozen image encoder with its transform, on the device that the encoder is on.
+
+    Wherever images are asked for, give one Pillow image, several, or frozen features (b v e), those of one image (v e).
+    `precision` is "float32" (compute as the weights are), "bfloat16", or "auto": see `device.autocast`.
+    """
+
+    vit: nn.Module
+    transform: Transform
+    precision: str = "float32"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder computes."""
+        return next(self.vit.parameters()).device
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Frozen features (b v e) of normalised pixels (b c h w)."""
+        weight = next(self.vit.parameters())
+        with autocast(self.device, self.precision):
+            return self.vit(pixels.to(weight)).float()
+
+    def encode_images(self, images: Images) -> Tensor:
+        """Frozen features (b v e) of images, on the encoder's device; features are taken as they are."""
+        return torch.cat(list(self.chunks(images)))
+
+    def chunks(self, images: Images, batch_size: int = 8) -> Iterator[Tensor]:
+        """Frozen features (b v e) of at most `batch_size` images at a time, in float32; images are read as needed."""
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(images)
+        if isinstance(images, Tensor):
+            images = images.reshape(-1, *images.shape[-2:])
+            yield from (chunk.to(self.device).float() for chunk in images.split(batch_size))
+            return
+        waiting: list[Tensor] = []
+        for image in [images] if isinstance(images, Image.Image) else images:
+            waiting.append(self.transform(image))
+            if len(waiting) == batch_size:
+                yield self.encode_pixels(torch.stack(waiting))
+                waiting = []
+        if waiting:
+            yield self.encode_pixels(torch.stack(waiting))
+
+
+def is_single(images: Images) -> bool:
+    """Whether this is one image, or the features (v e) of one."""
+    return isinstance(images, Image.Image) or isinstance(images, Tensor | np.ndarray) and images.ndim == 2

@@ -1,0 +1,140 @@
+"""Images and texts compared by stage 1: similarity (ITC), retrieval re-ranked by matching (ITM), and maps of what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import UserError
+from ..data.tokenizer import Tokenizer, normalize_caption
+from ..data.transforms import Transform
+from ..device import autocast, best_device, compute_dtype
+from ..stage1 import Stage1
+from ..vit import to_grid
+from .pretrained import load_stage1, load_vit
+from .reader import ImageReader, Images
+
+
+@dataclass(kw_only=True)
+class Retriever(ImageReader):
+    """A frozen image encoder and stage 1; images are given as `ImageReader` says, texts have at most `max_length` ids."""
+
+    stage1: Stage1
+    tokenizer: Tokenizer
+    max_length: int = 32
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, dtype: torch.dtype | None = None,
+                    device: torch.device | None = None) -> Retriever:
+        """Load a `Blip2ForImageTextRetrieval` with its tokenizer and preprocessing files, in evaluation mode.
+
+        Without `dtype`, the frozen encoder is in bfloat16 where the device computes in it, else in float32.
+        Raises UserError when a file is missing or belongs to something else.
+        """
+        if not Path(folder).is_dir():
+            raise UserError(f"there is no folder {folder}: fetch a model with `python data/download.py weights NAME`")
+        device = device or best_device()
+        tokenizer, transform = Tokenizer.from_folder(folder), Transform.from_folder(folder)  # fail before the long part
+        vit, stage1 = load_vit(folder, dtype or compute_dtype(device)), load_stage1(folder)
+        return cls(vit=vit.to(device).eval(), transform=transform, stage1=stage1.to(device).eval(), tokenizer=tokenizer)
+
+    def text_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Texts as the Q-Former reads them: ids and mask (b t). Raises UserError for a text without a word."""
+        rows = [self.tokenizer.encode(normalize_caption(text), max_length=self.max_length) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) <= 2:  # [CLS] and [SEP] alone
+                raise UserError(f"{text!r} holds no word that can be compared with an image: write a phrase")
+        ids, mask = self.tokenizer.pad(rows)
+        return ids.to(self.device), mask.to(self.device)
+
+    @torch.no_grad()
+    def embed_images(self, images: Images) -> Tensor:
+        """Unit vectors (n q e), one for each query, in float32."""
+        self.stage1.eval()
+        embeds = []
+        for features in self.chunks(images, 100):
+            with autocast(self.device, self.precision):
+                embeds.append(self.stage1.embed_image(self.stage1.image_kv(features)).float())
+        return torch.cat(embeds)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (m e), in float32."""
+        self.stage1.eval()
+        with autocast(self.device, self.precision):
+            embeds = [self.stage1.embed_text(*self.text_ids(texts[i:i + 100])).float()
+                      for i in range(0, len(texts), 100)]
+        return torch.cat(embeds)
+
+    def similarity(self, images: Images, texts: Sequence[str]) -> Tensor:
+        """ITC's cosines (n m), on the CPU."""
+        text_embeds = self.embed_texts(texts)
+        return torch.cat([self.stage1.similarity(some, text_embeds) for some in self.embed_images(images).split(50)]).cpu()
+
+    @torch.no_grad()
+    def match_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor,
+                     batch_size: int = 32) -> Tensor:
+        """ITM's logits of "match" (n) for chosen pairs: image `image_rows` (n) with text `text_rows` (n), on the CPU.
+
+        An image's keys and values are projected once, however many texts it meets; of these the short ones come first,
+        so that there is little padding.
+        """
+        features, (text_ids, text_mask) = self.encode_images(images), self.text_ids(texts)
+        logits, lengths = torch.empty(len(image_rows)), text_mask.sum(dim=1).cpu()
+        order = lengths[text_rows].argsort()
+        self.stage1.eval()
+        with autocast(self.device, self.precision):
+            for image in image_rows.unique().tolist():
+                image_kv = self.stage1.image_kv(features[image:image + 1])
+                for some in order[image_rows[order] == image].split(batch_size):
+                    rows, longest = text_rows[some].to(self.device), int(lengths[text_rows[some]].max())
+                    pairs = image_kv.select(torch.zeros_like(rows)), text_ids[rows, :longest], text_mask[rows, :longest]
+                    logits[some] = self.stage1.itm_logits(*pairs)[:, 1].float().cpu()
+        return logits
+
+    def match(self, images: Images, texts: Sequence[str]) -> Tensor:
+        """ITM's probability (n m) that each text fits each image, on the CPU."""
+        features = self.encode_images(images)
+        rows = torch.cartesian_prod(torch.arange(len(features)), torch.arange(len(texts)))
+        return self.match_logits(features, texts, *rows.T).reshape(len(features), len(texts))
+
+    def rerank(self, images: Images, texts: Sequence[str], cosine: Tensor, top: int, dim: int) -> Tensor:
+        """Scores (n m) after matching has seen the `top` best of each: ITM logit + cosine, as LAVIS ranks; others far below.
+
+        cosine (n m) of images and texts; dim=1 re-ranks each image's texts, dim=0 each text's images.
+        """
+        best = cosine.topk(min(top, cosine.shape[dim]), dim=dim).indices
+        chosen = torch.zeros_like(cosine, dtype=torch.bool).scatter(dim, best, True)
+        image_rows, text_rows = chosen.nonzero(as_tuple=True)
+        scores = cosine - 100.0
+        logits = self.match_logits(images, texts, image_rows, text_rows)
+        scores[image_rows, text_rows] = cosine[image_rows, text_rows] + logits
+        return scores
+
+    def retrieve(self, text: str, images: Images, k: int = 5, top: int = 32) -> Tensor:
+        """Rows (k) of the images that fit the text best: chosen by ITC, the `top` best of them re-ranked by ITM."""
+        features = self.encode_images(images)
+        scores = self.rerank(features, [text], self.similarity(features, [text]), top, dim=0)
+        return scores[:, 0].topk(min(k, top, len(features))).indices
+
+    def attention_maps(self, image: Images, texts: Sequence[str]) -> Tensor:
+        """Which parts of one image make each text match it: maps (n gh gw), on the CPU; see `Stage1.match_map`."""
+        self.stage1.eval()
+        features = self.encode_images(image).expand(len(texts), -1, -1)
+        maps = self.stage1.match_map(features, *self.text_ids(texts))
+        return to_grid(maps, self.vit.config.class_token).cpu()
+
+    @torch.no_grad()
+    def caption(self, images: Images, batch_size: int = 50, **decoding) -> list[str]:
+        """What the Q-Former alone, without a language model, says of each image; see `generation.generate`."""
+        self.stage1.eval()
+        captions = []
+        for features in self.chunks(images, batch_size):
+            with autocast(self.device, self.precision):
+                written = self.stage1.caption(features, self.tokenizer.eos_id, **decoding)
+            captions += [self.tokenizer.decode(row) for row in written]
+        return captions
