@@ -19,7 +19,7 @@ from ..device import best_device, compute_dtype
 from ..stage2 import Stage2
 from ..vit import ViT
 from .export import save_pretrained
-from .pretrained import load_blip2
+from .official import load_blip2
 
 # LAVIS `Blip2OPT.generate` and `predict_answers`; answers with the length penalty of the paper (§4.2): short ones win
 CAPTION = dict(beams=5, max_length=30, min_length=1)
