@@ -30,10 +30,12 @@ from minblip2.attention import FeedForward, MultiHeadAttention, attend
 from minblip2.data.batches import Batch
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.files import read_json
-from minblip2.data.scenes import load_scenes
+from minblip2.data.scene_dataset import load_scenes
 from minblip2.device import autocast
 from minblip2.evaluation import metrics
-from minblip2.evaluation.measure import caption_scores, evaluate_scenes, itc_scores
+from minblip2.evaluation.measure import caption_scores
+from minblip2.evaluation.retrieval import itc_scores
+from minblip2.evaluation.scene_scores import evaluate_scenes
 from minblip2.qformer import Block, QFormerConfig, QFormerOutput
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2

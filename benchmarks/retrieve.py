@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.stage1 import OFFICIAL, SAVINGS, SIZES, THEIRS, PlainStage1, composed, example, sharing
 from benchmarks.timing import OURS, case, difference, interleave, keep, options, same, work
-from minblip2.evaluation.measure import match_all
+from minblip2.evaluation.retrieval import match_all
 
 PADDED = 35  # tokens, as LAVIS pads them for retrieval
 

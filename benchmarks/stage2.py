@@ -21,7 +21,7 @@ from minblip2.lm.t5 import T5, T5Config
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2, split_prefix
 from minblip2.weights import names
-from minblip2.weights.names import translate
+from minblip2.weights.keymap import translate
 
 THEIRS = "transformers"
 FLAN = dict(activation="gelu", gated=True, tied=False, scaled=False)  # FlanT5 as BLIP-2 runs it

@@ -30,11 +30,12 @@ from torch import Tensor, nn
 
 from checks import DONE, OPEN, ROOT, SIGNS, Exercise
 from minblip2 import UserError, masks
-from minblip2.course import viz
+from minblip2.course import figures, viz
 from minblip2.course.lesson import RUN
 from minblip2.data.batches import Batch
 from minblip2.data.coco import CocoCaptions
-from minblip2.data.scenes import Scene, draw_scenes, judge, write_captions
+from minblip2.data.scene_captions import judge, write_captions
+from minblip2.data.scenes import Scene, draw_scenes
 from minblip2.qformer import Block, ImageKV, QFormer, QFormerConfig, QFormerOutput
 from minblip2.stage1 import Stage1, Stage1Output
 from minblip2.stage2 import Stage2, Stage2Output
@@ -455,7 +456,7 @@ def show(count: int = 8) -> None:
     pictures, scenes, _ = exam()
     told = TRAINED[0](pictures[:count])
     right = [bool(judge(caption, scene)["things"]) for caption, scene in zip(told, scenes[:count], strict=True)]
-    sheet = viz.caption_sheet(pictures[:count], [{"right" if good else "wrong": caption}
-                                                 for caption, good in zip(told, right, strict=True)])
+    sheet = figures.caption_sheet(pictures[:count], [{"right" if good else "wrong": caption}
+                                                     for caption, good in zip(told, right, strict=True)])
     viz.show(sheet, f"{count} drawn scenes with the captions of your own bridge, {sum(right)} of them right about "
                     f"every thing in the picture; the first says: {told[0]}")

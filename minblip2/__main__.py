@@ -82,14 +82,14 @@ def ask_command(args: argparse.Namespace) -> None:
 
 def retrieve_command(args: argparse.Namespace) -> None:
     """Find the pictures of a split that fit a text best: by ITC, then re-ranked by ITM."""
-    from .evaluation import measure
+    from .evaluation import retrieval
 
     bridge = load_bridge(args.run)
     note_unknown(bridge, [args.text])
     data = CocoCaptions(args.data or read_json(args.run / "run.json")["data"], args.split)
     features = torch.from_numpy(bridge.features(data, args.run / "cache").copy())
-    cosine = measure.itc_scores(bridge, features, [args.text])
-    _, scores = measure.rerank(bridge, features, [args.text], cosine, args.top)
+    cosine = retrieval.itc_scores(bridge, features, [args.text])
+    _, scores = retrieval.rerank(bridge, features, [args.text], cosine, args.top)
     print("  match  cosine  picture, and what a person said of it")
     for row in scores[:, 0].topk(min(args.show, args.top, len(data))).indices.tolist():
         record = data.images[row]
@@ -104,7 +104,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
 
 def attend_command(args: argparse.Namespace) -> None:
     """Draw which parts of a picture make each text match it."""
-    from .course import viz
+    from .course import figures, viz
     from .evaluation import grounding
 
     picture = load_image(args.picture)
@@ -114,7 +114,7 @@ def attend_command(args: argparse.Namespace) -> None:
     image = bridge.look([picture]).expand(len(args.texts), -1, -1)
     maps = grounding.to_grid(grounding.text_map(bridge.stage1, image, ids, mask), bridge.parts.class_token)
     shown = bridge.parts.transform.shown(picture)
-    figure = viz.attention_maps(shown, dict(zip(args.texts, maps.cpu(), strict=True)))
+    figure = figures.attention_maps(shown, dict(zip(args.texts, maps.cpu(), strict=True)))
     args.to.parent.mkdir(parents=True, exist_ok=True)
     write_beside(args.to, lambda path: path.write_bytes(viz.png(figure)))
     print(f"wrote {args.to}; each map is coloured up to its own maximum, which stands above it")

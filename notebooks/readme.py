@@ -92,20 +92,21 @@ def under_picture(right: Sequence[bool], prompt: str) -> str:
 
 def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
     """The first pictures of the validation split as PNG, captioned by a trained bridge; and what to write below it."""
-    from minblip2.course import viz
-    from minblip2.data import scenes
+    from minblip2.course import figures, viz
     from minblip2.data.coco import CocoCaptions
     from minblip2.data.pictures import load_image
-    from minblip2.evaluation import measure
+    from minblip2.data.scene_captions import judge
+    from minblip2.data.scene_dataset import load_scenes
+    from minblip2.evaluation.scene_scores import QUESTIONS, ask
     from minblip2.training.bridge import load_bridge
 
     bridge, data = load_bridge(run), read_json(run / "run.json")["data"]
     pictures = [load_image(record.path) for record in CocoCaptions(data, "val", limit=count).images]
-    prompt = measure.QUESTIONS["things"]
-    captions = measure.ask(bridge, bridge.look(pictures), prompt)
-    truths = scenes.load_scenes(data, "val")[:count]
-    right = [bool(scenes.judge(caption, truth)["things"]) for caption, truth in zip(captions, truths, strict=True)]
-    return viz.png(viz.caption_sheet(pictures, [[caption] for caption in captions])), under_picture(right, prompt)
+    prompt = QUESTIONS["things"]
+    captions = ask(bridge, bridge.look(pictures), prompt)
+    truths = load_scenes(data, "val")[:count]
+    right = [bool(judge(caption, truth)["things"]) for caption, truth in zip(captions, truths, strict=True)]
+    return viz.png(figures.caption_sheet(pictures, [[caption] for caption in captions])), under_picture(right, prompt)
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import ablations, rates, warm_start
 from minblip2.attention import MultiHeadAttention
-from minblip2.data.scenes import write_scenes
+from minblip2.data.scene_dataset import write_scenes
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 from minblip2.training.bridge import Bridge, train_bridge

@@ -21,7 +21,8 @@ from transformers import (
 from minblip2 import UserError
 from minblip2.stage1 import Stage1
 from minblip2.weights.export import save_pretrained
-from minblip2.weights.pretrained import load_blip2, load_stage1, load_vit
+from minblip2.weights.official import load_blip2, load_stage1
+from minblip2.weights.pretrained import load_vit
 
 from .parity import difference, lengths_mask, randomise
 

@@ -17,19 +17,10 @@ from minblip2 import UserError, __main__
 from minblip2.data.batches import Batch
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.features import weights_checksum
-from minblip2.data.scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    HELD_OUT,
-    SEEN,
-    SHAPES,
-    SIZES,
-    draw_scenes,
-    load_scenes,
-    write_scenes,
-    write_texts,
-)
-from minblip2.evaluation import grounding, measure
+from minblip2.data.scene_captions import write_texts
+from minblip2.data.scene_dataset import load_scenes, write_scenes
+from minblip2.data.scenes import BACKGROUNDS, COLOURS, HELD_OUT, SEEN, SHAPES, SIZES, draw_scenes
+from minblip2.evaluation import grounding, measure, retrieval
 from minblip2.training import experts
 from minblip2.training.bridge import divide, load_bridge, train_bridge
 from minblip2.training.recipes import RECIPES, SCENES, clean, find_recipe, shrink_and_perturb
@@ -176,9 +167,9 @@ def test_reranking_scores_are_logit_plus_cosine_and_order_matters_only_on_top(ru
     data = CocoCaptions(run[0].parent / "data", "val")
     features = torch.from_numpy(np.array(bridge.features(data, run[0] / "cache")))[:6]
     captions = [record.captions[0] for record in data.images[:5]]
-    images, texts = measure.embed(bridge, features, captions)
+    images, texts = retrieval.embed(bridge, features, captions)
     cosine = bridge.stage1.similarity(images, texts).cpu()
-    i2t, t2i = measure.rerank(bridge, features, captions, cosine, top=2)
+    i2t, t2i = retrieval.rerank(bridge, features, captions, cosine, top=2)
     assert ((i2t > -50).sum(dim=1) == 2).all() and ((t2i > -50).sum(dim=0) == 2).all()
     image, text = (int(i) for i in (i2t > -50).nonzero()[0])
     ids, mask = bridge.text_ids([captions[text]])

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from minblip2.data.files import read_json
-from minblip2.data.scenes import write_scenes
+from minblip2.data.scene_dataset import write_scenes
 from minblip2.lm.packed import COPIES
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2

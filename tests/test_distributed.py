@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from minblip2 import UserError
 from minblip2.data.batches import PairBatches
-from minblip2.data.scenes import write_scenes
+from minblip2.data.scene_dataset import write_scenes
 from minblip2.training.loop import read_log
 from tests import spread_batch as one
 from tests.parity import difference

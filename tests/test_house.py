@@ -63,8 +63,9 @@ TREE = dict.fromkeys(("__init__", "qformer", "stage1", "lm/opt", "data/__init__"
 @pytest.mark.parametrize("name, line", [
     ("qformer", "from .data.coco import CocoCaptions"), ("qformer", "from .data import coco"),
     ("qformer", "import minblip2.data.coco"), ("qformer", "from minblip2.data import coco"),
-    ("lm/opt", "from ..data.coco import CocoCaptions"), ("data/coco", "def f():\n    from ..training.loop import train"),
-    ("data/coco", "from ..training import loop"), ("training/loop", "from ..evaluation.measure import retrieval"),
+    ("lm/opt", "from ..data.coco import CocoCaptions"), ("data/coco", "from ..training import loop"),
+    ("data/coco", "def f():\n    from ..training.loop import train"),
+    ("training/loop", "from ..evaluation.measure import retrieval"),
     ("evaluation/measure", "from ..course import viz"), ("stage1", "from .course.viz import png"),
     ("data/coco", "from .. import __main__")])
 def test_imports_up_are_noticed(name, line):

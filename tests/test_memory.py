@@ -18,7 +18,7 @@ from .parity import note
 
 LOAD = """
 import sys
-from minblip2.weights.pretrained import load_blip2
+from minblip2.weights.official import load_blip2
 
 def memory(what):
     with open("/proc/self/status") as status:

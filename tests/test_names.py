@@ -5,7 +5,7 @@ import re
 import pytest
 
 from minblip2.weights import names
-from minblip2.weights.names import Stacked, spell_out, translate
+from minblip2.weights.keymap import Stacked, spell_out, translate
 
 from . import parity_table
 

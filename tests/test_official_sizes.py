@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, OPTConfig, T5Config
 
-from minblip2.weights import pretrained
+from minblip2.weights import official, pretrained
 from minblip2.weights.checkpoint import Checkpoint
-from minblip2.weights.pretrained import load_blip2, load_stage1, load_vit
+from minblip2.weights.official import load_blip2, load_stage1
+from minblip2.weights.pretrained import load_vit
 
 LMS = {  # the language models' settings on the hub, and how many parameters stage 2 trains with each (paper, Table 2)
     "OPT-2.7B": (OPTConfig(vocab_size=50304, hidden_size=2560, word_embed_proj_dim=2560, ffn_dim=10240,
@@ -33,7 +34,8 @@ def outline(kind, config, folder, monkeypatch):
     config.save_pretrained(folder)
     state = model.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    monkeypatch.setattr(pretrained, "open_hub", lambda folder: Checkpoint(str(folder), shapes, state.items()))
+    for reader in (official, pretrained):
+        monkeypatch.setattr(reader, "open_hub", lambda folder: Checkpoint(str(folder), shapes, state.items()))
 
 
 def count(module):

@@ -23,7 +23,8 @@ from minblip2.attention import KVCache
 from minblip2.data.tokenizer import Tokenizer
 from minblip2.generation import generate
 from minblip2.qformer import QFormer
-from minblip2.weights.pretrained import bert_sizes, init_from_bert, load_lm, load_vit, read_config
+from minblip2.weights.official import bert_sizes, init_from_bert
+from minblip2.weights.pretrained import load_lm, load_vit, read_config
 
 from .parity import difference, lengths_mask, randomise
 

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from minblip2 import UserError
-from minblip2.data import scenes
-from minblip2.data.scenes import HELD_OUT, SHAPES, Scene, Thing, flip_relation, judge, load_scenes, parse, swap_colours
+from minblip2.data import scene_captions, scene_dataset, scenes
+from minblip2.data.scene_captions import _holds, flip_relation, judge, parse, swap_colours
+from minblip2.data.scene_dataset import load_scenes
+from minblip2.data.scenes import HELD_OUT, SHAPES, Scene, Thing
 
 SIZES = {"train": 300, "val": 40, "test": 40}
 
@@ -20,7 +22,7 @@ SIZES = {"train": 300, "val": 40, "test": 40}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "scenes"
-    scenes.write_scenes(folder, **SIZES, progress=False)
+    scene_dataset.write_scenes(folder, **SIZES, progress=False)
     return folder
 
 
@@ -29,7 +31,7 @@ def captioned():
     """2,000 scenes, half of them with held-out pairs, each with its five captions."""
     streams = [random.Random(index) for index in range(2000)]
     drawn = [scenes.draw(rng, unseen=index % 2 == 1)[1] for index, rng in enumerate(streams)]
-    return [(scene, scenes.write_captions(scene, rng)) for scene, rng in zip(drawn, streams, strict=True)]
+    return [(scene, scene_captions.write_captions(scene, rng)) for scene, rng in zip(drawn, streams, strict=True)]
 
 
 def hashes(folder):
@@ -50,8 +52,8 @@ TWO = scene_of(("red", "circle", "small", 4, 4), ("blue", "star", "large", 46, 2
 
 
 def test_same_seed_same_bytes_and_another_seed_other_images(folder, tmp_path):
-    scenes.write_scenes(tmp_path / "again", **SIZES, progress=False)
-    scenes.write_scenes(tmp_path / "other", **SIZES, seed=1, progress=False)
+    scene_dataset.write_scenes(tmp_path / "again", **SIZES, progress=False)
+    scene_dataset.write_scenes(tmp_path / "other", **SIZES, seed=1, progress=False)
     first, again, other = hashes(folder), hashes(tmp_path / "again"), hashes(tmp_path / "other")
     assert first == again
     images = [name for name in first if name.endswith(".png")]
@@ -148,9 +150,9 @@ def test_nine_positions_and_four_relations_follow_the_drawing():
         for one in (things := scenes.draw(random.Random(seed))[1].things):
             for other in things:
                 right = (one.box[0] + one.box[2] / 2) - (other.box[0] + other.box[2] / 2)
-                assert scenes._holds(one, "left of", other) == (right < -10) == scenes._holds(other, "right of", one)
+                assert _holds(one, "left of", other) == (right < -10) == _holds(other, "right of", one)
                 down = (one.box[1] + one.box[3] / 2) - (other.box[1] + other.box[3] / 2)
-                assert scenes._holds(one, "above", other) == (down < -10) == scenes._holds(other, "below", one)
+                assert _holds(one, "above", other) == (down < -10) == _holds(other, "below", one)
 
 
 @pytest.mark.parametrize(
@@ -221,14 +223,14 @@ def test_foils_are_false_and_change_nothing_else(captioned):
 
 def test_a_complete_folder_is_kept_and_an_incomplete_one_rebuilt(tmp_path):
     folder, small = tmp_path / "scenes", {"train": 6, "val": 2, "test": 2, "progress": False}
-    scenes.write_scenes(folder, **small)
+    scene_dataset.write_scenes(folder, **small)
     before, stamp = hashes(folder), (folder / "scenes.json").stat().st_mtime_ns
-    scenes.write_scenes(folder, **small)
+    scene_dataset.write_scenes(folder, **small)
     assert (folder / "scenes.json").stat().st_mtime_ns == stamp, "written again without need"
     (folder / "images" / "train_000003.png").unlink()
-    scenes.write_scenes(folder, **small)
+    scene_dataset.write_scenes(folder, **small)
     assert hashes(folder) == before
-    scenes.write_scenes(folder, **small | {"train": 9})
+    scene_dataset.write_scenes(folder, **small | {"train": 9})
     assert len(load_scenes(folder, "train")) == 9
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
 
@@ -243,12 +245,12 @@ def test_an_interrupted_run_leaves_no_folder_and_does_not_hinder_the_next(tmp_pa
             raise KeyboardInterrupt
         return draw(rng, unseen)
 
-    monkeypatch.setattr(scenes, "draw", interrupted)
+    monkeypatch.setattr(scene_dataset, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        scenes.write_scenes(folder, **small)
+        scene_dataset.write_scenes(folder, **small)
     assert not folder.exists()
     monkeypatch.undo()
-    scenes.write_scenes(folder, **small)
+    scene_dataset.write_scenes(folder, **small)
     assert len(load_scenes(folder, "train")) == 6 and [path.name for path in tmp_path.iterdir()] == ["scenes"]
 
 
@@ -256,9 +258,9 @@ def test_bad_use_is_told_in_one_sentence(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "holiday.jpg").write_bytes(b"mine")
     with pytest.raises(UserError, match="not drawn scenes"):
-        scenes.write_scenes(tmp_path, train=1, val=1, test=1, progress=False)
+        scene_dataset.write_scenes(tmp_path, train=1, val=1, test=1, progress=False)
     assert (tmp_path / "images" / "holiday.jpg").read_bytes() == b"mine"
     with pytest.raises(UserError, match="'val' was asked to hold 0"):
-        scenes.write_scenes(tmp_path / "new", val=0, progress=False)
+        scene_dataset.write_scenes(tmp_path / "new", val=0, progress=False)
     with pytest.raises(UserError, match="split 'tset'"):
         load_scenes(tmp_path, "tset")

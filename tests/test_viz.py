@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from minblip2 import UserError, masks
-from minblip2.course import viz
+from minblip2.course import figures, viz
 
 
 def texts(figure):
@@ -43,17 +43,17 @@ def log(steps=50):
             for step in range(steps)]
 
 
-def figures():
+def one_of_each():
     """One of each kind."""
     ones = torch.ones(1, 3, dtype=torch.bool)
     vectors = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
     return {
-        "masks": viz.mask_grid({"unimodal": masks.unimodal(4, ones)[0, 0]}, 4, ["[CLS]", "a", "cat"]),
-        "maps": viz.attention_maps(picture(), {"query 1": torch.rand(4, 6)}, [(5, 5, 20, 20)]),
-        "curves": viz.curves(log(), ["loss", "itm"], smooth=5, chance={"itm": 0.6365}),
-        "captions": viz.caption_sheet([picture()], [["a cat that costs $5 or $6"]]),
-        "retrieval": viz.retrieval_sheet("a cat", [picture()] * 3, [False, True, False]),
-        "gap": viz.modality_gap(vectors, vectors + 1)}
+        "masks": figures.mask_grid({"unimodal": masks.unimodal(4, ones)[0, 0]}, 4, ["[CLS]", "a", "cat"]),
+        "maps": figures.attention_maps(picture(), {"query 1": torch.rand(4, 6)}, [(5, 5, 20, 20)]),
+        "curves": figures.curves(log(), ["loss", "itm"], smooth=5, chance={"itm": 0.6365}),
+        "captions": figures.caption_sheet([picture()], [["a cat that costs $5 or $6"]]),
+        "retrieval": figures.retrieval_sheet("a cat", [picture()] * 3, [False, True, False]),
+        "gap": figures.modality_gap(vectors, vectors + 1)}
 
 
 # --- style and colours ---
@@ -78,13 +78,14 @@ def test_colours_survive_colour_blindness():
 def test_importing_sets_the_style_and_dollars_stay_dollars():
     assert matplotlib.rcParams["figure.facecolor"] == viz.PAPER
     assert len(set(viz.LINES)) == len(set(viz.DASHES)) == 6  # a line is told by its dash too
-    assert any("$5 or $6" in text.replace("\n", " ") for text in texts(figures()["captions"]))
-    viz.png(viz.caption_sheet([picture()], [["costs $\\frac{1$ dollars"]]))  # would be a syntax error in mathematics
+    assert any("$5 or $6" in text.replace("\n", " ") for text in texts(one_of_each()["captions"]))
+    # would be a syntax error in mathematics
+    viz.png(figures.caption_sheet([picture()], [["costs $\\frac{1$ dollars"]]))
 
 
 @pytest.mark.parametrize("name", ["masks", "maps", "curves", "captions", "retrieval", "gap"])
 def test_every_figure_is_small_legible_and_inside_its_paper(name):
-    figure = figures()[name]
+    figure = one_of_each()[name]
     image = Image.open(io.BytesIO(viz.png(figure)))
     width, height = figure.get_size_inches()
     assert image.size == pytest.approx((144 * width, 144 * height), abs=1)
@@ -96,7 +97,7 @@ def test_every_figure_is_small_legible_and_inside_its_paper(name):
 
 
 def test_png_keeps_rare_colours():
-    figure = viz.attention_maps(picture(), {"query": torch.rand(4, 6)})
+    figure = figures.attention_maps(picture(), {"query": torch.rand(4, 6)})
     pixels = np.asarray(Image.open(io.BytesIO(viz.png(figure))).convert("RGB")).reshape(-1, 3).astype(int)
     marker = 255 * np.array(to_rgb(viz.WRONG))
     assert (np.abs(pixels - marker).max(axis=1) < 25).sum() > 20  # the cross at the maximum is still vermillion
@@ -109,7 +110,7 @@ def test_show_puts_the_alt_text_into_the_img(monkeypatch):
 
     shown = []
     monkeypatch.setattr(IPython.display, "display", lambda bundle, raw: shown.append(bundle))
-    figure = figures()["gap"]
+    figure = one_of_each()["gap"]
     assert viz.show(figure, 'Images left, texts right: a "gap" > 0.') is None
     bundle, = shown
     assert bundle["text/plain"] == 'Images left, texts right: a "gap" > 0.'
@@ -123,7 +124,7 @@ def test_show_puts_the_alt_text_into_the_img(monkeypatch):
 def test_figures_do_not_show_themselves_a_second_time():
     import matplotlib.pyplot
 
-    figures()
+    one_of_each()
     assert matplotlib.pyplot.get_fignums() == []  # pyplot's figures would be displayed again, without alt text
 
 
@@ -133,7 +134,7 @@ def test_mask_grid_colours_what_may_be_seen():
     text_mask = torch.tensor([[True, True, False]])
     chosen = {"bidirectional": masks.bidirectional(2, text_mask)[0, 0],
               "causal": masks.causal(torch.ones(1, 5) > 0)[0, 0]}
-    figure = viz.mask_grid(chosen, 2, ["a", "cat", "[PAD]"])
+    figure = figures.mask_grid(chosen, 2, ["a", "cat", "[PAD]"])
     assert len(figure.axes) == 2
     for panel, (name, mask) in zip(figure.axes, chosen.items(), strict=True):
         cells = panel.images[0].get_array()
@@ -147,26 +148,26 @@ def test_mask_grid_colours_what_may_be_seen():
 
 
 def test_mask_grid_names_groups_where_tokens_are_too_many():
-    figure = viz.mask_grid({"causal": torch.ones(48, 48).tril() > 0}, 32)
+    figure = figures.mask_grid({"causal": torch.ones(48, 48).tril() > 0}, 32)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["queries", "text"]
 
 
 def test_mask_grid_refuses_what_does_not_fit():
     with pytest.raises(UserError, match=r"\(1, 1, 4, 4\)"):
-        viz.mask_grid({"a": torch.ones(1, 1, 4, 4)}, 2)
+        figures.mask_grid({"a": torch.ones(1, 1, 4, 4)}, 2)
     with pytest.raises(UserError, match="of one size"):
-        viz.mask_grid({"a": torch.ones(4, 4), "b": torch.ones(5, 5)}, 2)
+        figures.mask_grid({"a": torch.ones(4, 4), "b": torch.ones(5, 5)}, 2)
     with pytest.raises(UserError, match="3 text labels for 2 text tokens"):
-        viz.mask_grid({"a": torch.ones(4, 4)}, 2, ["a", "b", "c"])
+        figures.mask_grid({"a": torch.ones(4, 4)}, 2, ["a", "b", "c"])
     with pytest.raises(UserError, match="square"):
-        viz.mask_grid({}, 2)
+        figures.mask_grid({}, 2)
 
 
 # --- maps ---
 
 def test_attention_maps_mark_the_maximum_in_its_patch():
     heatmap = torch.eye(4, 6, requires_grad=True) * torch.arange(4)[:, None]  # its peak is in row 3, column 3
-    figure = viz.attention_maps(picture(60, 40), {"query 1": heatmap, "mean": torch.rand(4, 6)}, [(5, 6, 20, 10)])
+    figure = figures.attention_maps(picture(60, 40), {"query 1": heatmap, "mean": torch.rand(4, 6)}, [(5, 6, 20, 10)])
     assert len(figure.axes) == 3
     x, y = figure.axes[1].lines[0].get_xydata()[0]
     assert 30 <= x + 0.5 < 40 and 30 <= y + 0.5 < 40  # patches are 10 pixels wide and high
@@ -178,7 +179,7 @@ def test_attention_maps_mark_the_maximum_in_its_patch():
 
 def test_long_titles_of_maps_stay_above_their_panels():
     words = "a grey background with a purple square at the top right"
-    figure = viz.attention_maps(picture(), {words: torch.rand(4, 6), "other": torch.rand(4, 6)})
+    figure = figures.attention_maps(picture(), {words: torch.rand(4, 6), "other": torch.rand(4, 6)})
     figure.draw_without_rendering()
     first, second = figure.axes[1:3]
     text = next(text for text in first.findobj(Text) if words in text.get_text().replace("\n", " "))
@@ -186,15 +187,15 @@ def test_long_titles_of_maps_stay_above_their_panels():
 
 
 def test_attention_maps_take_grey_pictures_and_refuse_stacks_of_maps():
-    viz.png(viz.attention_maps(picture().convert("L"), {"query": torch.zeros(2, 2)}))
+    viz.png(figures.attention_maps(picture().convert("L"), {"query": torch.zeros(2, 2)}))
     with pytest.raises(UserError, match=r"\(12, 4, 6\)"):
-        viz.attention_maps(picture(), {"heads": torch.rand(12, 4, 6)})
+        figures.attention_maps(picture(), {"heads": torch.rand(12, 4, 6)})
 
 
 # --- curves ---
 
 def test_curves_draw_each_run_and_the_chance_line():
-    figure = viz.curves({"hard": log(), "random": log(20)}, ["loss", "itm"], chance={"itm": math.log(2)})
+    figure = figures.curves({"hard": log(), "random": log(20)}, ["loss", "itm"], chance={"itm": math.log(2)})
     loss, itm = figure.axes
     assert [len(line.get_xdata()) for line in loss.lines] == [50, 20]
     assert len({(line.get_color(), str(line.get_linestyle())) for line in loss.lines}) == 2
@@ -204,15 +205,15 @@ def test_curves_draw_each_run_and_the_chance_line():
 
 def test_curves_call_things_by_their_names_and_tell_what_is_measured():
     lines = [{"step": step, "itm_accuracy": 0.5, "rate_of_change": 1.0} for step in range(3)]
-    accuracy, other = viz.curves(lines, ["itm_accuracy", "rate_of_change"]).axes
+    accuracy, other = figures.curves(lines, ["itm_accuracy", "rate_of_change"]).axes
     assert (accuracy.get_title(loc="left"), accuracy.get_ylabel()) == ("ITM accuracy", "share right")
     assert (other.get_title(loc="left"), other.get_ylabel()) == ("rate of change", "")
-    mine, = viz.curves(log(), {"loss": "loss per word"}, unit="bits").axes
+    mine, = figures.curves(log(), {"loss": "loss per word"}, unit="bits").axes
     assert (mine.get_title(loc="left"), mine.get_ylabel()) == ("loss per word", "bits")
 
 
 def test_the_label_of_the_chance_line_is_legible_where_a_curve_crosses_it():
-    figure = viz.curves([{"step": step, "itm": 0.64} for step in range(5)], ["itm"], chance={"itm": 0.6365})
+    figure = figures.curves([{"step": step, "itm": 0.64} for step in range(5)], ["itm"], chance={"itm": 0.6365})
     label, = figure.axes[0].texts
     paper = label.get_bbox_patch()
     assert to_rgb(paper.get_facecolor()[:3]) == pytest.approx(to_rgb(viz.PAPER)) and paper.get_alpha() >= 0.8
@@ -220,7 +221,7 @@ def test_the_label_of_the_chance_line_is_legible_where_a_curve_crosses_it():
 
 
 def test_curves_smooth_without_shifting():
-    figure = viz.curves(log(), ["loss", "itm"], smooth=3)
+    figure = figures.curves(log(), ["loss", "itm"], smooth=3)
     for panel, key in zip(figure.axes, ("loss", "itm"), strict=True):
         smooth, raw = panel.lines
         assert list(raw.get_ydata()) == [line[key] for line in log()]
@@ -230,15 +231,15 @@ def test_curves_smooth_without_shifting():
 
 def test_curves_skip_records_of_another_kind_and_refuse_unknown_keys():
     mixed = [*log(5), {"step": 5, "t2i_r1": 20.0}]
-    assert len(viz.curves(mixed, ["t2i_r1"]).axes[0].lines[0].get_xdata()) == 1
+    assert len(figures.curves(mixed, ["t2i_r1"]).axes[0].lines[0].get_xdata()) == 1
     with pytest.raises(UserError, match="'itg': choose keys among itc, itm, loss, step, t2i_r1"):
-        viz.curves(mixed, ["itg"])
+        figures.curves(mixed, ["itg"])
 
 
 def test_the_label_of_the_chance_line_stands_where_no_curve_is():
     def label(values):
         lines = [{"step": step, "itc": value} for step, value in enumerate(values)]
-        found, = viz.curves(lines, ["itc"], chance={"itc": 2.0}).axes[0].texts
+        found, = figures.curves(lines, ["itc"], chance={"itc": 2.0}).axes[0].texts
         return found.get_ha(), found.get_va()
 
     falling, rising = np.linspace(4, 0, 41), np.linspace(0, 4, 41)
@@ -252,7 +253,7 @@ def test_the_label_of_the_chance_line_stands_where_no_curve_is():
 def test_caption_sheet_keeps_every_word_below_its_picture():
     long = "a very long caption " * 6
     captions = [{"ours": long, "reference": "a cat"}, {"ours": "", "reference": "two dogs"}] * 3
-    figure = viz.caption_sheet([picture()] * 6, captions)
+    figure = figures.caption_sheet([picture()] * 6, captions)
     assert len(figure.axes) == 6
     found = [text.replace("\n", " ") for text in texts(figure)]
     assert found.count("ours: " + long.strip()) == 3 and found.count("reference: two dogs") == 3
@@ -261,19 +262,20 @@ def test_caption_sheet_keeps_every_word_below_its_picture():
     for index, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:index])
         assert not any(box.overlaps(panel.bbox) for panel in figure.axes)
-    assert "(empty)" in texts(viz.caption_sheet([picture()], [[""]]))
+    assert "(empty)" in texts(figures.caption_sheet([picture()], [[""]]))
 
 
 def test_retrieval_sheet_marks_right_and_wrong_in_words_too():
-    figure = viz.retrieval_sheet("a cat", [picture()] * 3, [False, True, False])
+    figure = figures.retrieval_sheet("a cat", [picture()] * 3, [False, True, False])
     assert [panel.get_title(loc="left") for panel in figure.axes] == ["1 ✗ wrong", "2 ✓ right", "3 ✗ wrong"]
     frames = [panel.spines["left"].get_edgecolor()[:3] for panel in figure.axes]
     assert frames == [to_rgb(viz.WRONG), to_rgb(viz.IMAGE), to_rgb(viz.WRONG)]
     assert "“a cat”" in texts(figure)
 
 
-@pytest.mark.parametrize("sheet", [lambda: viz.caption_sheet([picture()], []), lambda: viz.caption_sheet([], []),
-                                   lambda: viz.retrieval_sheet("a cat", [picture()], [])])
+@pytest.mark.parametrize("sheet", [lambda: figures.caption_sheet([picture()], []),
+                                   lambda: figures.caption_sheet([], []),
+                                   lambda: figures.retrieval_sheet("a cat", [picture()], [])])
 def test_sheets_refuse_unequal_lists(sheet):
     with pytest.raises(UserError, match="pictures and 0"):
         sheet()
@@ -286,7 +288,7 @@ def test_modality_gap_keeps_distances_that_lie_in_a_plane():
     plane = torch.linalg.qr(torch.randn(16, 2, generator=generator))[0].T  # two orthogonal directions of sixteen
     images = torch.randn(20, 2, generator=generator) @ plane
     words = images + torch.tensor([30.0, 0.0]) @ plane
-    figure = viz.modality_gap(images, words.requires_grad_())
+    figure = figures.modality_gap(images, words.requires_grad_())
     panel, = figure.axes
     drawn_images, drawn_words = (points.get_offsets().data for points in panel.collections)
     assert np.linalg.norm(drawn_words - drawn_images, axis=1) == pytest.approx(np.full(20, 30), rel=1e-4)
@@ -299,4 +301,4 @@ def test_modality_gap_keeps_distances_that_lie_in_a_plane():
 
 def test_modality_gap_refuses_unequal_clouds():
     with pytest.raises(UserError, match=r"\(4, 3\) and \(5, 3\)"):
-        viz.modality_gap(torch.rand(4, 3), torch.rand(5, 3))
+        figures.modality_gap(torch.rand(4, 3), torch.rand(5, 3))

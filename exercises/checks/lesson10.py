@@ -11,7 +11,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from minblip2.data.scenes import Scene, judge
+from minblip2.data.scene_captions import judge
+from minblip2.data.scenes import Scene
 
 from . import a_tensor, close, exercise, expect
 

@@ -15,7 +15,7 @@ from ..data.transforms import Transform
 from ..device import best_device, compute_dtype
 from ..qformer import QFormerConfig
 from ..stage1 import Stage1
-from ..weights import pretrained
+from ..weights import official, pretrained
 from ..weights.checkpoint import HubConfig
 from ..weights.hub import MODELS
 from .loop import TrainConfig
@@ -109,7 +109,7 @@ def outlines(recipe: Recipe, parts: Path, lm_dtype: torch.dtype = torch.float32
     told = {role: settings_of(name, parts) for role, name in recipe.models.items()}
     vit, _ = pretrained.empty_encoder(recipe.models["encoder"], told["encoder"], torch.float32)
     lm, _ = pretrained.empty_lm(recipe.models["lm"], told["lm"], False, lm_dtype)
-    return vit, lm, pretrained.bert_sizes(recipe.models["bert"], told["bert"], image_width=vit.width, **recipe.qformer)
+    return vit, lm, official.bert_sizes(recipe.models["bert"], told["bert"], image_width=vit.width, **recipe.qformer)
 
 
 def estimate(recipe: Recipe, parts: Path | None = None, value: int = 4) -> Estimate:

@@ -18,7 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .. import masks
-from ..data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIDE, SIZES, VERSION, Scene, draw_scenes, write_texts
+from ..data.scene_captions import write_texts
+from ..data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIDE, SIZES, VERSION, Scene, draw_scenes
 from ..data.tokenizer import Tokenizer
 from ..data.transforms import Transform
 from ..lm.opt import OPT, OPTConfig

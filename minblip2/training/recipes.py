@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from .. import UserError
-from ..data import scenes
+from ..data import scene_dataset
 from ..data.tokenizer import Tokenizer
 from ..data.transforms import Transform
 from ..device import best_device, compute_dtype
 from ..qformer import QFormerConfig
 from ..stage1 import Stage1
 from ..stage2 import Stage2
-from ..weights import pretrained
+from ..weights import official, pretrained
 from ..weights.hub import RECIPE_MODELS
 from . import experts
 from .loop import TrainConfig
@@ -90,7 +90,7 @@ class Recipe:
         torch.manual_seed(self.stage1.seed)
         stage1 = kind(parts.qformer, self.shared_width)
         if parts.bert is not None:
-            pretrained.init_from_bert(stage1.qformer, parts.bert)
+            official.init_from_bert(stage1.qformer, parts.bert)
         return stage1
 
     def new_stage2(self, parts: Parts, stage1: Stage1) -> Stage2:
@@ -136,7 +136,7 @@ def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path) 
     encoder = pretrained.load_vit(vit)
     # BLIP-2 squeezes a picture into the square where CLIP would cut its sides off.
     transform = Transform() if pretrained.read_config(vit)["model_type"] == "clip" else Transform.from_folder(vit)
-    config = pretrained.bert_sizes(bert, pretrained.read_config(bert), image_width=encoder.width, **recipe.qformer)
+    config = official.bert_sizes(bert, pretrained.read_config(bert), image_width=encoder.width, **recipe.qformer)
     # The language model is never trained: where the device computes in bfloat16, its weights may be kept so as well.
     return Parts(encoder, transform, Tokenizer.from_folder(bert),
                  pretrained.load_lm(lm, compute_dtype(best_device())), Tokenizer.from_folder(lm), config, bert)
@@ -189,7 +189,7 @@ def default_data(recipe: Recipe, out: Path, data: Path | None) -> Path:
     """The folder in COCO layout to train on; drawn scenes are written beside the run when none is named."""
     if data is None and recipe.name == "scenes":
         data = out.parent / "scenes-data"
-        scenes.write_scenes(data)
+        scene_dataset.write_scenes(data)
     if data is None and not (data := FETCHED_DATA).is_dir():
         raise UserError(f"the recipe {recipe.name} needs pictures: name a folder in COCO layout with --data, or fetch "
                         f"one with `python data/download.py coco --images {recipe.pictures}`")

@@ -19,7 +19,7 @@ from ..device import autocast, best_device, compute_dtype
 from ..lm.packed import PackedLinears
 from ..stage2 import Stage2
 from .export import save_pretrained
-from .pretrained import load_blip2
+from .official import load_blip2
 from .reader import ImageReader, Images, is_single
 
 # LAVIS `Blip2OPT.generate` and `predict_answers`; answers with the length penalty of the paper (§4.2): short ones win

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .. import UserError
-from .names import Naming, Stacked, spell_out, translate
+from .keymap import Naming, Stacked, spell_out, translate
 
 
 class HubConfig(dict):

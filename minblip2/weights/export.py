@@ -18,7 +18,7 @@ from ..stage2 import Stage2
 from ..vit import EVA_G, ViT
 from . import names
 from .checkpoint import HubConfig, collect
-from .names import Naming
+from .keymap import Naming
 from .pretrained import sizes
 
 

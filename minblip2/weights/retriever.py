@@ -15,7 +15,8 @@ from ..data.transforms import Transform
 from ..device import autocast, best_device, compute_dtype
 from ..stage1 import Stage1
 from ..vit import to_grid
-from .pretrained import load_stage1, load_vit
+from .official import load_stage1
+from .pretrained import load_vit
 from .reader import ImageReader, Images
 
 

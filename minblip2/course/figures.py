@@ -1,0 +1,217 @@
+"""The figures that lessons draw more than once: masks, attention maps, training curves, sheets of captions."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from PIL import Image
+from torch import Tensor
+
+from .. import UserError
+from .viz import (
+    FORBIDDEN,
+    IMAGE,
+    INK,
+    PAPER,
+    QUERY,
+    QUIET,
+    TEXT,
+    WRONG,
+    as_array,
+    draw_picture,
+    label_line,
+    make_panels,
+)
+
+NAMES = {"itc": "ITC", "itm": "ITM", "itg": "ITG", "itm_accuracy": "ITM accuracy"}  # what a log calls its numbers
+UNITS = {**dict.fromkeys(("loss", "itc", "itm", "itg"), "nats"),
+         **dict.fromkeys(("accuracy", "itm_accuracy"), "share right")}
+
+
+def mask_grid(masks: Mapping[str, Tensor], queries: int, text_labels: Sequence[str] | None = None) -> Figure:
+    """Attention masks side by side, as in Figure 2 of the paper: rows look at columns, coloured where they may.
+
+    masks: name -> (s s) boolean, True = may attend; the first `queries` of s are queries, the rest is text.
+    """
+    sizes = {name: tuple(mask.shape) for name, mask in masks.items()}
+    size = next(iter(sizes.values()), (0,))[0]
+    if not size or set(sizes.values()) != {(size, size)} or size < queries:
+        raise UserError(f"the masks have shapes {sizes}: give square (s, s) masks of one size, s >= {queries} queries")
+    labels = [f"q{index + 1}" for index in range(queries)]
+    labels += text_labels or [f"t{index + 1}" for index in range(size - queries)]
+    if len(labels) != size:
+        raise UserError(f"there are {len(text_labels)} text labels for {size - queries} text tokens: give one for each")
+    colour_of_key = np.array([to_rgb(QUERY)] * queries + [to_rgb(TEXT)] * (size - queries))
+    figure, panels = make_panels(len(masks), 3, 3.1, 3.3 if len(masks) > 1 else 3.7)
+    for panel, (name, mask) in zip(panels, masks.items(), strict=True):
+        panel.imshow(np.where(as_array(mask).astype(bool)[..., None], colour_of_key, to_rgb(FORBIDDEN)))
+        panel.set_xticks(np.arange(size + 1) - 0.5, minor=True)
+        panel.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+        panel.grid(which="minor", color=PAPER, linewidth=1.5 if size <= 24 else 0.5)
+        panel.axhline(queries - 0.5, color=INK, linewidth=1.2, linestyle="-")
+        panel.axvline(queries - 0.5, color=INK, linewidth=1.2, linestyle="-")
+        panel.tick_params(which="both", length=0, labeltop=True, labelbottom=False)
+        panel.spines[:].set_visible(False)
+        if size <= 24:
+            panel.set_xticks(range(size), labels, rotation=90)
+            panel.set_yticks(range(size), labels)
+        else:  # too many to name: name the two groups
+            middles = [(queries - 1) / 2, (queries + size - 1) / 2]
+            panel.set_xticks(middles, ["queries", "text"])
+            panel.set_yticks(middles, ["queries", "text"], rotation=90, va="center")
+        panel.set_xlabel(name, weight="bold")
+        panel.set_ylabel("row looks at column")
+    figure.legend(handles=[Patch(color=QUERY, label="may see a query"), Patch(color=TEXT, label="may see a text token"),
+                           Patch(color=FORBIDDEN, label="forbidden")], loc="outside lower center",
+                  ncols=3 if len(masks) > 1 else 1)
+    return figure
+
+
+def attention_maps(image: Image.Image | np.ndarray, maps: Mapping[str, Tensor],
+                   boxes: Sequence[Sequence[float]] | None = None) -> Figure:
+    """The picture, then one panel per map laid over it, its maximum marked with a cross.
+
+    image: PIL or (H W c) array; maps: label -> (gh gw), each coloured from 0 to its own maximum, which its title
+    tells; boxes (x, y, width, height) in pixels. The patches are drawn as they are, not smoothed.
+    """
+    picture = as_array(image)
+    height, width = picture.shape[:2]
+    grey = picture[..., :3].mean(axis=-1) if picture.ndim == 3 else picture  # so that colour means attention only
+    figure, panels = make_panels(1 + len(maps), 4, 2.3, 2.3 * height / width + 0.45)
+    draw_picture(panels[0], picture)
+    panels[0].set_title("picture")
+    for panel, (label, values) in zip(panels[1:], maps.items(), strict=True):
+        values = as_array(values)
+        if values.ndim != 2:
+            raise UserError(f"the map {label!r} has shape {values.shape}: give one (gh, gw) map per label")
+        draw_picture(panel, grey)
+        panel.imshow(values, cmap="viridis", alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5), vmin=0)
+        row, column = np.unravel_index(values.argmax(), values.shape)
+        place = (column + 0.5) * width / values.shape[1] - 0.5, (row + 0.5) * height / values.shape[0] - 0.5
+        panel.plot(*place, marker="X", markersize=10, color=WRONG, markeredgecolor="white", linestyle="")
+        panel.set_title(f"{textwrap.fill(label, 27)}\nmaximum {values.max():.2g}", fontsize=9.5)
+    for panel in panels:
+        for x, y, box_width, box_height in boxes or []:
+            for colour, thickness in (("black", 3.5), ("white", 1.5)):  # two lines: seen on any ground
+                panel.add_patch(Rectangle((x - 0.5, y - 0.5), box_width, box_height, fill=False, edgecolor=colour,
+                                          linewidth=thickness))
+    return figure
+
+
+def curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
+           keys: Sequence[str] | Mapping[str, str] = ("loss", "itc", "itm", "itg"), smooth: int = 1,
+           chance: Mapping[str, float] | None = None, chance_label: str = "chance", unit: str | None = None) -> Figure:
+    """Training curves from the log, one panel per key, one line per run.
+
+    records: the log's lines, each with "step", or name of run -> lines; keys: what to draw of them, or key -> title;
+    `smooth`: each point is the mean of so many records around it, with the raw values pale behind; chance: key ->
+    height of a dashed line that any curve must beat, called `chance_label`; `unit` stands at every vertical axis
+    (None: losses are in nats, accuracies shares, of other keys nothing is said).
+    """
+    runs = records if isinstance(records, Mapping) else {"": records}
+    columns = 3 if len(keys) % 3 == 0 else 2
+    figure, panels = make_panels(len(keys), columns, 8.8 / columns, 2.6)
+    for panel, key in zip(panels, keys, strict=True):
+        for name, lines in runs.items():
+            points = np.array([(line["step"], line[key]) for line in lines if key in line], dtype=float).reshape(-1, 2)
+            if not len(points):
+                known = sorted({other for line in lines for other in line})
+                raise UserError(f"no record of run {name!r} has {key!r}: choose keys among {', '.join(known)}")
+            steps, values = points.T
+            mean = [values[max(0, at - (smooth - 1) // 2):at + smooth // 2 + 1].mean() for at in range(len(values))]
+            curve, = panel.plot(steps, mean, label=name, marker="o" if len(steps) == 1 else None)
+            if smooth > 1:
+                panel.plot(steps, values, color=curve.get_color(), alpha=0.25, linewidth=1, linestyle="-", zorder=1)
+        if key in (chance or {}):
+            panel.axhline(chance[key], color=INK, linewidth=1.2, linestyle=(0, (2, 2)))
+            label_line(panel, chance[key], f"{chance_label} {chance[key]:.3g}")
+        panel.set_title(keys[key] if isinstance(keys, Mapping) else NAMES.get(key, key.replace("_", " ")))
+        panel.set(xlabel="step", ylabel=UNITS.get(key, "") if unit is None else unit)
+        panel.grid(axis="y")
+    if len(runs) > 1:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    return figure
+
+
+def caption_sheet(images: Sequence[object], captions: Sequence[Sequence[str] | Mapping[str, str]]) -> Figure:
+    """Pictures in rows of four with their captions below, the first caption dark, the others grey.
+
+    images: PIL or (H W c) arrays; captions: for each, a list of texts or label -> text, as {"ours": ..., "true": ...}.
+    """
+    if not images or len(images) != len(captions):
+        raise UserError(f"there are {len(images)} pictures and {len(captions)} sets of captions: give as many of each")
+    columns = min(4, len(images))
+    side, line, letters = 2.3, 0.165, 33  # inches, inches, letters that fit on a line at 9 pt
+    blocks = [[textwrap.fill(text, letters) or "(empty)" for text in (
+        [f"{label}: {text}" for label, text in texts.items()] if isinstance(texts, Mapping) else texts)]
+        for texts in captions]
+    rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
+    tall = [sum(block.count("\n") + 1.3 for block in texts) for texts in blocks]  # in lines
+    heights = [line * (1 + max(tall[index] for index in row)) for row in rows]
+    total = sum(heights) + side * len(rows)
+    figure = Figure(figsize=(side * columns, total))
+    top = total
+    for row, height in zip(rows, heights, strict=True):
+        top -= side + height
+        for column, index in enumerate(row):
+            left, y = (column + 0.03) / columns, top + height
+            place = (left, y / total, 0.94 / columns, 0.96 * side / total)
+            draw_picture(figure.add_axes(place, anchor="S"), images[index])
+            y -= 0.4 * line
+            for number, block in enumerate(blocks[index]):
+                figure.text(left, y / total, block, fontsize=9, va="top", linespacing=1.15,
+                            color=QUIET if number else INK)
+                y -= line * (block.count("\n") + 1.3)
+    return figure
+
+
+def retrieval_sheet(query_text: str, images: Sequence[object], correct: Sequence[bool]) -> Figure:
+    """The pictures found for a text, best first, each framed and marked as right or wrong."""
+    if not images or len(images) != len(correct):
+        raise UserError(f"there are {len(images)} pictures and {len(correct)} marks: give one mark for each picture")
+    figure, panels = make_panels(len(images), 5, 1.85, 2.1)
+    figure.suptitle(textwrap.fill(f"“{query_text}”", 20 * min(5, len(images))), x=0.01, ha="left", fontsize=10.5)
+    figure.set_figheight(figure.get_figheight() + 0.35)
+    for rank, (panel, image, right) in enumerate(zip(panels, images, correct, strict=True), start=1):
+        draw_picture(panel, image)
+        panel.set_title(f"{rank} {'✓ right' if right else '✗ wrong'}")
+        panel.spines[:].set(visible=True, color=IMAGE if right else WRONG, linewidth=4, linestyle="-" if right else ":")
+    return figure
+
+
+def modality_gap(image_vectors: Tensor, text_vectors: Tensor) -> Figure:
+    """Images and their texts in one plane, the one in which they vary most (PCA of both clouds), each pair joined.
+
+    image_vectors and text_vectors (n e), row by row a pair. The title tells how many pairs there are, the
+    distance between the two centres and the mean distance within pairs, both in the full space.
+    """
+    if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape or min(image_vectors.shape) < 2:
+        raise UserError(f"the vectors have shapes {tuple(image_vectors.shape)} and {tuple(text_vectors.shape)}: "
+                        "give two equal (n, e) matrices with n >= 2 and e >= 2")
+    images, texts = (vectors.detach().double().cpu() for vectors in (image_vectors, text_vectors))
+    both = torch.cat([images, texts])
+    both = both - both.mean(dim=0)
+    _, spread, directions = torch.linalg.svd(both, full_matrices=False)
+    plane = both @ directions[:2].T
+    plane = plane * torch.where(plane[len(images):].mean(dim=0) < 0, -1, 1)  # a singular vector's sign is arbitrary
+    share = 100 * spread ** 2 / (spread ** 2).sum().clamp_min(1e-30)
+    figure, (panel,) = make_panels(1, 1, 6.2, 4.4)
+    image_points, text_points = plane[:len(images)].numpy(), plane[len(images):].numpy()
+    for pair in zip(image_points, text_points, strict=True):
+        panel.plot(*zip(*pair, strict=True), color=QUIET, alpha=0.35, linewidth=0.8, linestyle="-", zorder=1)
+    for points, colour, marker, label in ((image_points, IMAGE, "o", "image"), (text_points, TEXT, "^", "text")):
+        panel.scatter(*points.T, color=colour, marker=marker, edgecolor="white", linewidth=0.6, s=42, label=label)
+    gap, within = (images.mean(0) - texts.mean(0)).norm(), (images - texts).norm(dim=1).mean()
+    panel.set_title(f"{len(images)} pairs: distance of the centres {gap:.2f}, of a pair {within:.2f}")
+    panel.set_xlabel(f"direction 1 ({share[0]:.0f} % of the variance)")
+    panel.set_ylabel(f"direction 2 ({share[1]:.0f} %)")
+    panel.set_aspect("equal", adjustable="datalim")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure

@@ -1,0 +1,72 @@
+"""How names of settings and tensors are translated, theirs -> ours, and back.
+
+In a table of tensors `{i}` stands for a layer's number, and a name without `.weight` or `.bias` for both. Several of
+our names in a tuple are copies of one tensor; `Stacked`, they lie one below the other in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+
+class Stacked(tuple):
+    """Our names of the parts that one of their tensors holds, first rows first."""
+
+
+Targets = str | tuple[str, ...]
+Table = Mapping[str, Targets]
+
+
+def renamed(ours: Targets, change: Callable[[str], str]) -> Targets:
+    """Each of our names changed alike; what kind of tuple they are in stays."""
+    return change(ours) if isinstance(ours, str) else type(ours)(map(change, ours))
+
+
+def within(theirs: str, ours: str, table: Table) -> dict[str, Targets]:
+    """The table of a part: each name with the prefix that the part has in the whole."""
+    return {theirs + name: renamed(target, lambda one: ours + one) for name, target in table.items()}
+
+
+def spelt(ours: Targets, layer: str, ending: str) -> tuple[str, ...]:
+    """Full names of ours, in a tuple even if there is one only."""
+    return renamed((ours,) if isinstance(ours, str) else ours, lambda one: one.replace("{i}", layer) + ending)
+
+
+def translate(name: str, table: Table) -> tuple[str, ...]:
+    """Our names for one of theirs; none when the table does not know it."""
+    for theirs, ours in table.items():
+        pattern = re.escape(theirs).replace(r"\{i\}", r"(\d+)") + r"(\.weight|\.bias)?"
+        if found := re.fullmatch(pattern, name):
+            *layer, ending = found.groups(default="")
+            return spelt(ours, "".join(layer), ending)
+    return ()
+
+
+def spell_out(table: Table, layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every pair of full names that a table can stand for in a model of so many layers."""
+    for theirs, ours in table.items():
+        for layer in map(str, range(layers if "{i}" in theirs else 1)):
+            for ending in ("", ".weight", ".bias"):
+                yield theirs.replace("{i}", layer) + ending, spelt(ours, layer, ending)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a kind of model is written elsewhere: settings, tensors, and which tensors are left aside for what reason.
+
+    `prefix` stands before all tensors in some files, and in others not.
+    """
+
+    settings: Mapping[str, str]
+    tensors: Table
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+
+    def markdown(self) -> str:
+        """The tensors as a table in Markdown."""
+        rows = [(f"`{self.prefix}{theirs}`", f"`{ours}`" if isinstance(ours, str) else f"`{'`, `'.join(ours)}`")
+                for theirs, ours in self.tensors.items()]
+        rows += [(f"`{theirs}`", f"left aside: {reason}") for theirs, reason in self.ignored.items()]
+        return "\n".join(f"| {theirs} | {ours} |" for theirs, ours in [("theirs", "ours"), ("---", "---"), *rows])

@@ -1,0 +1,112 @@
+"""BLIP-2 as published: stage 1 and the whole, from the hub's folders or LAVIS's files; and the start from BERT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import UserError
+from ..qformer import QFormer, QFormerConfig
+from ..stage1 import Stage1
+from ..stage2 import Stage2
+from ..vit import ViT
+from . import names
+from .checkpoint import HubConfig, fill, open_hub, open_lavis, read_config
+from .keymap import translate
+from .pretrained import complete, empty_lm, empty_vit, eva, refuse, sizes
+
+
+def bert_sizes(source: object, hub: HubConfig, **changes) -> QFormerConfig:
+    """The Q-Former configuration that fits a BERT with these settings, its vocabulary grown by [DEC]."""
+    if hub.get("model_type") != "bert":
+        raise refuse(source, hub.get("model_type"), "a Q-Former starts from a bert")
+    return QFormerConfig(**{**sizes(hub, names.BERT), "vocabulary": hub["vocab_size"] + 1} | changes)
+
+
+def init_from_bert(qformer: QFormer, folder: str | Path) -> QFormer:
+    """Start a Q-Former from BERT, in place: shared self-attention, text, and both feed-forwards from BERT's one.
+
+    Queries, cross-attention and the row of [DEC] keep their fresh values, and so does the LM head where the folder has
+    none (sentence encoders do not). Source: LAVIS `Blip2Base.init_Qformer` and `Blip2Qformer.__init__`.
+    """
+    fresh = tuple(f"blocks.{i}.cross_{part}" for i in range(len(qformer.blocks)) for part in ("attention", "norm"))
+    fill(qformer, open_hub(folder).tensors, names.BERT, str(folder), optional=("query_tokens", "lm_head", *fresh))
+    return qformer
+
+
+def stage1_sizes(source: object, shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> tuple[QFormerConfig, int]:
+    """The sizes of a Q-Former, and of the space it shares with texts, from the shapes of its tensors (our names).
+
+    Without `heads`, each is taken to be 64 wide, as BERT's are.
+    """
+    def size(name: str, axis: int) -> int:
+        if name not in shapes:
+            raise UserError(f"{source} lacks the weights of {name}: it holds no stage 1")
+        if axis >= len(shapes[name]):
+            raise UserError(f"{source}: {name} has the shape {shapes[name]}, which no stage 1 has: fetch it again")
+        return shapes[name][axis]
+
+    width = size("qformer.query_tokens", 2)
+    layers = sum(f"qformer.blocks.{i}.self_norm.weight" in shapes for i in range(len(shapes)))
+    reading = [i for i in range(layers) if f"qformer.blocks.{i}.cross_norm.weight" in shapes]
+    config = QFormerConfig(
+        width=width, layers=layers, heads=heads or width // 64, queries=size("qformer.query_tokens", 1),
+        mlp_width=size("qformer.blocks.0.query_mlp.up.weight", 0),
+        image_width=size("qformer.blocks.0.cross_attention.key.weight", 1),
+        cross_every=reading[1] if len(reading) > 1 else layers,
+        vocabulary=size("qformer.words.weight", 0), positions=size("qformer.positions.weight", 0))
+    if not config.heads or width % config.heads:
+        raise UserError(f"{source} does not say how many attention heads share its width of {width}: give heads=")
+    return config, size("vision_projection.weight", 0)
+
+
+def load_stage1(source: str | Path, heads: int | None = None) -> Stage1:
+    """Stage 1 from a hub folder of `Blip2ForImageTextRetrieval`, or from a LAVIS checkpoint (.pth).
+
+    Sizes are read from the tensors. A LAVIS file does not tell the number of attention `heads`; without it each is
+    taken to be 64 wide. A hub folder holds neither the LM head, which starts afresh, nor the temperature.
+    """
+    if Path(source).is_dir():
+        hub, checkpoint, naming = read_config(source), open_hub(source), names.STAGE1
+        if hub.get("model_type") != "blip-2":
+            raise refuse(source, hub.get("model_type"), "stage 1 is read from a blip-2 or a LAVIS .pth file")
+        hub_sizes = sizes(complete(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()), names.QFORMER)
+        heads, qformer_eps, absent = heads or hub_sizes["heads"], hub_sizes["eps"], ("qformer.lm_head", "temperature")
+        norm_eps = eva(source, hub)[0].eps
+    else:
+        checkpoint, naming, absent = open_lavis(source), names.LAVIS_STAGE1, ()
+        qformer_eps, norm_eps = QFormerConfig().eps, nn.LayerNorm(1).eps
+    shapes = {ours: shape for name, shape in checkpoint.shapes.items() for ours in translate(name, naming.tensors)}
+    config, shared_width = stage1_sizes(source, shapes, heads)
+    with torch.device("meta"):
+        stage1 = Stage1(replace(config, eps=qformer_eps), shared_width)
+    stage1.vision_norm.eps = norm_eps
+    if absent:
+        stage1.start_heads()
+    fill(stage1, checkpoint.tensors, naming, str(source), optional=absent)
+    return stage1.eval()
+
+
+def load_blip2(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[ViT, Stage2]:
+    """BLIP-2 from a hub folder of `Blip2ForConditionalGeneration`, with OPT, T5 or a Llama.
+
+    `dtype` is that of the two frozen parts; the bridge between them stays in float32, as in transformers.
+    """
+    hub, checkpoint = read_config(folder), open_hub(folder)
+    if hub.get("model_type") != "blip-2":
+        raise refuse(folder, hub.get("model_type"), "give the folder of a blip-2")
+    config, _ = eva(folder, hub)
+    text = HubConfig({"model_type": "opt"} | hub.get("text_config", {}))
+    lm, naming = empty_lm(folder, text, "language_model.lm_head.weight" in checkpoint.shapes, dtype)
+    bridge = sizes(complete(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()), names.QFORMER)
+    vit = empty_vit(config, dtype)
+    with torch.device("meta"):
+        qformer = QFormer(QFormerConfig(**bridge | dict(image_width=vit.width),
+                                        queries=hub.get("num_query_tokens", QFormerConfig().queries)))
+        stage2 = Stage2(nn.LayerNorm(vit.width, eps=config.eps), qformer, lm)
+    fill(nn.ModuleDict(dict(vit=vit, stage2=stage2)), checkpoint.tensors, names.blip2(naming), str(folder))
+    return vit.requires_grad_(False).eval(), stage2.eval()
