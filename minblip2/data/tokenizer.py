@@ -148,3 +148,8 @@ class Tokenizer:
             place = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
             ids[i, place], mask[i, place] = torch.tensor(row), True
         return ids, mask
+
+
+def normalize_caption(caption: str) -> str:
+    """A caption as BLIP-2 trains on it: lower case, without . ! " ( ) * # : ; ~ (LAVIS `blip_caption`)."""
+    return re.sub(r"\s+", " ", re.sub(r"[.!\"()*#:;~]", " ", caption.lower())).strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,7 +56,7 @@ class Recipe:
     """
 
     name: str
-    build: Callable[[Recipe, Path, Path | None, Path], Parts]
+    build: Callable[..., Parts]
     stage1: TrainConfig
     stage2: TrainConfig
     qformer: dict[str, Any]
@@ -65,6 +64,7 @@ class Recipe:
     warm_start: float = 1.0
     shared_width: int = 256
     prompt: str = ""
+    question: str = "Question: {} Answer:"
     max_length: int = 32
     flips: bool = False
     crops: int = 0
@@ -110,21 +110,16 @@ def shrink_and_perturb(model: nn.Module, share: float, init_std: float) -> None:
             parameter.mul_(share).add_((1 - share) * init_std * torch.randn_like(parameter))
 
 
-def clean(caption: str) -> str:
-    """A caption as BLIP-2 trains on it: lower case, without . ! " ( ) * # : ; ~ (LAVIS `blip_caption`)."""
-    return re.sub(r"\s+", " ", re.sub(r"[.!\"()*#:;~]", " ", caption.lower())).strip()
-
-
-def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path) -> Parts:
-    """Train the two small experts on the drawn scenes, or load those that were trained before."""
-    vit = experts.train_vit(out / "vit", recipe.experts["vit"])
-    lm, lm_tokenizer = experts.train_lm(out / "lm", recipe.experts["lm"])
+def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path, resume: bool = True) -> Parts:
+    """Train the two small experts on the drawn scenes, or, to `resume`, load those that were trained before."""
+    vit = experts.train_vit(out / "vit", recipe.experts["vit"], resume)
+    lm, lm_tokenizer = experts.train_lm(out / "lm", recipe.experts["lm"], resume)
     tokenizer = experts.text_tokenizer()
     config = QFormerConfig(image_width=vit.width, vocabulary=len(tokenizer), **recipe.qformer)
     return Parts(vit, experts.TRANSFORM, tokenizer, lm, lm_tokenizer, config)
 
 
-def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path) -> Parts:
+def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path, resume: bool = True) -> Parts:
     """Load three pretrained models from hub folders below `parts`."""
     fetch = f"fetch it with `python data/download.py weights {recipe.name}`"
     if parts is None and not (parts := FETCHED_PARTS).is_dir():

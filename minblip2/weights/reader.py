@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -41,25 +42,23 @@ class ImageReader:
             return self.vit(pixels.to(weight)).float()
 
     def encode_images(self, images: Images) -> Tensor:
-        """Frozen features (b v e) of images, on the encoder's device; features are taken as they are."""
+        """Frozen features (b v e) of images; features are taken as they are, wherever they lie and in their precision."""
+        if isinstance(images, Tensor | np.ndarray):
+            features = torch.as_tensor(images)
+            return features.reshape(-1, *features.shape[-2:])
         return torch.cat(list(self.chunks(images)))
 
     def chunks(self, images: Images, batch_size: int = 8) -> Iterator[Tensor]:
-        """Frozen features (b v e) of at most `batch_size` images at a time, in float32; images are read as needed."""
-        if isinstance(images, np.ndarray):
-            images = torch.from_numpy(images)
-        if isinstance(images, Tensor):
-            images = images.reshape(-1, *images.shape[-2:])
-            yield from (chunk.to(self.device).float() for chunk in images.split(batch_size))
+        """Frozen features (b v e) of at most `batch_size` images at a time, in float32 on the encoder's device.
+
+        Images are read as they are needed: an iterator of many takes no more memory than one of few.
+        """
+        if isinstance(images, Tensor | np.ndarray):
+            yield from (chunk.to(self.device).float() for chunk in self.encode_images(images).split(batch_size))
             return
-        waiting: list[Tensor] = []
-        for image in [images] if isinstance(images, Image.Image) else images:
-            waiting.append(self.transform(image))
-            if len(waiting) == batch_size:
-                yield self.encode_pixels(torch.stack(waiting))
-                waiting = []
-        if waiting:
-            yield self.encode_pixels(torch.stack(waiting))
+        rest = iter([images] if isinstance(images, Image.Image) else images)
+        while some := [self.transform(image) for image in islice(rest, batch_size)]:
+            yield self.encode_pixels(torch.stack(some))
 
 
 def is_single(images: Images) -> bool:

@@ -27,6 +27,7 @@ class Retriever(ImageReader):
     stage1: Stage1
     tokenizer: Tokenizer
     max_length: int = 32
+    beams: int = 1
 
     @classmethod
     def from_folder(cls, folder: str | Path, dtype: torch.dtype | None = None,
@@ -90,7 +91,7 @@ class Retriever(ImageReader):
         self.stage1.eval()
         with autocast(self.device, self.precision):
             for image in image_rows.unique().tolist():
-                image_kv = self.stage1.image_kv(features[image:image + 1])
+                image_kv = self.stage1.image_kv(features[image:image + 1].to(self.device).float())
                 for some in order[image_rows[order] == image].split(batch_size):
                     rows, longest = text_rows[some].to(self.device), int(lengths[text_rows[some]].max())
                     pairs = image_kv.select(torch.zeros_like(rows)), text_ids[rows, :longest], text_mask[rows, :longest]
@@ -104,7 +105,7 @@ class Retriever(ImageReader):
         return self.match_logits(features, texts, *rows.T).reshape(len(features), len(texts))
 
     def rerank(self, images: Images, texts: Sequence[str], cosine: Tensor, top: int, dim: int) -> Tensor:
-        """Scores (n m) after matching has seen the `top` best of each: ITM logit + cosine, as LAVIS ranks; others far below.
+        """Scores (n m) after matching has seen the `top` best: ITM logit + cosine, as LAVIS ranks; others far below.
 
         cosine (n m) of images and texts; dim=1 re-ranks each image's texts, dim=0 each text's images.
         """
@@ -125,7 +126,7 @@ class Retriever(ImageReader):
     def attention_maps(self, image: Images, texts: Sequence[str]) -> Tensor:
         """Which parts of one image make each text match it: maps (n gh gw), on the CPU; see `Stage1.match_map`."""
         self.stage1.eval()
-        features = self.encode_images(image).expand(len(texts), -1, -1)
+        features = next(self.chunks(image, 1)).expand(len(texts), -1, -1)
         maps = self.stage1.match_map(features, *self.text_ids(texts))
         return to_grid(maps, self.vit.config.class_token).cpu()
 
@@ -136,6 +137,6 @@ class Retriever(ImageReader):
         captions = []
         for features in self.chunks(images, batch_size):
             with autocast(self.device, self.precision):
-                written = self.stage1.caption(features, self.tokenizer.eos_id, **decoding)
+                written = self.stage1.caption(features, self.tokenizer.eos_id, **{"beams": self.beams} | decoding)
             captions += [self.tokenizer.decode(row) for row in written]
         return captions
