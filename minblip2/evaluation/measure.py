@@ -77,12 +77,12 @@ def evaluate_photos(bridge: Bridge, train: CocoCaptions, data: CocoCaptions, fea
     """Retrieval and captions of a split, beside the nearest training picture's caption and shuffled images."""
     seen = torch.from_numpy(np.array(features))
     results = {"images": len(data.images), "captions": len(data.pairs), "chance_r1": 100 / len(data.images)}
-    results |= evaluate_retrieval(bridge, seen, [caption for _, caption in data.pairs],
+    results |= evaluate_retrieval(bridge.retriever, seen, [caption for _, caption in data.pairs],
                                   [image for image, _ in data.pairs], top)
     references = [record.captions for record in data.images]
-    sources = {"nearest": nearest_captions(train_features, features, train), "stage1": bridge.caption_stage1(seen)}
+    sources = {"nearest": nearest_captions(train_features, features, train), "stage1": bridge.retriever.caption(seen)}
     if bridge.stage2 is not None:
-        sources["stage2"] = bridge.caption(seen)
+        sources["stage2"] = bridge.blip2.caption(seen)
         # Every picture gets another one's caption: what is left is what fluent guessing is worth.
         sources["shuffled"] = sources["stage2"][1:] + sources["stage2"][:1]
     for name, captions in sources.items():

@@ -12,18 +12,21 @@ from ..data.coco import CocoCaptions
 from ..data.scene_captions import flip_relation, judge, phrase, swap_colours
 from ..data.scenes import Scene
 from ..training.bridge import Bridge
+from ..vit import to_grid
+from ..weights.blip2 import Blip2
+from ..weights.reader import Images
+from ..weights.retriever import Retriever
 from . import metrics
-from .grounding import text_map, to_grid
-from .retrieval import evaluate_retrieval, match_scores
+from .retrieval import evaluate_retrieval
 
 # How captions of each kind open in the language of the scenes: the text prompt that asks for what is to be judged.
 QUESTIONS = {"things": "a picture of", "positions": "this picture shows", "relations": "we see", "background": "on a",
              "size": "there is"}
 
 
-def ask(bridge: Bridge, features: Tensor, prompt: str) -> list[str]:
+def write_after(blip2: Blip2, images: Images, prompt: str) -> list[str]:
     """Captions by the language model that begin with `prompt`, which is part of the text returned."""
-    return [f"{prompt} {text}" for text in bridge.caption(features, prompt=prompt)]
+    return [f"{prompt} {text}" for text in blip2.caption(images, prompt)]
 
 
 def scene_accuracy(captions: Sequence[str], truths: Sequence[Scene]) -> dict[str, float]:
@@ -31,22 +34,20 @@ def scene_accuracy(captions: Sequence[str], truths: Sequence[Scene]) -> dict[str
     verdicts = [judge(caption, scene) for caption, scene in zip(captions, truths, strict=True)]
     results = {}
     for key in ("things", "positions", "relations", "background", "size"):
-        told = [verdict[key] for verdict in verdicts if verdict[key] is not None]
-        results[key] = 100 * sum(told) / len(told) if told else float("nan")
-        results[f"{key}_told"] = 100 * len(told) / len(verdicts)
+        stated = [verdict[key] for verdict in verdicts if verdict[key] is not None]
+        results[key] = 100 * sum(stated) / len(stated) if stated else float("nan")
+        results[f"{key}_coverage"] = 100 * len(stated) / len(verdicts)
     return results
 
 
-def pointing(bridge: Bridge, data: CocoCaptions, features: Tensor, truths: Sequence[Scene]) -> dict[str, float]:
+def pointing(retriever: Retriever, data: CocoCaptions, features: Tensor, truths: Sequence[Scene]) -> dict[str, float]:
     """Percent of things at which the gradient-weighted map of "a <colour> <shape>" points, and what chance gives."""
     asked = [(row, thing) for row, scene in enumerate(truths) for thing in scene.things]
     hits, chances = [], []
-    for start in range(0, len(asked), 100):
-        some = asked[start : start + 100]
-        ids, mask = bridge.text_ids([phrase(thing.colour, thing.shape) for _, thing in some])
-        image = features[[row for row, _ in some]].float().to(bridge.device)
-        heat_of = text_map(bridge.stage1.to(bridge.device).eval(), image, ids, mask)
-        maps = to_grid(heat_of, bridge.parts.class_token).cpu()
+    for some in (asked[start:start + 100] for start in range(0, len(asked), 100)):
+        text = retriever.text_ids([phrase(thing.colour, thing.shape) for _, thing in some])
+        images = features[[row for row, _ in some]].float().to(retriever.device)
+        maps = to_grid(retriever.stage1.match_map(images, *text), retriever.vit.config.class_token).cpu()
         for heat, (row, thing) in zip(maps, some, strict=True):
             size = (data.images[row].width, data.images[row].height)
             hits.append(metrics.pointing_game(heat, [thing.box], size))
@@ -54,18 +55,18 @@ def pointing(bridge: Bridge, data: CocoCaptions, features: Tensor, truths: Seque
     return {"pointing": 100 * float(np.mean(hits)), "pointing_chance": 100 * float(np.mean(chances))}
 
 
-def prefers_truth(bridge: Bridge, features: Tensor, data: CocoCaptions, spoil) -> float:
+def foil_accuracy(retriever: Retriever, features: Tensor, data: CocoCaptions, spoil) -> float:
     """Percent of captions that ITM scores above their spoiled version (50 is chance); `spoil(caption)` may decline."""
     pairs = [(row, caption, foil) for row, record in enumerate(data.images) for caption in record.captions
              if (foil := spoil(caption)) is not None][:1000]
     rows = torch.tensor([row for row, _, _ in pairs])
-    true, false = (match_scores(bridge, features, [pair[side] for pair in pairs], rows, torch.arange(len(pairs)))
+    true, false = (retriever.match_logits(features, [pair[side] for pair in pairs], rows, torch.arange(len(pairs)))
                    for side in (1, 2))
     return 100 * float((true > false).float().mean())
 
 
-def telling_captions(data: CocoCaptions, most: int) -> tuple[list[str], list[int]]:
-    """The caption of each picture that tells most, and the pictures' rows; none twice, for a plain one fits many."""
+def longest_captions(data: CocoCaptions, most: int) -> tuple[list[str], list[int]]:
+    """The longest caption of each image, at most `most` of them, and the images' rows; a caption of several is left out."""
     texts: dict[str, int] = {}
     for row, record in enumerate(data.images):
         texts.setdefault(max(record.captions, key=lambda caption: caption.count(" ")), row)
@@ -77,22 +78,22 @@ def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene],
     """All that is measured on drawn scenes: retrieval, captions of seen and unseen pairs, pointing, binding."""
     seen = torch.from_numpy(np.array(features))
     unseen = np.array([scene.unseen for scene in truths])
-    chosen, rows = telling_captions(data, candidates)
-    found = evaluate_retrieval(bridge, seen[rows], chosen, list(range(len(chosen))))
+    chosen, rows = longest_captions(data, candidates)
+    found = evaluate_retrieval(bridge.retriever, seen[rows], chosen, list(range(len(chosen))))
     results = {"images": len(truths), "candidates": len(chosen), **found}
-    written = {"stage1": {"things": bridge.caption_stage1(seen)}}
+    written = {"stage1": {"things": bridge.retriever.caption(seen)}}
     if bridge.stage2 is not None:
-        written["stage2"] = {key: ask(bridge, seen, prompt) for key, prompt in QUESTIONS.items()}
+        written["stage2"] = {key: write_after(bridge.blip2, seen, prompt) for key, prompt in QUESTIONS.items()}
         # Every picture gets another one's captions (seen stay seen): what is left is what fluent guessing is worth.
         written["shuffled"] = {key: captions[2:] + captions[:2] for key, captions in written["stage2"].items()}
     for name, kinds in written.items():
         for key, captions in kinds.items():
             judged = scene_accuracy(captions, truths)
-            results |= {f"{name}_{key}": judged[key], f"{name}_{key}_told": judged[f"{key}_told"]}
+            results |= {f"{name}_{key}": judged[key], f"{name}_{key}_coverage": judged[f"{key}_coverage"]}
         for side, rows_of in (("seen", ~unseen), ("unseen", unseen)):
             some = [(kinds["things"][i], truths[i]) for i in np.flatnonzero(rows_of)]
             results[f"{name}_things_{side}"] = scene_accuracy(*zip(*some, strict=True))["things"]
-    results |= pointing(bridge, data, seen, truths)
-    results["binding"] = prefers_truth(bridge, seen, data, swap_colours)
-    results["relation_choice"] = prefers_truth(bridge, seen, data, flip_relation)
+    results |= pointing(bridge.retriever, data, seen, truths)
+    results["binding"] = foil_accuracy(bridge.retriever, seen, data, swap_colours)
+    results["relation_choice"] = foil_accuracy(bridge.retriever, seen, data, flip_relation)
     return results

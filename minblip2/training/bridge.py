@@ -10,51 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .. import UserError
-from ..data.batches import Batch, PairBatches
+from ..data.batches import PairBatches
 from ..data.coco import CocoCaptions
 from ..data.features import feature_cache, weights_checksum
 from ..data.files import read_json, write_json
 from ..data.tokenizer import Tokenizer, normalize_caption
 from ..device import best_device
 from ..stage1 import Stage1
-from ..stage2 import Stage2, split_prefix
+from ..stage2 import Stage2
 from ..weights.blip2 import Blip2
 from ..weights.retriever import Retriever
-from .distributed import batch_mean, env_rank, prepare_once, process_group, rank_and_size, set_local_device
+from .distributed import env_rank, prepare_once, process_group, rank_and_size, set_local_device
 from .loop import TrainConfig, load_weights, train
 from .recipes import RECIPES, Backbones, Recipe, default_data, find_recipe
-
-
-def stage1_losses(model: Stage1, batch: Batch, loss_weights: tuple[float, float, float] = (1, 1, 1)
-                  ) -> dict[str, Tensor]:
-    """The three losses of a batch, their weighted sum, and how often matching is right (a constant gives 2/3)."""
-    out = model(batch.image_features, batch.text_ids, batch.text_mask, batch.image_ids)
-    loss = sum(weight * part for weight, part in zip(loss_weights, (out.itc, out.itm, out.itg), strict=True))
-    right = (out.itm_logits.argmax(dim=1) == out.itm_labels).float().mean()
-    return dict(loss=loss, itc=out.itc, itm=out.itm, itg=out.itg, temperature=out.temperature,
-                itm_accuracy=batch_mean(right, len(batch.image_ids)))
-
-
-def prompt_and_target(batch: Batch, tokenizer: Tokenizer, prompt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the language model is given of a batch's texts, and what it learns to write: ids and mask (b t) of each.
-
-    All are given the prompt, with which the batch's ids begin. Without one, an encoder-decoder is given the beginning
-    of the text itself: see `split_prefix`.
-    """
-    if tokenizer.prompt_end and not prompt:
-        return split_prefix(batch.text_ids, batch.text_mask, tokenizer.eos_id)
-    ids = tokenizer.encode_prompt(prompt)
-    given = torch.tensor(ids, device=batch.text_ids.device).long().expand(len(batch.text_ids), -1)
-    first = len(ids) - len(tokenizer.prompt_end)
-    return given, torch.ones_like(given, dtype=torch.bool), batch.text_ids[:, first:], batch.text_mask[:, first:]
-
-
-def stage2_losses(model: Stage2, batch: Batch, tokenizer: Tokenizer, prompt: str) -> dict[str, Tensor]:
-    """The loss of a batch whose texts are the language model's and begin with the prompt: nats a token."""
-    return {"loss": model(batch.image_features, *prompt_and_target(batch, tokenizer, prompt)).loss}
+from .stages import stage1_losses, stage2_losses
 
 
 @dataclass

@@ -158,12 +158,13 @@ def reading_losses(model: PatchReader, batch: ImageBatch) -> dict[str, Tensor]:
     return {"loss": sum(losses.values()), **losses}
 
 
-def train_vit(folder: str | Path, config: TrainConfig) -> ViT:
+def train_vit(folder: str | Path, config: TrainConfig, resume: bool = True) -> ViT:
     """Train the tiny ViT on pictures and boxes alone, or load it from `folder`; returned frozen."""
     torch.manual_seed(config.seed)
     model = PatchReader()
     batches = SceneImages(config.batch_size, config.seed)
-    train(model, reading_losses, batches, config, folder, {"vit": TINY_VIT, "scenes": VERSION}, name="ViT from boxes")
+    train(model, reading_losses, batches, config, folder, {"vit": TINY_VIT, "scenes": VERSION},
+          name="ViT from boxes", resume=resume)
     return model.vit.requires_grad_(False).eval()
 
 
@@ -180,17 +181,18 @@ def lm_tokenizer() -> Tokenizer:
 
 def word_loss(model: OPT, batch: TextBatch) -> dict[str, Tensor]:
     """Mean negative log-likelihood of each word given those before it."""
-    hidden = model(model.embed(batch.ids), masks.causal(batch.mask))
+    hidden = model(model.embed(batch.ids), masks.causal(batch.mask), masks.positions(batch.mask))
     supervised = batch.mask[:, 1:]
     return {"loss": F.cross_entropy(model.head(hidden[:, :-1][supervised]).float(), batch.ids[:, 1:][supervised])}
 
 
-def train_lm(folder: str | Path, config: TrainConfig) -> tuple[OPT, Tokenizer]:
+def train_lm(folder: str | Path, config: TrainConfig, resume: bool = True) -> tuple[OPT, Tokenizer]:
     """Train the tiny OPT on text alone, or load it from `folder`; returned frozen."""
     torch.manual_seed(config.seed)
     tokenizer = lm_tokenizer()
     sizes = OPTConfig(vocabulary=len(tokenizer), width=128, layers=3, heads=4, mlp_width=512, positions=128)
     model = OPT(sizes)
     batches = SceneTexts(tokenizer, config.batch_size, config.seed)
-    train(model, word_loss, batches, config, folder, {"lm": sizes, "texts": VERSION}, name="LM from text")
+    train(model, word_loss, batches, config, folder, {"lm": sizes, "texts": VERSION}, name="LM from text",
+          resume=resume)
     return model.requires_grad_(False).eval(), tokenizer

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .. import UserError
+from ..data.tokenizer import Tokenizer
 from ..qformer import QFormer, QFormerConfig
 from ..stage1 import Stage1
 from ..stage2 import Stage2
@@ -110,3 +111,28 @@ def load_blip2(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
         stage2 = Stage2(nn.LayerNorm(vit.width, eps=config.eps), qformer, lm)
     fill(nn.ModuleDict(dict(vit=vit, stage2=stage2)), checkpoint.tensors, names.blip2(naming), str(folder))
     return vit.requires_grad_(False).eval(), stage2.eval()
+
+
+def for_features(cls: type[Stage1], image_width: int, tokenizer: Tokenizer, bert: str | Path | None = None,
+                 embed_dim: int = 256, **sizes) -> Stage1:
+    """A fresh stage 1 for frozen features (b v image_width) and texts of `tokenizer`, which it remembers.
+
+    With `bert`, a hub folder, it has BERT's sizes and starts from BERT's weights, as the paper's does. `sizes` are
+    fields of `QFormerConfig`. Raises UserError when the folder holds no BERT, or one with another tokenizer.
+    """
+    if bert is None:
+        config = QFormerConfig(**{"image_width": image_width, "vocab_size": len(tokenizer)} | sizes)
+    else:
+        config = bert_sizes(bert, read_config(bert), image_width=image_width, **sizes)
+        if config.vocab_size != len(tokenizer):
+            raise UserError(f"{bert} has {config.vocab_size} ids, [DEC] included, and the tokenizer {len(tokenizer)}: "
+                            "take Tokenizer.from_folder of the same folder")
+    stage1 = cls(config, embed_dim)
+    if bert is not None:
+        init_from_bert(stage1.qformer, bert)
+    stage1.tokenizer = tokenizer
+    return stage1
+
+
+# Here and not in stage1.py: to read a BERT is this room's work, and the paper's files import no room.
+Stage1.for_features = classmethod(for_features)

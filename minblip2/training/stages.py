@@ -1,0 +1,70 @@
+"""What one step of each stage computes on a batch; and stage 1 trained on frozen features of your own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import UserError
+from ..data.batches import Batch, PairBatches
+from ..data.tokenizer import Tokenizer, normalize_caption
+from ..stage1 import Stage1
+from ..stage2 import Stage2, split_prefix
+from .distributed import batch_mean
+from .loop import TrainConfig, train
+
+
+def stage1_losses(model: Stage1, batch: Batch, loss_weights: tuple[float, float, float] = (1, 1, 1)
+                  ) -> dict[str, Tensor]:
+    """The three losses of a batch, their weighted sum, and how often matching is right (a constant gives 2/3)."""
+    out = model(batch.image_features, batch.text_ids, batch.text_mask, batch.image_ids)
+    loss = sum(weight * part for weight, part in zip(loss_weights, (out.itc, out.itm, out.itg), strict=True))
+    right = (out.itm_logits.argmax(dim=1) == out.itm_labels).float().mean()
+    return dict(loss=loss, itc=out.itc, itm=out.itm, itg=out.itg, temperature=out.temperature,
+                itm_accuracy=batch_mean(right, len(batch.image_ids)))
+
+
+def prompt_and_target(batch: Batch, tokenizer: Tokenizer, prompt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the language model is given of a batch's texts, and what it learns to write: ids and mask (b t) of each.
+
+    All are given the prompt, with which the batch's ids begin. Without one, an encoder-decoder is given the beginning
+    of the text itself: see `split_prefix`.
+    """
+    if tokenizer.prompt_end and not prompt:
+        return split_prefix(batch.text_ids, batch.text_mask, tokenizer.eos_id)
+    ids = tokenizer.encode_prompt(prompt)
+    given = torch.tensor(ids, device=batch.text_ids.device).long().expand(len(batch.text_ids), -1)
+    first = len(ids) - len(tokenizer.prompt_end)
+    return given, torch.ones_like(given, dtype=torch.bool), batch.text_ids[:, first:], batch.text_mask[:, first:]
+
+
+def stage2_losses(model: Stage2, batch: Batch, tokenizer: Tokenizer, prompt: str) -> dict[str, Tensor]:
+    """The loss of a batch whose texts are the language model's and begin with the prompt: nats a token."""
+    return {"loss": model(batch.image_features, *prompt_and_target(batch, tokenizer, prompt)).loss}
+
+
+def train_stage1(stage1: Stage1, features: np.ndarray | Tensor, captions: Sequence[str | Sequence[str]],
+                 config: TrainConfig, folder: str | Path | None = None, tokenizer: Tokenizer | None = None,
+                 max_length: int = 32) -> list[dict]:
+    """Train stage 1 in place on frozen features (n v e) with one caption, or several, for each image; returns the log.
+
+    `folder` keeps the log, checkpoints and weights, and a stopped run goes on from it; without one nothing is kept.
+    The tokenizer is the one that `Stage1.for_features` was given. Raises UserError when features and captions are not
+    equally many, and as `training.loop.train`.
+    """
+    tokenizer = tokenizer or getattr(stage1, "tokenizer", None)
+    if tokenizer is None:
+        raise UserError("how captions become ids is not known: make stage 1 with Stage1.for_features, or give tokenizer=")
+    if len(features) != len(captions):
+        raise UserError(f"there are {len(features)} image features and captions of {len(captions)} images: give as many")
+    texts = [(row, text) for row, some in enumerate(captions) for text in ([some] if isinstance(some, str) else some)]
+    ids = [tokenizer.encode(normalize_caption(text), max_length=max_length) for _, text in texts]
+    batches = PairBatches([np.asarray(features)], [row for row, _ in texts], ids, range(len(features)),
+                          config.batch_size, config.seed, tokenizer.pad_id)
+    with tempfile.TemporaryDirectory() as nowhere:
+        return train(stage1, stage1_losses, batches, config, folder or nowhere, name="stage 1")
