@@ -19,18 +19,17 @@ from torch import Tensor, nn
 
 from benchmarks.timing import OURS, case, difference, gradient_difference, interleave, keep, options, same, work
 from minblip2 import masks
-from minblip2.attention import KVCache, MultiHeadAttention, record
+from minblip2.attention import MultiHeadAttention, capture_attention
 from minblip2.data.batches import PairBatches
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 
-SAVINGS = {"image_once": "image K/V projected once", "trim": "text trimmed", "cached": "ITG on cached queries",
-           "supervised": "LM head where supervised", "folded": "norm folded into K/V", "fused": "fused attention",
-           "readers": "an image's texts read it together"}
+SAVINGS = {"image_once": "image K/V projected once", "trim": "text no longer than the longest",
+           "cached": "ITG on cached queries", "supervised": "LM head where supervised", "fused": "fused attention"}
 OFFICIAL, THEIRS, TRIMMED = "official recipe", "transformers", "transformers, text trimmed"
 SIZES = {"base": (QFormerConfig(dropout=0.0), 257),
-         "laptop": (QFormerConfig(width=384, layers=6, mlp_width=1536, queries=16, image_width=384, dropout=0.0), 257),
-         "tiny": (QFormerConfig(width=64, layers=4, heads=4, mlp_width=256, queries=8, image_width=64, vocabulary=200,
+         "laptop": (QFormerConfig(width=384, layers=6, mlp_width=1536, num_queries=16, image_width=384, dropout=0.0), 257),
+         "tiny": (QFormerConfig(width=64, layers=4, heads=4, mlp_width=256, num_queries=8, image_width=64, vocab_size=200,
                                 dropout=0.0), 65)}
 PADDED = 32  # tokens, as in LAVIS
 # so many of 400 COCO 2017 captions have this many bert-base-uncased tokens, [CLS] and [SEP] included
@@ -39,13 +38,9 @@ CAPTION_LENGTHS = {9: 2, 10: 7, 11: 47, 12: 77, 13: 63, 14: 72, 15: 50, 16: 32, 
 
 
 class Features(NamedTuple):
-    """Image features (b v e) where `Stage1` holds keys and values: they are projected by each pass anew."""
+    """Normalised image features (b v e) where `Stage1` holds keys and values: each pass projects them anew."""
 
     states: Tensor
-
-    def first(self, n: int) -> Features:
-        """The first `n` images."""
-        return Features(self.states[:n])
 
     def select(self, rows: Tensor) -> Features:
         """Those of the images `rows` (n)."""
@@ -59,65 +54,52 @@ class PlainStage1(Stage1):
         super().__init__(*args, **settings)
         self.savings = frozenset(savings)
 
-    def forward(self, *batch, **settings):
+    def forward(self, image_features, text_ids, text_mask, image_ids=None, negatives=None):
         """As in `Stage1`; without the fused kernel, attention computes its weights and keeps them for the gradient."""
+        if "trim" not in self.savings:
+            more = max(PADDED - text_ids.shape[1], 0)
+            text_ids, text_mask = F.pad(text_ids, (0, more)), F.pad(text_mask, (0, more), value=False)
         explicit = () if "fused" in self.savings else (
             layer for layer in self.modules() if isinstance(layer, MultiHeadAttention))
-        with record(*explicit):
-            return super().forward(*batch, **settings)
+        with capture_attention(*explicit):
+            return super().forward(image_features, text_ids, text_mask, image_ids, negatives)
 
-    def ready(self, image):
+    def projected(self, image):
         """Keys and values of what `image_kv` gave."""
-        if not isinstance(image, Features):
-            return image
-        if "folded" in self.savings:
-            return super().image_kv(image.states)
-        return self.qformer.project_image(image.states)
+        return self.qformer.project_image(image.states) if isinstance(image, Features) else image
 
-    def image_kv(self, image):
-        """Features only, unless they may be projected once; normalised, unless the projections do that."""
-        image = Features(image if "folded" in self.savings else self.vision_norm(image))
-        return self.ready(image) if "image_once" in self.savings else image
+    def image_kv(self, image_features):
+        """Keys and values, or features that are to be projected later, again and again."""
+        normalised = Features(self.vision_norm(image_features))
+        return self.projected(normalised) if "image_once" in self.savings else normalised
 
-    def embed_image(self, image, cache=None):
-        """As in `Stage1`."""
-        return super().embed_image(self.ready(image), cache)
+    def embed_image(self, image_kv, cache=None):
+        """As in `Stage1`; ITG's own pass over the queries takes the same images."""
+        self.image = image_kv
+        return super().embed_image(self.projected(image_kv), cache)
 
-    def match(self, image, text_ids, text_mask):
+    def itm_logits(self, image_kv, text_ids, text_mask):
         """As in `Stage1`; wrong images are projected again with the pairs."""
-        return super().match(self.ready(image), text_ids, text_mask)
+        return super().itm_logits(self.projected(image_kv), text_ids, text_mask)
 
-    def match_pairs(self, image, text_ids, text_mask, negatives):
-        """All pairs in one batch, which takes a copy of the image for each of them."""
-        if "readers" in self.savings:
-            return super().match_pairs(image, text_ids, text_mask, negatives)
-        own, (wrong_image, wrong_text) = torch.arange(len(text_ids)), negatives
-        images, texts = torch.cat([own, wrong_image, own]), torch.cat([own, own, wrong_text])
-        labels = (torch.arange(len(texts)) < len(own)).long()
-        return self.match(image.select(images), text_ids[texts], text_mask[texts]), labels
-
-    def trim(self, text_ids, text_mask):
-        """Pad to 32 tokens instead of cutting."""
-        if "trim" in self.savings:
-            return super().trim(text_ids, text_mask)
-        more = max(PADDED - text_ids.shape[1], 0)
-        return F.pad(text_ids, (0, more)), F.pad(text_mask, (0, more), value=False)
-
-    def decode_states(self, image, decoder_ids, text_mask, cache: KVCache):
-        """Run the queries a second time, together with the text."""
+    def itg_loss(self, text_ids, text_mask, cache):
+        """Run the queries a second time, together with the text; logits at every position, most of them ignored."""
+        if {"cached", "supervised"} <= self.savings:
+            return super().itg_loss(text_ids, text_mask, cache)
+        num_queries = self.qformer.config.num_queries
+        decoder_ids = torch.cat([torch.full_like(text_ids[:, :1], self.qformer.dec_id), text_ids[:, 1:]], dim=1)
+        mask = masks.multimodal_causal(num_queries, text_mask)
         if "cached" in self.savings:
-            return super().decode_states(image, decoder_ids, text_mask, cache)
-        mask = masks.multimodal_causal(self.qformer.config.queries, text_mask)
-        return self.qformer(self.ready(image), decoder_ids, mask).text
-
-    def generation_loss(self, states, text_ids, text_mask):
-        """Logits at every position, most of them ignored by the loss."""
+            states = self.qformer(text_ids=decoder_ids, mask=mask[:, :, num_queries:], cache=cache).text[:, :-1]
+        else:
+            states = self.qformer(self.projected(self.image), decoder_ids, mask).text[:, :-1]
+        supervised, labels = text_mask[:, 1:], text_ids[:, 1:]
         if "supervised" in self.savings:
-            return super().generation_loss(states, text_ids, text_mask)
-        logits = self.qformer.predict(states).float()[:, :-1]
-        labels = text_ids[:, 1:].masked_fill(~text_mask[:, 1:], -100)
+            logits, labels = self.qformer.lm_logits(states[supervised]).float(), labels[supervised]
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), logits
+        logits, labels = self.qformer.lm_logits(states).float(), labels.masked_fill(~supervised, -100)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=self.label_smoothing)
-        return loss, logits[text_mask[:, 1:]]
+        return loss, logits[supervised]
 
 
 def example(config: QFormerConfig, visual: int, batch: int, seed: int = 0, lengths: Tensor | None = None):
@@ -125,7 +107,7 @@ def example(config: QFormerConfig, visual: int, batch: int, seed: int = 0, lengt
     generator = torch.Generator().manual_seed(seed)
     lengths = draw_lengths(batch, generator) if lengths is None else lengths
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    ids = torch.randint(1, config.vocabulary - 1, mask.shape, generator=generator).masked_fill(~mask, 0)
+    ids = torch.randint(1, config.vocab_size - 1, mask.shape, generator=generator).masked_fill(~mask, 0)
     content = torch.randn(batch, 1, config.image_width, generator=generator)  # without it all images look alike
     image = content + torch.randn(batch, visual, config.image_width, generator=generator)
     other = (torch.arange(batch) + 1) % batch

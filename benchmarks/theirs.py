@@ -40,26 +40,31 @@ class TheirQFormer(nn.Module):
 
     def __init__(self, ours: QFormer):
         super().__init__()
-        self.config, self.dec, self.model = ours.config, ours.dec, qformer(ours)
-        self.query_tokens, self.words, self.positions, self.lm_head = (
-            ours.query_tokens, ours.words, ours.positions, ours.lm_head)
+        self.config, self.dec_id, self.model = ours.config, ours.dec_id, qformer(ours)
+        self.query_tokens, self.token_embedding, self.position_embedding, self.lm_head = (
+            ours.query_tokens, ours.token_embedding, ours.position_embedding, ours.lm_head)
 
-    embed_text, predict = QFormer.embed_text, QFormer.predict
+    embed_text, lm_logits, new_cache = QFormer.embed_text, QFormer.lm_logits, QFormer.new_cache
 
-    def project_image(self, image: Tensor) -> Tensor:
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers, one for each of ours."""
+        return self.model.encoder.layer
+
+    def project_image(self, image_features: Tensor) -> Tensor:
         """The features as they are: each call of the model projects them."""
-        return image
+        return image_features
 
-    def forward(self, image: Tensor | None = None, text_ids: Tensor | None = None, mask: Tensor | None = None,
+    def forward(self, image_kv: Tensor | None = None, text_ids: Tensor | None = None, mask: Tensor | None = None,
                 cache: None = None) -> QFormerOutput:
-        """As ours, but without a cache; image (b v image_width)."""
-        parts = [] if image is None else [self.query_tokens.expand(len(image), -1, -1)]
+        """As ours, but without a cache, which stays empty; image features (b v image_width) for keys and values."""
+        parts = [] if image_kv is None else [self.query_tokens.expand(len(image_kv), -1, -1)]
         parts += [] if text_ids is None else [self.embed_text(text_ids)]
-        queries = self.config.queries if image is not None else 0
+        num_queries = self.config.num_queries if image_kv is not None else 0
         added = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-        states = self.model(torch.cat(parts, dim=1), query_length=queries, attention_mask=added,
-                            encoder_hidden_states=image).last_hidden_state
-        return QFormerOutput(states[:, :queries], states[:, queries:])
+        states = self.model(torch.cat(parts, dim=1), query_length=num_queries, attention_mask=added,
+                            encoder_hidden_states=image_kv).last_hidden_state
+        return QFormerOutput(states[:, :num_queries], states[:, num_queries:])
 
 
 class Features(nn.Module):
