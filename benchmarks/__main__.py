@@ -19,9 +19,9 @@ def main() -> int:
     if len(sys.argv) != 3:
         print(__doc__, file=sys.stderr)
         return 2
-    pictures = ["cache", "--data", sys.argv[1]]
-    caches = ([*pictures, "--parts", sys.argv[2]], [*pictures, "--sizes", "gpu", "--batch", "8"],
-              [*pictures, "--sizes", "paper", "--batch", "2"])
+    images = ["cache", "--data", sys.argv[1]]
+    caches = ([*images, "--parts", sys.argv[2]], [*images, "--sizes", "gpu", "--batch", "8"],
+              [*images, "--sizes", "paper", "--batch", "2"])
     for command in (*caches, *COMMANDS, ["table", "--write"]):
         print(f"== {' '.join(command)}", flush=True)
         if code := subprocess.run([sys.executable, "-m", f"benchmarks.{command[0]}", *command[1:]]).returncode:

@@ -36,11 +36,11 @@ from minblip2.evaluation import metrics
 from minblip2.evaluation.measure import caption_scores
 from minblip2.evaluation.retrieval import itc_scores
 from minblip2.evaluation.scene_scores import evaluate_scenes
-from minblip2.qformer import Block, QFormerConfig, QFormerOutput
+from minblip2.qformer import QFormerBlock, QFormerConfig, QFormerOutput
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
-from minblip2.training.bridge import Bridge, divide, train_bridge
-from minblip2.training.recipes import LAPTOP, SCENES, Parts, Recipe, build_scenes, clean, default_data
+from minblip2.training.bridge import Bridge, prompt_and_target, train_bridge
+from minblip2.training.recipes import LAPTOP, SCENES, Backbones, Recipe, build_scenes, default_data, normalize_caption
 
 RESULTS = Path(__file__).parent / "results" / "ablations.jsonl"
 OF_PHOTOGRAPHS = RESULTS.with_name("photographs.jsonl")
@@ -48,7 +48,7 @@ OF_PHOTOGRAPHS = RESULTS.with_name("photographs.jsonl")
 AGAIN = RESULTS.with_name("again.jsonl")
 STEPS = 600  # of each stage, unless a run says otherwise
 ON_PHOTOGRAPHS = {"stage1": dict(steps=200, batch_size=32),
-                  "stage2": dict(steps=150, batch_size=16, learning_rate=5e-5, gain=40)}
+                  "stage2": dict(steps=150, batch_size=16, learning_rate=5e-5, lr_scale=40)}
 KEPT = re.compile(r"it[cm]_(i2t|t2i)_r1|stage\d_(things(_seen|_unseen)?|positions|background)|shuffled_things"
                   r"|pointing|binding")
 
@@ -65,7 +65,7 @@ class Patches(nn.Module):
 
     def __init__(self, config: QFormerConfig, parameters: int = 0):
         super().__init__()
-        self.config = replace(config, width=config.image_width, queries=0)
+        self.config = replace(config, width=config.image_width, num_queries=0)
         hidden = parameters // (2 * config.image_width + 1)  # two matrices and a bias for each hidden channel
         self.mlp = FeedForward(config.image_width, hidden) if hidden else nn.Identity()
 
@@ -110,11 +110,11 @@ class TwoSelfAttentions(nn.Module):
         return torch.cat([self.of_queries.out(mixed[:, : self.queries]), self.of_text.out(mixed[:, self.queries :])], 1)
 
 
-class SeparateBlock(Block):
+class SeparateBlock(QFormerBlock):
     """A block that tells its self-attention where the queries end."""
 
     def forward(self, x, queries, image, mask, cache):
-        """As `Block`."""
+        """As `QFormerBlock`."""
         self.self_attention.queries = queries
         return super().forward(x, queries, image, mask, cache)
 
@@ -144,17 +144,17 @@ class Ablation(Recipe):
     patches: str | None = None
     frozen: bool = False
 
-    def new_stage1(self, parts: Parts, kind: type[Stage1] | None = None) -> Stage1:
+    def new_stage1(self, backbones: Backbones, kind: type[Stage1] | None = None) -> Stage1:
         """As in `Recipe`, of this kind of model."""
-        return super().new_stage1(parts if self.from_bert else replace(parts, bert=None), kind or self.model)
+        return super().new_stage1(backbones if self.from_bert else replace(backbones, bert=None), kind or self.model)
 
-    def new_stage2(self, parts: Parts, stage1: Stage1) -> Stage2:
+    def new_stage2(self, backbones: Backbones, stage1: Stage1) -> Stage2:
         """As in `Recipe`, with this kind of bridge."""
         torch.manual_seed(self.stage2.seed)
         bridge = stage1.qformer
         if self.patches is not None:
-            bridge = Patches(parts.qformer, size(bridge.query_branch()) if self.patches == "mlp" else 0)
-        stage2 = Stage2(stage1.vision_norm, bridge, parts.lm, len(parts.lm_tokenizer))
+            bridge = Patches(backbones.qformer, size(bridge.query_branch()) if self.patches == "mlp" else 0)
+        stage2 = Stage2(stage1.vision_norm, bridge, backbones.lm, len(backbones.lm_tokenizer))
         if self.frozen:
             for part in (stage2.vision_norm, stage2.qformer):
                 part.requires_grad_(False)
@@ -166,7 +166,7 @@ def size(*modules: nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
-def build(recipe: Ablation, data: Path, parts: Path | None, out: Path) -> Parts:
+def build(recipe: Ablation, data: Path, parts: Path | None, out: Path) -> Backbones:
     """The experts of another run, under whatever seed this one is."""
     return build_scenes(replace(recipe, experts=SCENES.experts), data, parts, recipe.experts_of)
 
@@ -192,13 +192,13 @@ def sizes(**changes: int) -> Change:
 
 def faster(gain: int) -> Change:
     """Stage 2's projection, which starts from nothing, learns so many times as fast as the rest."""
-    return lambda base: replace(base, stage2=replace(base.stage2, fresh="projection", gain=gain))
+    return lambda base: replace(base, stage2=replace(base.stage2, new_params="projection", lr_scale=gain))
 
 
 def weights(itc: float, itm: float, itg: float) -> Change:
     """The recipe's weights times these."""
-    return lambda base: replace(base, weights=tuple(
-        own * other for own, other in zip(base.weights, (itc, itm, itg), strict=True)))
+    return lambda base: replace(base, loss_weights=tuple(
+        own * other for own, other in zip(base.loss_weights, (itc, itm, itg), strict=True)))
 
 
 # A step of stage 1 takes at most as long as this many of stage 2: see the seconds of the base.
@@ -230,8 +230,8 @@ GROUPS: dict[str, dict[str, Change]] = {
     "negatives": {BASE: steps(), "random negatives": having(model=RandomNegatives)},
     "self-attention": {BASE: steps(), "separate self-attention": having(model=SeparateSelfAttention)},
     "rates": {BASE: steps(), "projection 10 times as fast": faster(10)},
-    "queries": {BASE: steps(), "1 query": sizes(queries=1), "4 queries": sizes(queries=4),
-                "8 queries": sizes(queries=8), "32 queries": sizes(queries=32)},
+    "queries": {BASE: steps(), "1 query": sizes(num_queries=1), "4 queries": sizes(num_queries=4),
+                "8 queries": sizes(num_queries=8), "32 queries": sizes(num_queries=32)},
 }
 ON_REAL_MODELS: dict[str, Change] = {
     PHOTOGRAPHS: steps(),
@@ -276,8 +276,8 @@ def add(path: Path, line: dict) -> None:
 
 def seconds(folder: Path, steps: int) -> float:
     """What so many steps took; where a run was resumed, at the pace of its last part."""
-    told = read_json(folder / "seconds.json")
-    return told["seconds"] * steps / max(1, steps - told["from_step"])
+    record = read_json(folder / "seconds.json")
+    return record["seconds"] * steps / max(1, steps - record["from_step"])
 
 
 def measure_scenes(bridge: Bridge, data: CocoCaptions, features: np.memmap) -> dict[str, float]:
@@ -289,12 +289,13 @@ def measure_scenes(bridge: Bridge, data: CocoCaptions, features: np.memmap) -> d
 @torch.no_grad()
 def word_loss(bridge: Bridge, image: Tensor, captions: list[str]) -> float:
     """Nats that the language model pays for a piece of a word, given features (b v e) and a caption for each."""
-    tokenizer, recipe, total, count = bridge.parts.lm_tokenizer, bridge.recipe, 0.0, 0
-    ids, mask = tokenizer.pad([tokenizer.encode(clean(text), recipe.prompt, recipe.max_length) for text in captions])
+    tokenizer, recipe, total, count = bridge.backbones.lm_tokenizer, bridge.recipe, 0.0, 0
+    ids, mask = tokenizer.pad([tokenizer.encode(normalize_caption(text), recipe.prompt, recipe.max_length)
+                               for text in captions])
     for rows in torch.arange(len(image)).split(50):
         batch = Batch(image[rows].float(), ids[rows], mask[rows], rows).to(bridge.device)
         with autocast(bridge.device):
-            out = bridge.stage2(batch.image, *divide(batch, tokenizer, recipe.prompt))
+            out = bridge.stage2(batch.image_features, *prompt_and_target(batch, tokenizer, recipe.prompt))
         total, count = total + float(out.loss) * len(out.word_logits), count + len(out.word_logits)
     return total / count
 
@@ -324,7 +325,7 @@ def borrow(out: Path, folders: Mapping[str, Path]) -> None:
 def run(recipe: Ablation, name: str, data: Path, parts: Path | None, out: Path) -> dict:
     """Train and measure one: the line to keep. Runs that differ in stage 2 only share their stage 1."""
     alike = repr((recipe.name, recipe.model.__name__, recipe.from_bert, recipe.stage1, sorted(recipe.qformer.items()),
-                  recipe.weights))
+                  recipe.loss_weights))
     stage1 = out.parent / f"stage1-{hashlib.sha256(alike.encode()).hexdigest()[:12]}"
     borrow(out, {"cache": recipe.experts_of / "cache", "stage1": stage1})
     bridge = train_bridge(recipe, data, parts, out)

@@ -40,8 +40,8 @@ def measure(encoder: nn.Module, transform: Transform, paths: Sequence[Path], con
 
     @torch.no_grad()
     def encode(turn: int) -> Tensor:
-        pictures = (load_image(path) for path in paths[turn * batch : (turn + 1) * batch])
-        return encoder(torch.stack([transform(picture) for picture in pictures]))
+        images = (load_image(path) for path in paths[turn * batch : (turn + 1) * batch])
+        return encoder(torch.stack([transform(image) for image in images]))
 
     def step(image: Tensor, turn: int) -> Tensor:
         ids, mask, negatives = captions[turn]
@@ -77,20 +77,20 @@ def of_sizes(name: str, data: str, parts: str) -> tuple[nn.Module, Transform, QF
     recipe = find_recipe(name)
     made = recipe.build(recipe, Path(data), Path(parts), Path("runs") / name)
     tokens = (made.transform.size // made.encoder.config.patch_size) ** 2 + 1
-    return made.encoder.float(), made.transform, made.qformer, recipe.keep or tokens
+    return made.encoder.float(), made.transform, made.qformer, recipe.keep_tokens or tokens
 
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/cache.json."""
-    told = options(__doc__, sizes="laptop", data="data/coco", parts="data/parts", batch=32)
-    encoder, transform, config, visual = of_sizes(told.sizes, told.data, told.parts)
-    data = CocoCaptions(told.data, "train")
-    paths = [record.path for record in data.images[:(told.repeats + 1) * told.batch]]
-    found = measure(encoder, transform, paths, config, told.batch, visual, told.repeats)
-    batches = len(data.pairs) / told.batch
+    args = options(__doc__, sizes="laptop", data="data/coco", parts="data/parts", batch=32)
+    encoder, transform, config, visual = of_sizes(args.sizes, args.data, args.parts)
+    data = CocoCaptions(args.data, "train")
+    paths = [record.path for record in data.images[:(args.repeats + 1) * args.batch]]
+    found = measure(encoder, transform, paths, config, args.batch, visual, args.repeats)
+    batches = len(data.pairs) / args.batch
     found["epoch"] = {name: {clock: seconds * batches for clock, seconds in each.items()}
                       for name, each in found["median"].items()}
-    keep("cache", {f"sizes of {told.sizes}, batch {told.batch}, frozen features cached": found})
+    keep("cache", {f"sizes of {args.sizes}, batch {args.batch}, frozen features cached": found})
 
 
 if __name__ == "__main__":

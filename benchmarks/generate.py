@@ -15,7 +15,7 @@ from benchmarks.stage1 import SIZES, example
 from benchmarks.stage2 import END, THEIRS, Pair, pair
 from benchmarks.theirs import their_batch
 from benchmarks.timing import OURS, case, interleave, keep, options, work
-from minblip2.lm.packed import Packed
+from minblip2.lm.packed import PackedLinears
 
 
 def ways(models: Pair, image: Tensor, beams: int, tokens: int) -> dict[str, Callable[[int], Tensor]]:
@@ -26,8 +26,8 @@ def ways(models: Pair, image: Tensor, beams: int, tokens: int) -> dict[str, Call
             model.requires_grad_(False)  # who writes does not train
 
     def ours(turn: int) -> Tensor:
-        with Packed():
-            return models.ours.generate(image, start, start.bool(), end=END, beams=beams, max_length=tokens,
+        with PackedLinears():
+            return models.ours.generate(image, start, start.bool(), eos_id=END, beams=beams, max_length=tokens,
                                         min_length=tokens)
 
     def theirs(turn: int) -> Tensor:
@@ -58,13 +58,13 @@ def measure(size: str, lm: str, batch: int, beams: int, tokens: int, repeats: in
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/generate.json."""
-    told = options(__doc__, size="base", lm="OPT-125m", batch=[8, 32], beams=[1, 5], tokens=30)
-    for batch in told.batch:
-        for beams in told.beams:
+    args = options(__doc__, size="base", lm="OPT-125m", batch=[8, 32], beams=[1, 5], tokens=30)
+    for batch in args.batch:
+        for beams in args.beams:
             how = "greedy" if beams == 1 else f"{beams} beams"
-            words = f"{told.tokens} token{'s' if told.tokens > 1 else ''}"
-            keep("generate", {f"{words}, {how}, {told.lm} size, batch {batch}":
-                              measure(told.size, told.lm, batch, beams, told.tokens, told.repeats)})
+            words = f"{args.tokens} token{'s' if args.tokens > 1 else ''}"
+            keep("generate", {f"{words}, {how}, {args.lm} size, batch {batch}":
+                              measure(args.size, args.lm, batch, beams, args.tokens, args.repeats)})
 
 
 if __name__ == "__main__":

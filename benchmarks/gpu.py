@@ -63,7 +63,7 @@ def fresh(recipe: Recipe, configs: Path) -> tuple[nn.Module, nn.Module, Stage1]:
         for parameter in module.parameters():
             nn.init.normal_(parameter, std=0.02)
     with device:
-        return encoder, lm, Stage1(config, recipe.shared_width)
+        return encoder, lm, Stage1(config, recipe.embed_dim)
 
 
 def pairs(recipe: Recipe, tokens: int, width: int, vocabulary: int, config: TrainConfig) -> PairBatches:
@@ -73,7 +73,7 @@ def pairs(recipe: Recipe, tokens: int, width: int, vocabulary: int, config: Trai
     texts = [random.integers(3, vocabulary - 1, length).tolist()
              for length in random.integers(budget.CAPTION - 4, budget.CAPTION + 5, PICTURES * PAIRS_EACH)]
     return PairBatches([features], np.arange(len(texts)) // PAIRS_EACH, texts, range(PICTURES), config.batch_size, 0, 0,
-                       recipe.keep)
+                       recipe.keep_tokens)
 
 
 def steps(model: nn.Module, losses: Callable, batches: PairBatches, config: TrainConfig, number: int) -> dict:
@@ -103,7 +103,7 @@ def rate(run: Callable[[], object], items: int, repeats: int = 3) -> float:
 def after_one_token(model: Stage2, batch: Batch) -> dict[str, torch.Tensor]:
     """The loss of a batch after a prompt of one token."""
     ids, mask = batch.text_ids, batch.text_mask
-    return {"loss": model(batch.image, ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:]).loss}
+    return {"loss": model(batch.image_features, ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:]).loss}
 
 
 def measure(recipe: Recipe, number: int) -> dict:
@@ -112,20 +112,20 @@ def measure(recipe: Recipe, number: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         configs = write_extra(Path(folder))
         encoder, lm, stage1 = fresh(recipe, configs)
-        told = budget.estimate(recipe, configs, value=compute_dtype(best_device()).itemsize)
-    tokens, width, device = told.tokens, encoder.width, best_device()
+        output = budget.estimate(recipe, configs, value=compute_dtype(best_device()).itemsize)
+    tokens, width, device = output.tokens, encoder.width, best_device()
     found = {"encode": rate(partial(encoder, torch.randn(64, 3, *[Transform().size] * 2, device=device)), 64)}
-    found["stage1"] = steps(stage1, partial(stage1_losses, weights=recipe.weights), pairs(
-        recipe, tokens, width, stage1.qformer.config.vocabulary, recipe.stage1), recipe.stage1, number)
+    found["stage1"] = steps(stage1, partial(stage1_losses, loss_weights=recipe.loss_weights), pairs(
+        recipe, tokens, width, stage1.qformer.config.vocab_size, recipe.stage1), recipe.stage1, number)
     stage2 = Stage2.from_stage1(stage1, lm).to(device)
     del stage1
-    found["stage2"] = steps(stage2, after_one_token, pairs(recipe, tokens, width, lm.vocabulary, recipe.stage2),
+    found["stage2"] = steps(stage2, after_one_token, pairs(recipe, tokens, width, lm.vocab_size, recipe.stage2),
                             recipe.stage2, number)
     image, ids = torch.randn(50, tokens, width, device=device), torch.ones(50, 1, dtype=torch.long, device=device)
-    found["caption"] = rate(lambda: stage2.eval().generate(image, ids, ids.bool(), end=2, beams=recipe.beams,
+    found["caption"] = rate(lambda: stage2.eval().generate(image, ids, ids.bool(), eos_id=2, beams=recipe.beams,
                                                            max_length=20, min_length=20), len(image))
     for stage in ("stage1", "stage2"):
-        cost = getattr(told, stage)
+        cost = getattr(output, stage)
         found[stage]["estimate"] = cost.memory(found[stage]["batch"])
     return found
 

@@ -38,7 +38,7 @@ def step(model: Stage1, batch: int, text: int, visual: int):
     """One forward and backward pass on random features and full texts of these sizes."""
     config = model.qformer.config
     image = torch.randn(batch, visual, config.image_width)
-    ids = torch.randint(1, config.vocabulary - 1, (batch, text))
+    ids = torch.randint(1, config.vocab_size - 1, (batch, text))
     other = (torch.arange(batch) + 1) % batch
 
     def run(turn: int) -> None:
@@ -58,9 +58,9 @@ def measure(size: str, start: dict[str, int], axes: dict[str, list[int]], repeat
         model = Stage1(config)
         for value in values:
             sizes = start | {axis: value}
-            queries = sizes.pop("queries")
-            if queries != model.qformer.config.queries:
-                model = Stage1(replace(config, queries=queries))
+            queries = sizes.pop("num_queries")
+            if queries != model.qformer.config.num_queries:
+                model = Stage1(replace(config, num_queries=queries))
             sides[str(value)] = step(model, **sizes)
         for side in sides.values():
             side(0)
@@ -76,11 +76,11 @@ def measure(size: str, start: dict[str, int], axes: dict[str, list[int]], repeat
 
 def main() -> None:
     """Measure and write the file."""
-    told = options(__doc__, size="laptop", out="benchmarks/results/growth.json")
-    found = measure(told.size, START, AXES, told.repeats)
-    Path(told.out).parent.mkdir(parents=True, exist_ok=True)
-    write_json(Path(told.out), found)
-    print(f"wrote {told.out}")
+    args = options(__doc__, size="laptop", out="benchmarks/results/growth.json")
+    found = measure(args.size, START, AXES, args.repeats)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    write_json(Path(args.out), found)
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

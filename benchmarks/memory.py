@@ -80,15 +80,15 @@ def measure(what: str, size: str, threads: int) -> dict:
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/memory.json; or, as a child, one side and print its peak."""
-    told = options(__doc__, size="base", what=list(WHAT), child="")
-    if told.child:
+    args = options(__doc__, size="base", what=list(WHAT), child="")
+    if args.child:
         before = read("VmRSS")
-        run = build(*told.child.split("|"), told.size)
+        run = build(*args.child.split("|"), args.size)
         forget_peak()
         run(0)
         print(read("VmHWM") - before)
         return
-    found = {what: measure(what, told.size, told.threads) for what in told.what}
+    found = {what: measure(what, args.size, args.threads) for what in args.what}
     for what, each in found.items():
         print(what, *(f"{side} {value / 1e9:.2f} GB" for side, value in each["bytes"].items()), each["share"])
     store("memory", found, machine())

@@ -46,9 +46,9 @@ def machine() -> str:
     device = best_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     try:
-        told = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")]
-        name = told[0] if device.type == "cpu" and told else name
+        output = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")]
+        name = output[0] if device.type == "cpu" and output else name
     except OSError:
         pass  # not Linux
     threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
@@ -68,10 +68,10 @@ def collect(run: Path, split: str, data: str | None = None) -> dict[str, Any]:
     path = run / f"results-{split}.json"
     if not path.exists():
         raise UserError(f"{path} does not exist: run `python -m minblip2 evaluate --run {run} --split {split}` first")
-    results, told = read_json(path), read_json(run / "run.json")
+    results, record = read_json(path), read_json(run / "run.json")
     if data is None:
-        train = CocoCaptions(told["data"], "train")
-        data = f"{len(train.images):,} pictures with {len(train.pairs):,} captions of {Path(told['data']).name}"
+        train = CocoCaptions(record["data"], "train")
+        data = f"{len(train.images):,} pictures with {len(train.pairs):,} captions of {Path(record['data']).name}"
     minutes = {}
     for stage in ("stage1", "stage2"):
         seconds = read_json(run / stage / "seconds.json")

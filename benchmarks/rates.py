@@ -41,13 +41,13 @@ def louder(stage2: Stage2, image: torch.Tensor, times: float) -> None:
 
 def line(bridge: Bridge, data: Path, cache: Path, rate: float, loudness: float, steps: int) -> dict:
     """Begin stage 2 this way, and measure where it is after so many steps: losses "own" and "other", in nats."""
-    recipe, parts = bridge.recipe, bridge.parts
+    recipe, parts = bridge.recipe, bridge.backbones
     recipe = replace(recipe, stage2=replace(recipe.stage2, steps=steps, batch_size=16, warmup=min(40, steps // 4),
-                                            learning_rate=rate, fresh="projection", gain=PROJECTION / rate))
+                                            learning_rate=rate, new_params="projection", lr_scale=PROJECTION / rate))
     train_split, val = CocoCaptions(data, "train"), CocoCaptions(data, "val")
     views = [bridge.features(train_split, cache, **view) for view in recipe.views]
     bridge = replace(bridge, recipe=recipe)
-    bridge.begin_stage2(views[0])
+    bridge.init_stage2(views[0])
     louder(bridge.stage2, torch.from_numpy(np.array(views[0][:64], dtype=np.float32)).to(bridge.device), loudness)
     losses = partial(stage2_losses, tokenizer=parts.lm_tokenizer, prompt=recipe.prompt)
     with tempfile.TemporaryDirectory() as folder:

@@ -21,17 +21,17 @@ from minblip2.evaluation.retrieval import match_all
 PADDED = 35  # tokens, as LAVIS pads them for retrieval
 
 
-def ranked(stage1: PlainStage1, image: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Logits "match" (n) of captions (n t) with one image (1 v e), as `evaluation` computes them."""
-    return match_all(stage1, image, ids, mask, torch.zeros(len(ids), dtype=torch.long), torch.arange(len(ids)))
+def ranked(stage1: PlainStage1, image_features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits "match" (n) of captions (n t) with one image_features (1 v e), as `evaluation` computes them."""
+    return match_all(stage1, image_features, ids, mask, torch.zeros(len(ids), dtype=torch.long), torch.arange(len(ids)))
 
 
 @torch.no_grad()
-def repeated(stage1: PlainStage1, image: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+def repeated(stage1: PlainStage1, image_features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """The same (n) from the image repeated for each caption, and texts padded to 35 tokens."""
     more = max(PADDED - ids.shape[1], 0)
-    copies = stage1.image_kv(image.repeat(len(ids), 1, 1))
-    return stage1.match(copies, F.pad(ids, (0, more)), F.pad(mask, (0, more), value=False))[:, 1]
+    copies = stage1.image_kv(image_features.repeat(len(ids), 1, 1))
+    return stage1.itm_logits(copies, F.pad(ids, (0, more)), F.pad(mask, (0, more), value=False))[:, 1]
 
 
 def ways(size: str, candidates: int, visual: int, rounds: int) -> dict[str, Callable[[int], Tensor]]:
@@ -62,10 +62,10 @@ def measure(size: str, candidates: int, visual: int, repeats: int) -> dict:
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/retrieve.json."""
-    told = options(__doc__, size="base", candidates=128, visual=[257, 677])
-    for visual in told.visual:
-        keep("retrieve", {f"{told.candidates} captions for an image of {visual} tokens":
-                          measure(told.size, told.candidates, visual, told.repeats)})
+    args = options(__doc__, size="base", candidates=128, visual=[257, 677])
+    for visual in args.visual:
+        keep("retrieve", {f"{args.candidates} captions for an image of {visual} tokens":
+                          measure(args.size, args.candidates, visual, args.repeats)})
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main() -> None:
             views.append(np.load(path, mmap_mode="r"))
         ids = [[1] * int(random.integers(10, 20)) for _ in range(5 * options.pictures)]
         batches = PairBatches(views, [i // 5 for i in range(len(ids))], ids, range(options.pictures),
-                              recipe.stage1.batch_size, 0, 0, recipe.keep)
+                              recipe.stage1.batch_size, 0, 0, recipe.keep_tokens)
         matrix = torch.randn(512, 512)
         for step in options.step:
             source, waited, started = batches.iterate(), 0.0, 0.0
@@ -58,7 +58,8 @@ def main() -> None:
             share = waited / (time.perf_counter() - started)
             source.close()
             results[f"step of {step} s"] = share
-            print(f"{recipe.name}: {tuple(batch.image.shape)} a batch, steps of {step * 1000:.0f} ms wait {share:.1%}")
+            print(f"{recipe.name}: {tuple(batch.image_features.shape)} a batch, steps of {step * 1000:.0f} ms wait "
+                  f"{share:.1%}")
     path = Path("runs/benchmarks/road.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)

@@ -212,10 +212,10 @@ def measure(size: str, batch: int, repeats: int, names: list[str], by_length: bo
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/stage1.json."""
-    told = options(__doc__, size="base", batch=[8, 16], forms=["plain", OFFICIAL, THEIRS], draw="similar")
-    for batch in told.batch:
-        name = f"{told.size}, batch {batch}" + (", captions at random" if told.draw == "random" else "")
-        keep("stage1", {name: measure(told.size, batch, told.repeats, told.forms, told.draw != "random")})
+    args = options(__doc__, size="base", batch=[8, 16], forms=["plain", OFFICIAL, THEIRS], draw="similar")
+    for batch in args.batch:
+        name = f"{args.size}, batch {batch}" + (", captions at random" if args.draw == "random" else "")
+        keep("stage1", {name: measure(args.size, batch, args.repeats, args.forms, args.draw != "random")})
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ FLAN = dict(activation="gelu", gated=True, tied=False, scaled=False)  # FlanT5 a
 LMS = {"OPT-125m": lambda: OPT(OPTConfig()),
        "FlanT5-small": lambda: T5(T5Config(layers=8, heads=6, mlp_width=1024, **FLAN))}
 TINY_LMS = {
-    "OPT-125m": lambda: OPT(OPTConfig(vocabulary=200, width=48, layers=2, heads=4, mlp_width=96, positions=128)),
-    "FlanT5-small": lambda: T5(T5Config(vocabulary=200, width=48, layers=2, heads=4, head_width=12, mlp_width=96,
+    "OPT-125m": lambda: OPT(OPTConfig(vocab_size=200, width=48, layers=2, heads=4, mlp_width=96, max_positions=128)),
+    "FlanT5-small": lambda: T5(T5Config(vocab_size=200, width=48, layers=2, heads=4, head_width=12, mlp_width=96,
                                         **FLAN))}
 END = 2  # the id that closes a text
 
@@ -49,24 +49,24 @@ class Pair:
 def pair(size: str, lm: str, seed: int = 0) -> Pair:
     """Both models on the same random weights; the image token is the language model's last id."""
     torch.manual_seed(seed)
-    config = replace(SIZES[size][0], vocabulary=100)  # the Q-Former's own words stay behind in stage 1
+    config = replace(SIZES[size][0], vocab_size=100)  # the Q-Former's own words stay behind in stage 1
     model = (TINY_LMS if size == "tiny" else LMS)[lm]()
     if isinstance(model, T5):  # as T5 starts: queries that make up for scores which nothing divides
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and "tokens" not in name:
+            if parameter.ndim == 2 and "token_embedding" not in name:
                 torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 / (8 if "query" in name else 1))
     stage2 = Stage2.from_stage1(Stage1(config), model)
     with torch.no_grad():
-        stage2.calibrate(torch.randn(4, 9, config.image_width))
-    image_token = model.vocabulary - 1
+        stage2.match_embedding_scale(torch.randn(4, 9, config.image_width))
+    image_token = model.vocab_size - 1
     other = theirs.blip2(stage2, image_token, eos_token_id=END, pad_token_id=1, bos_token_id=END)
-    return Pair(stage2.eval(), other, image_token, config.queries, bool(model.begun))
+    return Pair(stage2.eval(), other, image_token, config.num_queries, bool(model.decoder_start_ids))
 
 
 def batch_of(models: Pair, size: str, batch: int, seed: int) -> tuple[Tensor, ...]:
     """Image features (b v e), and ids and mask (b t) of what is given and of what is to be written."""
     config, visual = SIZES[size]
-    image, ids, mask, _ = example(replace(config, vocabulary=models.image_token), visual, batch, seed)
+    image, ids, mask, _ = example(replace(config, vocab_size=models.image_token), visual, batch, seed)
     ids = ids.clamp(min=3)
     ids[torch.arange(batch), mask.sum(dim=1) - 1] = END
     if models.two_texts:
@@ -141,9 +141,9 @@ def measure(size: str, lm: str, batch: int, repeats: int) -> dict:
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/stage2.json."""
-    told = options(__doc__, size="base", batch=8, lms=list(LMS))
-    for lm in told.lms:
-        keep("stage2", {f"{lm} size, batch {told.batch}": measure(told.size, lm, told.batch, told.repeats)})
+    args = options(__doc__, size="base", batch=8, lms=list(LMS))
+    for lm in args.lms:
+        keep("stage2", {f"{lm} size, batch {args.batch}": measure(args.size, lm, args.batch, args.repeats)})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from minblip2.qformer import QFormer, QFormerOutput
 from minblip2.stage2 import Stage2
 from minblip2.vit import EVA_G, ViT
 from minblip2.weights import names
-from minblip2.weights.checkpoint import collect
+from minblip2.weights.checkpoint import export_tensors
 from minblip2.weights.export import save_pretrained, settings
 
 
@@ -28,7 +28,7 @@ def qformer(ours: QFormer) -> Blip2QFormerModel:
     with torch.device("meta"):
         theirs = Blip2QFormerModel(Blip2QFormerConfig(**sizes))
     parts = nn.ModuleDict(dict(norm=ours.norm, blocks=ours.blocks))
-    theirs.load_state_dict(collect(parts, names.QFORMER), assign=True)
+    theirs.load_state_dict(export_tensors(parts, names.QFORMER), assign=True)
     return theirs.requires_grad_().eval()
 
 
@@ -104,8 +104,9 @@ def blip2(stage2: Stage2, image_token: int, **tokens: int) -> Blip2ForConditiona
     return theirs.eval()
 
 
-def their_batch(image: Tensor, image_token: int, queries: int, prompt_ids: Tensor, prompt_mask: Tensor) -> dict:
+def their_batch(image_features: Tensor, image_token: int, queries: int, prompt_ids: Tensor,
+                prompt_mask: Tensor) -> dict:
     """What transformers' BLIP-2 is given: features, and ids in which `queries` image tokens stand before the prompt."""
-    places = torch.full((len(image), queries), image_token)
-    return dict(pixel_values=image, input_ids=torch.cat([places, prompt_ids], dim=1),
+    places = torch.full((len(image_features), queries), image_token)
+    return dict(pixel_values=image_features, input_ids=torch.cat([places, prompt_ids], dim=1),
                 attention_mask=torch.cat([torch.ones_like(places), prompt_mask.long()], dim=1))

@@ -39,11 +39,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
     options = parser.parse_args()
     for run in options.runs:
-        told = read_json(run / "run.json")
-        recipe, done = find_recipe(told["recipe"]).with_seed(told["seed"]), known(options.results)
+        record = read_json(run / "run.json")
+        recipe, done = find_recipe(record["recipe"]).with_seed(record["seed"]), known(options.results)
         for share in (recipe.warm_start, 1.0):
-            if not any((one["warm_start"], one["seed"]) == (share, told["seed"]) for one in done):
-                add(options.results, line(run, recipe, Path(told["data"]), share))
+            if not any((one["warm_start"], one["seed"]) == (share, record["seed"]) for one in done):
+                add(options.results, line(run, recipe, Path(record["data"]), share))
 
 
 if __name__ == "__main__":

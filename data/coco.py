@@ -18,7 +18,7 @@ from fetch import Fetcher, Item, sha256_of
 from minblip2 import UserError
 from minblip2.data.files import field, read_json, write_json
 from minblip2.data.pictures import check_image
-from minblip2.data.workers import ahead
+from minblip2.data.workers import prefetch
 
 OFFICIAL = "http://images.cocodataset.org"  # as COCO publishes it: no certificate is valid for this host
 ARCHIVE = "annotations/annotations_trainval2017.zip"
@@ -68,9 +68,9 @@ def download(out: Path, splits: list[str], number: int | None = None, seed: int 
             raise UserError(f"{archive} lists no picture of the split {empty[0]} under the licences asked for")
         chosen = {name: choose(group, number if number is None or name == splits[0] else max(1, number // 10), seed)
                   for name, group in groups.items()}
-        told = _annotations(archive, members, {entry["id"]: name for name in chosen for entry in chosen[name]})
+        record = _annotations(archive, members, {entry["id"]: name for name in chosen for entry in chosen[name]})
         for name, images in chosen.items():
-            _split(fetcher, out, name, images, table, told[name], {"seed": seed, "asked for": number or "all"})
+            _split(fetcher, out, name, images, table, record[name], {"seed": seed, "asked for": number or "all"})
 
 
 def verify(out: Path) -> int:
@@ -88,11 +88,11 @@ def verify(out: Path) -> int:
         if not path.is_file():
             return f"{path} is missing"
         found = path.stat().st_size, sha256_of(path)
-        told = field(entry, "bytes", int, manifest), field(entry, "sha256", str, manifest)
-        return None if found == told else f"{path} has {found[0]} bytes and sha256 {found[1][:12]}..., not {told[0]} " \
-                                          f"and {told[1][:12]}..."
+        record = field(entry, "bytes", int, manifest), field(entry, "sha256", str, manifest)
+        return None if found == record else f"{path} has {found[0]} bytes and sha256 {found[1][:12]}..., not {record[0]} " \
+                                          f"and {record[1][:12]}..."
 
-    answers = tqdm(ahead(problem, listed, os.cpu_count() or 1), total=len(listed), desc="verify", unit="file")
+    answers = tqdm(prefetch(problem, listed, os.cpu_count() or 1), total=len(listed), desc="verify", unit="file")
     if problems := [answer for answer in answers if answer]:
         raise UserError(f"{len(problems)} of {len(listed)} files are not as they were fetched, first {problems[0]}: "
                         "run the same download again")
@@ -137,8 +137,8 @@ def _karpathy(archive: Path) -> dict[int, str]:
 
 def _annotations(archive: Path, members: dict[str, list[str]], split_of: dict[int, str]) -> dict[str, dict[str, list]]:
     """Captions, boxes (without outlines, most of their bytes) and categories of the chosen images, by split."""
-    told: dict[str, dict[str, list]] = {name: {"captions": [], "instances": [], "categories": []}
-                                        for name in dict.fromkeys(split_of.values())}
+    record: dict[str, dict[str, list]] = {name: {"captions": [], "instances": [], "categories": []}
+                                          for name in dict.fromkeys(split_of.values())}
     for kind in KINDS:
         for member in members[kind]:
             where, categories = f"{archive.name}, {member}", []
@@ -150,13 +150,13 @@ def _annotations(archive: Path, members: dict[str, list[str]], split_of: dict[in
                     if kind == "captions" and len(caption := field(entry, "caption", str, where)) > LONGEST_CAPTION:
                         raise UserError(f"{where} has a caption of {len(caption)} characters for the image "
                                         f"{entry['image_id']}, {caption[:40]!r}...: do not use it")
-                    told[name][kind].append({key: value for key, value in entry.items() if key != "segmentation"})
-            for group in told.values():
+                    record[name][kind].append({key: value for key, value in entry.items() if key != "segmentation"})
+            for group in record.values():
                 group["categories"] = categories or group["categories"]
-    return told
+    return record
 
 
-def _split(fetcher: Fetcher, out: Path, name: str, images: list[dict], table: list[dict], told: dict[str, list],
+def _split(fetcher: Fetcher, out: Path, name: str, images: list[dict], table: list[dict], record: dict[str, list],
            request: dict) -> None:
     """Have the pictures of a split, then write its annotations, then its manifest."""
     manifest, folder = out / f"manifest-{name}.json", out / name
@@ -166,8 +166,9 @@ def _split(fetcher: Fetcher, out: Path, name: str, images: list[dict], table: li
         for entry in field(read_json(manifest), "files", list, manifest):
             trusted[out / field(entry, "file", str, manifest)] = field(entry, "sha256", str, manifest)
     items = [_picture(entry, folder) for entry in images]
-    there = ahead(lambda item: sha256_of(item.path) == trusted[item.path] if item.path in trusted and item.path.exists()
-                  else _is_there(item), items, os.cpu_count() or 1)
+    there = prefetch(lambda item: sha256_of(item.path) == trusted[item.path] if item.path in trusted
+                     and item.path.exists()
+                     else _is_there(item), items, os.cpu_count() or 1)
     looked = tqdm(zip(items, there, strict=True), total=len(items), desc=f"{name}: look at what is there",
                   disable=not any(folder.iterdir()), leave=False)
     missing = [item for item, found in looked if not found]
@@ -184,29 +185,30 @@ def _split(fetcher: Fetcher, out: Path, name: str, images: list[dict], table: li
     for partial in folder.glob("*.part"):  # of a choice that was given up
         partial.unlink()
     listed = [{key: value for key, value in entry.items() if key != "source"} for entry in images]
-    captions = {"info": TERMS, "licenses": table, "images": listed, "annotations": told["captions"]}
+    captions = {"info": TERMS, "licenses": table, "images": listed, "annotations": record["captions"]}
     write_json(out / "annotations" / f"captions_{name}.json", captions)
     write_json(out / "annotations" / f"instances_{name}.json", captions | {
-        "annotations": told["instances"], "categories": told["categories"]})
+        "annotations": record["instances"], "categories": record["categories"]})
     notes = [{"file": f"annotations/{kind}_{name}.json", "url": None, "license": "CC BY 4.0"}
              for kind in KINDS]
     pictures = [{"file": f"{name}/{entry['file_name']}", "url": entry["coco_url"], "license": entry.get("license"),
                  "flickr_url": entry.get("flickr_url")} for entry in images]
-    digests = ahead(lambda entry: {"bytes": (out / entry["file"]).stat().st_size,
-                                   "sha256": sha256_of(out / entry["file"])}, [*notes, *pictures], os.cpu_count() or 1)
+    digests = prefetch(lambda entry: {"bytes": (out / entry["file"]).stat().st_size,
+                                      "sha256": sha256_of(out / entry["file"])}, [*notes, *pictures],
+                       os.cpu_count() or 1)
     files = [entry | found for entry, found in zip([*notes, *pictures], digests, strict=True)]
     write_json(manifest, {"terms": TERMS, "split": name, **request, "licenses": table, "files": files})
     short = {entry["id"]: short_name(entry) for entry in table}
     counts = Counter(short.get(entry.get("license"), "unknown") for entry in images)
-    print(f"{folder}: {len(images)} pictures, {len(told['captions'])} captions; licences: "
+    print(f"{folder}: {len(images)} pictures, {len(record['captions'])} captions; licences: "
           + ", ".join(f"{count} {licence}" for licence, count in counts.most_common()))
 
 
 def _picture(entry: dict, folder: Path) -> Item:
     def check(path: Path, proven: bool) -> None:
-        found, told = check_image(path, decode=not proven), (entry["width"], entry["height"])
-        if sorted(found) != sorted(told):  # a camera may have lain on its side
-            raise UserError(f"{path} is {found[0]}x{found[1]} pixels, not {told[0]}x{told[1]} as in the annotations")
+        found, output = check_image(path, decode=not proven), (entry["width"], entry["height"])
+        if sorted(found) != sorted(output):  # a camera may have lain on its side
+            raise UserError(f"{path} is {found[0]}x{found[1]} pixels, not {output[0]}x{output[1]} as in the annotations")
 
     return Item(entry["coco_url"], folder / entry["file_name"], LARGEST_PICTURE, check)
 

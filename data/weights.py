@@ -121,10 +121,10 @@ def _share(cached: Path, partial: Path) -> None:
 def _is_complete(folder: Path, model: HubModel) -> bool:
     """Whether the folder holds all of this revision; sizes are compared, for hashing takes minutes."""
     try:
-        told = read_json(folder / NOTE)
-        return told.get("revision") == model.revision and all(
+        record = read_json(folder / NOTE)
+        return record.get("revision") == model.revision and all(
             (folder / field(entry, "name", str, folder)).stat().st_size == entry["bytes"]
-            for entry in field(told, "files", list, folder))
+            for entry in field(record, "files", list, folder))
     except (UserError, OSError):
         return False
 

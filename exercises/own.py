@@ -36,18 +36,18 @@ from minblip2.data.batches import Batch
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.scene_captions import judge, write_captions
 from minblip2.data.scenes import Scene, draw_scenes
-from minblip2.qformer import Block, ImageKV, QFormer, QFormerConfig, QFormerOutput
+from minblip2.qformer import ImageKV, QFormer, QFormerBlock, QFormerConfig, QFormerOutput
 from minblip2.stage1 import Stage1, Stage1Output
 from minblip2.stage2 import Stage2, Stage2Output
-from minblip2.training.bridge import Bridge, divide
+from minblip2.training.bridge import Bridge, prompt_and_target
 from minblip2.training.recipes import SCENES, default_data
 
 SLOTS = {  # lesson -> its exercises whose answers are put in, by the names of their checks
     "01": ("attention", "cross_attention"), "02": ("bidirectional", "unimodal", "multimodal_causal"),
-    "05": ("run_block", "fresh_queries"), "06": ("similarity", "contrastive_loss"),
+    "05": ("run_block", "fresh_queries"), "06": ("similarity", "itc_loss"),
     "07": ("sample_negatives", "match_triple", "match_logits"),
-    "08": ("decoder_ids", "next_words", "generation_loss", "until_end"), "09": ("rate", "recall", "freeze"),
-    "10": ("sequence", "labels", "shifted_loss", "hear"),
+    "08": ("decoder_ids", "next_words", "itg_loss", "until_end"), "09": ("rate", "recall", "freeze"),
+    "10": ("sequence", "labels", "shifted_loss", "lm_logits"),
 }
 NOT_YET = "None of the pieces is yours so far: solve some exercises of lessons 01 to 10, and save their notebooks."
 
@@ -146,8 +146,8 @@ class Pieces:
         """A line for each piece, and how many are the learner's."""
         lines = []
         for piece in self.all.values():
-            told = "yours" if piece.yours else f"{piece.status}; the solution's is put in"
-            lines.append(f"{SIGNS[piece.status]} {piece.exercise.name}: {told}")
+            output = "yours" if piece.yours else f"{piece.status}; the solution's is put in"
+            lines.append(f"{SIGNS[piece.status]} {piece.exercise.name}: {output}")
             lines += [f"  {piece.message}"] if piece.message else []
         return "\n".join([*lines, f"{self.yours} of {len(self.all)} pieces are yours"])
 
@@ -195,11 +195,11 @@ def collect(folder: Path | None = None, lender: Path = ROOT / "solutions") -> Pi
 # --- the module with the pieces in it ---------------------------------------------------------------------------------
 
 
-class OwnBlock(Block):
+class OwnBlock(QFormerBlock):
     """A block of the Q-Former whose attention is the learner's, as is the order in which the parts run."""
 
-    def __init__(self, config: QFormerConfig, reads_image: bool, pieces: Pieces):
-        super().__init__(config, reads_image)
+    def __init__(self, config: QFormerConfig, has_cross_attention: bool, pieces: Pieces):
+        super().__init__(config, has_cross_attention)
         # 01.4 leans on a `fused` that is given there; here it leans on 01.2.
         pieces.cross_attention.forward.__globals__["fused"] = pieces.attention
 
@@ -210,14 +210,14 @@ class OwnBlock(Block):
                 return super().forward(x, x, mask)
 
         self.self_attention = SelfAttention(config.width, config.heads, config.width)
-        if reads_image:
+        if has_cross_attention:
             self.cross_attention = pieces.cross_attention(config.width, config.heads, config.image_width)
         self.pieces = pieces
 
-    def forward(self, x: Tensor, queries: int, image: tuple[Tensor, Tensor] | None, mask: Tensor,
+    def forward(self, x: Tensor, queries: int, image_kv: tuple[Tensor, Tensor] | None, mask: Tensor,
                 cache: None = None) -> Tensor:
-        """Transform x (b s e); `image` holds features (b v image_width), not keys and values."""
-        return self.pieces.run_block(self, x, queries, None if image is None else image[0], mask)
+        """Transform x (b s e); `image_kv` holds features (b v image_width), not keys and values."""
+        return self.pieces.run_block(self, x, queries, None if image_kv is None else image_kv[0], mask)
 
 
 class OwnQFormer(QFormer):
@@ -225,14 +225,15 @@ class OwnQFormer(QFormer):
 
     def __init__(self, config: QFormerConfig, pieces: Pieces):
         super().__init__(config)
-        self.blocks = nn.ModuleList(OwnBlock(config, i % config.cross_every == 0, pieces) for i in range(config.layers))
+        self.blocks = nn.ModuleList(OwnBlock(config, i % config.cross_attention_every == 0, pieces)
+                                    for i in range(config.layers))
         self.blocks.apply(self.initialise)
-        self.query_tokens = pieces.fresh_queries(config.queries, config.width, config.init_std)
+        self.query_tokens = pieces.fresh_queries(config.num_queries, config.width, config.init_std)
 
-    def project_image(self, image: Tensor, norm: nn.LayerNorm | None = None) -> ImageKV:
+    def project_image(self, image_features: Tensor, norm: nn.LayerNorm | None = None) -> ImageKV:
         """Features (b v image_width) as they are, or normalised: the learner's layer projects them itself."""
-        image = image if norm is None else norm(image)
-        return ImageKV(tuple((image, image) for _ in self.cross_attentions))
+        image_features = image_features if norm is None else norm(image_features)
+        return ImageKV(tuple((image_features, image_features) for _ in self.cross_attentions))
 
     def query_branch(self) -> OwnQFormer:
         """A copy for stage 2. It keeps its text side: the learner's block may call it for a text of no words."""
@@ -242,43 +243,43 @@ class OwnQFormer(QFormer):
 class OwnStage1(Stage1):
     """Stage 1 of the learner's pieces. Nothing is cached or trimmed: one pass for each loss, as the paper draws it."""
 
-    def __init__(self, config: QFormerConfig, shared_width: int, pieces: Pieces):
-        super().__init__(config, shared_width)
+    def __init__(self, config: QFormerConfig, embed_dim: int, pieces: Pieces):
+        super().__init__(config, embed_dim)
         self.qformer, self.pieces = OwnQFormer(config, pieces), pieces
 
-    def run(self, image: ImageKV, text_ids: Tensor, text_mask: Tensor, mask_of: Callable) -> QFormerOutput:
+    def run(self, image_kv: ImageKV, text_ids: Tensor, text_mask: Tensor, mask_of: Callable) -> QFormerOutput:
         """Queries and text in one sequence, under one of the three masks."""
-        return self.qformer(image, text_ids, mask_of(self.qformer.config.queries, text_mask))
+        return self.qformer(image_kv, text_ids, mask_of(self.qformer.config.num_queries, text_mask))
 
-    def forward(self, image: Tensor, text_ids: Tensor, text_mask: Tensor, image_ids: Tensor | None = None,
+    def forward(self, image_features: Tensor, text_ids: Tensor, text_mask: Tensor, image_ids: Tensor | None = None,
                 negatives: tuple[Tensor, Tensor] | None = None) -> Stage1Output:
         """ITC + ITM + ITG, of the shapes of `Stage1.forward`; read it beside the figure of lesson 06."""
-        mine, kv, queries = self.pieces, self.image_kv(image), self.qformer.config.queries
-        image_ids = torch.arange(len(image)) if image_ids is None else image_ids
+        mine, kv, queries = self.pieces, self.image_kv(image_features), self.qformer.config.num_queries
+        image_ids = torch.arange(len(image_features)) if image_ids is None else image_ids
         same_image = rearrange(image_ids, "b -> b 1") == rearrange(image_ids, "n -> 1 n")
 
         apart = self.run(kv, text_ids, text_mask, mine.unimodal)
-        seen = F.normalize(self.vision_projection(apart.queries), dim=-1)
-        said = F.normalize(self.text_projection(apart.text[:, 0]), dim=-1)
-        cosine = mine.similarity(seen, said)
-        itc = mine.contrastive_loss(cosine, same_image, self.temperature, self.label_smoothing)
+        image_embeds = F.normalize(self.vision_projection(apart.queries), dim=-1)
+        text_embeds = F.normalize(self.text_projection(apart.text[:, 0]), dim=-1)
+        cosine = mine.similarity(image_embeds, text_embeds)
+        itc = mine.itc_loss(cosine, same_image, self.temperature, self.label_smoothing)
 
         similarity = cosine / self.temperature
         wrong = mine.sample_negatives(similarity.detach(), same_image) if negatives is None else negatives
         images, texts, match_labels = mine.match_triple(*wrong)
         fused = self.run(kv.select(images), text_ids[texts], text_mask[texts], mine.bidirectional)
-        match_logits = mine.match_logits(torch.cat(fused, dim=1), queries, self.match_head)
+        match_logits = mine.match_logits(torch.cat(fused, dim=1), queries, self.itm_head)
         itm = F.cross_entropy(match_logits, match_labels)
 
         asked = mine.next_words(text_ids, text_mask)
-        told = self.run(kv, mine.decoder_ids(text_ids, self.qformer.dec), text_mask, mine.multimodal_causal).text
-        words = self.qformer.predict(told)
-        itg = mine.generation_loss(words, asked, self.label_smoothing)
+        output = self.run(kv, mine.decoder_ids(text_ids, self.qformer.dec_id), text_mask, mine.multimodal_causal).text
+        words = self.qformer.lm_logits(output)
+        itg = mine.itg_loss(words, asked, self.label_smoothing)
         loss, words = itc + itm + itg, words[asked != -100]
         return Stage1Output(loss, itc, itm, itg, similarity, match_logits, match_labels, words, self.temperature)
 
 
-class Heard(nn.Module):
+class LogitsFromEmbeds(nn.Module):
     """A language model under a mask, from embeddings (b s e) to logits (b s n): what 10.4 lets the gradient through."""
 
     def __init__(self, lm: nn.Module, mask: Tensor):
@@ -287,7 +288,7 @@ class Heard(nn.Module):
 
     def forward(self, embeds: Tensor) -> Tensor:
         """(b s e) -> (b s n)."""
-        return self.lm.head(self.lm(embeds, self.mask))
+        return self.lm.lm_logits(self.lm(embeds, self.mask))
 
 
 class OwnStage2(Stage2):
@@ -297,39 +298,40 @@ class OwnStage2(Stage2):
         super().__init__(stage1.vision_norm, stage1.qformer, lm)
         self.lm, self.pieces = stage1.pieces.freeze(self.lm), stage1.pieces
 
-    def queries(self, image: Tensor) -> Tensor:
+    def queries(self, image_features: Tensor) -> Tensor:
         """What the Q-Former reads off features (b v image_width): (b q e)."""
-        kv, queries = self.qformer.project_image(self.vision_norm(image)), self.qformer.config.queries
-        nobody = torch.empty(len(image), 0, dtype=torch.bool)
+        kv, queries = self.qformer.project_image(self.vision_norm(image_features)), self.qformer.config.num_queries
+        nobody = torch.empty(len(image_features), 0, dtype=torch.bool)
         return self.qformer(kv, mask=self.pieces.bidirectional(queries, nobody)).queries
 
-    def soft_prompt(self, image: Tensor) -> Tensor:
+    def soft_prompt(self, image_features: Tensor) -> Tensor:
         """Features (b v image_width) as tokens (b q e) of the language model's width."""
-        return self.projection(self.queries(image))
+        return self.projection(self.queries(image_features))
 
-    def forward(self, image: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, text_ids: Tensor,
+    def forward(self, image_features: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, text_ids: Tensor,
                 text_mask: Tensor) -> Stage2Output:
         """Loss of texts (b t) after [image ; prompt], of the shapes of `Stage2.forward`."""
-        mine, seen = self.pieces, self.queries(image)
+        mine, seen = self.pieces, self.queries(image_features)
         embeds = mine.sequence(seen, self.projection, self.lm.embed(prompt_ids), self.lm.embed(text_ids))
-        visible = F.pad(torch.cat([prompt_mask, text_mask], dim=1), (seen.shape[1], 0), value=True)
+        attention_mask = F.pad(torch.cat([prompt_mask, text_mask], dim=1), (seen.shape[1], 0), value=True)
         targets = mine.labels(seen.shape[1], prompt_ids, prompt_mask, text_ids, text_mask)
-        logits = mine.hear(Heard(self.lm, masks.causal(visible)), embeds)
+        logits = mine.lm_logits(LogitsFromEmbeds(self.lm, masks.causal(attention_mask)), embeds)
         return Stage2Output(mine.shifted_loss(logits, targets), logits[:, :-1][targets[:, 1:] != -100])
 
 
 # --- the world in which it learns -------------------------------------------------------------------------------------
 
 EXAM = 200  # pictures that nobody has trained on
-SIZES = dict(layers=2, cross_every=1)  # half of the course's blocks, each of which reads: minutes, not a quarter hour
+# half of the course's blocks, each of which reads: minutes, not a quarter hour
+SIZES = dict(layers=2, cross_attention_every=1)
 
 
 @cache
 def exam() -> tuple[list[Image], list[Scene], list[str]]:
     """The pictures on which a bridge is judged, what is in them, and a caption of each that tells much."""
     drawn = list(draw_scenes(EXAM, "exam of the own bridge"))
-    told = [max(write_captions(scene, rng), key=len) for rng, _, scene in drawn]
-    return [image for _, image, _ in drawn], [scene for _, _, scene in drawn], told
+    output = [max(write_captions(scene, rng), key=len) for rng, _, scene in drawn]
+    return [image for _, image, _ in drawn], [scene for _, _, scene in drawn], output
 
 
 class World:
@@ -337,9 +339,9 @@ class World:
 
     def __init__(self) -> None:
         self.data = CocoCaptions(default_data(SCENES, RUN, None), "train")
-        self.parts = SCENES.build(SCENES, self.data.root, None, RUN)
-        self.parts.qformer = replace(self.parts.qformer, **SIZES)
-        self.bridge = Bridge(SCENES, self.parts, SCENES.new_stage1(self.parts), device=torch.device("cpu"))
+        self.backbones = SCENES.build(SCENES, self.data.root, None, RUN)
+        self.backbones.qformer = replace(self.backbones.qformer, **SIZES)
+        self.bridge = Bridge(SCENES, self.backbones, SCENES.new_stage1(self.backbones), device=torch.device("cpu"))
         self.features = self.bridge.features(self.data, RUN / "cache")
 
     def batches(self, for_lm: bool) -> Iterator[Batch]:
@@ -347,9 +349,9 @@ class World:
         return self.bridge.pairs(self.data, [self.features], for_lm).iterate()
 
     @torch.no_grad()
-    def look(self, pictures: Sequence[Image]) -> Tensor:
+    def encode_images(self, images: Sequence[Image]) -> Tensor:
         """Frozen features (b v e) of pictures."""
-        return self.parts.encoder(torch.stack([self.parts.transform(picture) for picture in pictures]))
+        return self.backbones.encoder(torch.stack([self.backbones.transform(image) for image in images]))
 
 
 @cache
@@ -367,13 +369,13 @@ def learn(model: nn.Module, loss_of: Callable[[Batch], Tensor], batches: Iterato
     weights = [(part, weight) for part, weight in model.named_parameters() if weight.requires_grad]
     new = [weight for part, weight in weights if fresh and part.startswith(fresh)]
     old = [weight for part, weight in weights if not (fresh and part.startswith(fresh))]
-    optimiser = torch.optim.AdamW([{"params": old, "gain": 1}, {"params": new, "gain": 10}], betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW([{"params": old, "lr_scale": 1}, {"params": new, "lr_scale": 10}], betas=(0.9, 0.98))
     model.train()
     started, paid = time.perf_counter(), []
     for step in range(steps):
         torch.manual_seed(step)
         for group in optimiser.param_groups:
-            group["lr"] = group["gain"] * rate(step, steps, steps // 20, peak, 0.02)
+            group["lr"] = group["lr_scale"] * rate(step, steps, steps // 20, peak, 0.02)
         loss = loss_of(next(batches))
         if not loss.isfinite():
             raise UserError(f"the loss of {name} is {loss.item()} at step {step + 1}: lower the peak rate {peak:g}")
@@ -393,11 +395,11 @@ def train_stage1(pieces: Pieces, steps: int, peak: float) -> OwnStage1:
     if not pieces.yours:
         raise NotImplementedError(NOT_YET)
     torch.manual_seed(0)
-    model = OwnStage1(world().parts.qformer, SCENES.shared_width, pieces)
+    model = OwnStage1(world().backbones.qformer, SCENES.embed_dim, pieces)
 
     def loss_of(batch: Batch) -> Tensor:
-        out = model(batch.image, batch.text_ids, batch.text_mask, batch.image_ids)
-        return sum(weight * part for weight, part in zip(SCENES.weights, (out.itc, out.itm, out.itg), strict=True))
+        out = model(batch.image_features, batch.text_ids, batch.text_mask, batch.image_ids)
+        return sum(weight * part for weight, part in zip(SCENES.loss_weights, (out.itc, out.itm, out.itg), strict=True))
 
     learn(model, loss_of, world().batches(for_lm=False), steps, peak, pieces.rate, "stage 1")
     found = recall_of(model)
@@ -408,9 +410,9 @@ def train_stage1(pieces: Pieces, steps: int, peak: float) -> OwnStage1:
 @torch.no_grad()
 def recall_of(model: OwnStage1) -> float:
     """Recall@1 on the exam, by the learner's similarity and recall."""
-    pictures, _, captions = exam()
-    seen = model.qformer(model.image_kv(world().look(pictures)), mask=masks.bidirectional(
-        model.qformer.config.queries, torch.empty(len(pictures), 0, dtype=torch.bool))).queries
+    images, _, captions = exam()
+    seen = model.qformer(model.image_kv(world().encode_images(images)), mask=masks.bidirectional(
+        model.qformer.config.num_queries, torch.empty(len(images), 0, dtype=torch.bool))).queries
     ids, mask = world().bridge.text_ids(captions)
     said = model.qformer(text_ids=ids, mask=masks.unimodal(0, mask)).text[:, 0]
     cosine = model.pieces.similarity(F.normalize(model.vision_projection(seen), dim=-1),
@@ -421,12 +423,12 @@ def recall_of(model: OwnStage1) -> float:
 def train_stage2(stage1: OwnStage1, steps: int, peak: float) -> OwnStage2:
     """What stage 1 has learned in front of the frozen language model, trained on the learner's loss."""
     torch.manual_seed(0)
-    model = OwnStage2(stage1, copy.deepcopy(world().parts.lm))
-    model.calibrate(torch.from_numpy(np.array(world().features[:256], dtype=np.float32)))
-    tokenizer = world().parts.lm_tokenizer
+    model = OwnStage2(stage1, copy.deepcopy(world().backbones.lm))
+    model.match_embedding_scale(torch.from_numpy(np.array(world().features[:256], dtype=np.float32)))
+    tokenizer = world().backbones.lm_tokenizer
 
     def loss_of(batch: Batch) -> Tensor:
-        return model(batch.image, *divide(batch, tokenizer, "")).loss
+        return model(batch.image_features, *prompt_and_target(batch, tokenizer, "")).loss
 
     learn(model, loss_of, world().batches(for_lm=True), steps, peak, stage1.pieces.rate, "stage 2", fresh="projection")
     return model
@@ -437,12 +439,13 @@ TRAINED: list[Callable[[Sequence[Image]], list[str]]] = []  # the last captioner
 
 def captioner(model: OwnStage2) -> Callable[[Sequence[Image]], list[str]]:
     """What gives a caption for each picture, written by the frozen language model, one likeliest word after another."""
-    tokenizer = world().parts.lm_tokenizer
+    tokenizer = world().backbones.lm_tokenizer
 
-    def caption(pictures: Sequence[Image]) -> list[str]:
-        given = torch.tensor([tokenizer.encode_prompt("")]).expand(len(pictures), -1)
-        ids = model.generate(world().look(pictures), given, torch.ones_like(given, dtype=torch.bool), tokenizer.end)
-        return [tokenizer.decode(torch.tensor(row)) for row in model.pieces.until_end(ids, tokenizer.end)]
+    def caption(images: Sequence[Image]) -> list[str]:
+        given = torch.tensor([tokenizer.encode_prompt("")]).expand(len(images), -1)
+        ids = model.generate(world().encode_images(images), given, torch.ones_like(given, dtype=torch.bool),
+                             tokenizer.eos_id)
+        return [tokenizer.decode(torch.tensor(row)) for row in model.pieces.until_end(ids, tokenizer.eos_id)]
 
     TRAINED[:] = [caption]
     return caption
@@ -453,10 +456,10 @@ def show(count: int = 8) -> None:
     if not TRAINED:
         print("○ not done yet: there is no bridge that could say anything")
         return
-    pictures, scenes, _ = exam()
-    told = TRAINED[0](pictures[:count])
-    right = [bool(judge(caption, scene)["things"]) for caption, scene in zip(told, scenes[:count], strict=True)]
-    sheet = figures.caption_sheet(pictures[:count], [{"right" if good else "wrong": caption}
-                                                     for caption, good in zip(told, right, strict=True)])
+    images, scenes, _ = exam()
+    output = TRAINED[0](images[:count])
+    right = [bool(judge(caption, scene)["things"]) for caption, scene in zip(output, scenes[:count], strict=True)]
+    sheet = figures.caption_sheet(images[:count], [{"right" if good else "wrong": caption}
+                                                   for caption, good in zip(output, right, strict=True)])
     viz.show(sheet, f"{count} drawn scenes with the captions of your own bridge, {sum(right)} of them right about "
-                    f"every thing in the picture; the first says: {told[0]}")
+                    f"every thing in the picture; the first says: {output[0]}")

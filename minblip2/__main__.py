@@ -17,16 +17,16 @@ from .data.pictures import load_image
 from .evaluation.measure import LABELS, evaluate_run
 from .training.bridge import Bridge, load_bridge, train_bridge
 from .training.budget import dry_run
-from .training.distributed import first_to_speak, launched
+from .training.distributed import env_rank, is_first_to_report
 from .training.recipes import RECIPES, find_recipe
 from .weights.blip2 import Blip2
 
 
 def print_table(results: dict[str, float]) -> None:
     """One line for each figure that has a label."""
-    told = {label: results[name] for name, label in LABELS.items() if name in results}
-    width = max(map(len, told))
-    for label, value in told.items():
+    output = {label: results[name] for name, label in LABELS.items() if name in results}
+    width = max(map(len, output))
+    for label, value in output.items():
         print(f"{label:{width}}  " + (f"{value:8.1f}" if isinstance(value, float) else f"{value:6}"))
 
 
@@ -34,7 +34,7 @@ def note_unknown(bridge: Bridge, texts: Sequence[str]) -> None:
     """Say which words of the texts the bridge has never read: to it, all of them are one and the same."""
     unknown = set()
     for text in texts:
-        read = bridge.parts.tokenizer.backend.encode(text, add_special_tokens=False)
+        read = bridge.backbones.tokenizer.backend.encode(text, add_special_tokens=False)
         unknown |= {text[slice(*place)] for token, place in zip(read.tokens, read.offsets, strict=True)
                     if token == "[UNK]"}
     if unknown:
@@ -48,10 +48,10 @@ def train_command(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(dry_run(recipe, args.data, args.parts))
         return
-    if (out / "stage2" / "model.safetensors").exists() and not args.restart and launched()[0] == 0:
+    if (out / "stage2" / "model.safetensors").exists() and not args.restart and env_rank()[0] == 0:
         print(f"{out} is finished: it is measured, not trained again (--restart would)")
     bridge = train_bridge(recipe, args.data, args.parts, out, resume=not args.restart)
-    if launched()[0] > 0:
+    if env_rank()[0] > 0:
         return  # torchrun has started more of us: one measures and speaks
     print_table(evaluate_run(out, bridge, args.split))
     print(f"kept in {out}; try: python -m minblip2 caption --run {out} PICTURE")
@@ -59,23 +59,23 @@ def train_command(args: argparse.Namespace) -> None:
 
 def caption_command(args: argparse.Namespace) -> None:
     """Say what is in each picture."""
-    pictures = [load_image(path) for path in args.pictures]  # all are read before anything is said of one
+    images = [load_image(path) for path in args.images]  # all are read before anything is said of one
     if args.model:
-        say = partial(Blip2.from_folder(args.model).caption, pictures, args.prompt or "")
+        say = partial(Blip2.from_folder(args.model).caption, images, args.prompt or "")
     else:
         bridge = load_bridge(args.run)
-        seen = bridge.look(pictures)
+        seen = bridge.encode_images(images)
         say = partial(bridge.caption_stage1, seen) if args.stage1 else partial(bridge.caption, seen, args.prompt)
     torch.manual_seed(args.seed)  # here, for loading draws, too
     choice = dict(beams=args.beams) if args.top_p is None else dict(beams=1, top_p=args.top_p)
-    for path, caption in zip(args.pictures, say(max_length=args.max_length, **choice), strict=True):
+    for path, caption in zip(args.images, say(max_length=args.max_length, **choice), strict=True):
         print(f"{path}: {caption}")
 
 
 def ask_command(args: argparse.Namespace) -> None:
     """Answer questions about a picture with a BLIP-2, each put as the model was asked: "Question: ... Answer:"."""
-    picture = load_image(args.picture)
-    answers = Blip2.from_folder(args.model).ask([picture] * len(args.questions), args.questions)
+    image = load_image(args.image)
+    answers = Blip2.from_folder(args.model).ask([image] * len(args.questions), args.questions)
     for question, answer in zip(args.questions, answers, strict=True):
         print(f"{question} {answer}")
 
@@ -107,13 +107,13 @@ def attend_command(args: argparse.Namespace) -> None:
     from .course import figures, viz
     from .evaluation import grounding
 
-    picture = load_image(args.picture)
+    picture = load_image(args.image)
     bridge = load_bridge(args.run)
     note_unknown(bridge, args.texts)
     ids, mask = bridge.text_ids(args.texts)
-    image = bridge.look([picture]).expand(len(args.texts), -1, -1)
-    maps = grounding.to_grid(grounding.text_map(bridge.stage1, image, ids, mask), bridge.parts.class_token)
-    shown = bridge.parts.transform.shown(picture)
+    image_features = bridge.encode_images([picture]).expand(len(args.texts), -1, -1)
+    maps = grounding.to_grid(grounding.text_map(bridge.stage1, image_features, ids, mask), bridge.backbones.class_token)
+    shown = bridge.backbones.transform.crop_and_resize(picture)
     figure = figures.attention_maps(shown, dict(zip(args.texts, maps.cpu(), strict=True)))
     args.to.parent.mkdir(parents=True, exist_ok=True)
     write_beside(args.to, lambda path: path.write_bytes(viz.png(figure)))
@@ -164,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--restart", action="store_true", help="train again even if the folder holds a finished run")
 
     caption = command("caption", caption_command)
-    caption.add_argument("pictures", nargs="+", type=Path)
+    caption.add_argument("images", nargs="+", type=Path)
     caption.add_argument("--model", type=Path, help="folder of a BLIP-2 as on the model hub, instead of --run")
     caption.add_argument("--prompt", help="text that the caption goes on from, as in --prompt 'a picture of'; only "
                                           "what is new is printed")
@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     caption.add_argument("--stage1", action="store_true", help="let the Q-Former caption without a language model")
 
     ask = command("ask", ask_command, needs_run=False)
-    ask.add_argument("picture", type=Path)
+    ask.add_argument("image", type=Path)
     ask.add_argument("questions", nargs="+", help='for example "Question: what is the dog doing? Answer:"')
     ask.add_argument("--model", type=Path, required=True, help="folder of a BLIP-2 as on the model hub")
 
@@ -191,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--top", type=positive, default=16, help="so many ITM ranks again (default %(default)s)")
 
     attend = command("attend", attend_command)
-    attend.add_argument("picture", type=Path)
+    attend.add_argument("image", type=Path)
     attend.add_argument("texts", nargs="+", help='for example "a dog" "the grass"')
     attend.add_argument("--to", type=Path, default=Path("attention.png"),
                         help="the figure to write, a PNG (default %(default)s)")
@@ -204,7 +204,7 @@ def main() -> int:
     try:
         args.execute(args)
     except UserError as error:
-        if first_to_speak():
+        if is_first_to_report():
             print(f"minblip2: {error}", file=sys.stderr)
         return 2
     return 0

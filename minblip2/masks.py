@@ -39,7 +39,7 @@ def causal(attention_mask: Tensor) -> Tensor:
     return multimodal_causal(0, attention_mask)
 
 
-def positions(attention_mask: Tensor) -> Tensor:
+def token_positions(attention_mask: Tensor) -> Tensor:
     """Each token's position (b s): how many tokens that are not padding stand before it. attention_mask (b s).
 
     Padding takes no place, on whatever side it stands; what a padded token gets does not matter.

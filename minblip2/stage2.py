@@ -103,7 +103,7 @@ class Stage2(nn.Module):
         first, attention_mask = self.lm.prefill(*self.given(image_features, prompt_ids, prompt_mask), cache)
 
         def step(ids: Tensor, attention_mask: Tensor, cache: KVCache) -> Tensor:
-            mask, position = rearrange(attention_mask, "b k -> b 1 1 k"), masks.positions(attention_mask)[:, -1:]
+            mask, position = rearrange(attention_mask, "b k -> b 1 1 k"), masks.token_positions(attention_mask)[:, -1:]
             return self.lm.lm_logits(self.lm(self.lm.embed(ids), mask, position, cache)[:, -1])
 
         return generate(step, self.lm.lm_logits(first), attention_mask, cache, eos_id=eos_id,

@@ -42,9 +42,9 @@ def kept(results: Path = ROOT / "benchmarks" / "results", names: tuple[str, ...]
 
 def provenance(results: dict[str, dict[str, Any]]) -> str:
     """Where kept figures are from, a sentence for each recipe."""
-    return "\n".join(f"*{name}: {told['data']}; {told['minutes_stage1']:.0f} minutes of stage 1 and "
-                     f"{told['minutes_stage2']:.0f} of stage 2 on {told['machine']}; commit {told['commit']}.*"
-                     for name, told in results.items())
+    return "\n".join(f"*{name}: {output['data']}; {output['minutes_stage1']:.0f} minutes of stage 1 and "
+                     f"{output['minutes_stage2']:.0f} of stage 2 on {output['machine']}; commit {output['commit']}.*"
+                     for name, output in results.items())
 
 
 def cell(values: list[float]) -> str:
@@ -101,25 +101,25 @@ def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
     from minblip2.training.bridge import load_bridge
 
     bridge, data = load_bridge(run), read_json(run / "run.json")["data"]
-    pictures = [load_image(record.path) for record in CocoCaptions(data, "val", limit=count).images]
+    images = [load_image(record.path) for record in CocoCaptions(data, "val", limit=count).images]
     prompt = QUESTIONS["things"]
-    captions = ask(bridge, bridge.look(pictures), prompt)
+    captions = ask(bridge, bridge.encode_images(images), prompt)
     truths = load_scenes(data, "val")[:count]
     right = [bool(judge(caption, truth)["things"]) for caption, truth in zip(captions, truths, strict=True)]
-    return viz.png(figures.caption_sheet(pictures, [[caption] for caption in captions])), under_picture(right, prompt)
+    return viz.png(figures.caption_sheet(images, [[caption] for caption in captions])), under_picture(right, prompt)
 
 
 def main() -> int:
     """Write the table into README.md and the picture; 2 when there is nothing to write or nowhere to write it."""
-    found, told = columns(ROOT / "runs"), kept()
+    found, output = columns(ROOT / "runs"), kept()
     try:
         if not found:
             raise ValueError("no runs/*/results-*.json: run make course first")
-        found = {f"{name}, val": [figures] for name, figures in told.items() if f"{name}, val" not in found} | found
+        found = {f"{name}, val": [figures] for name, figures in output.items() if f"{name}, val" not in found} | found
         recipes = sorted({name.split(",")[0] for name in found}, key=lambda name: (name != "scenes", name))
         tables = [table({name: some for name, some in sorted(found.items()) if name.split(",")[0] == recipe})
                   for recipe in recipes]  # one for each: what is measured on drawings is not what is on photographs
-        put("\n\n".join([*tables, *([provenance(told)] if told else [])]))
+        put("\n\n".join([*tables, *([provenance(output)] if output else [])]))
         if (ROOT / "runs" / "scenes" / "stage2" / "model.safetensors").exists():
             figure = ROOT / "notebooks" / "figures" / "bridge.png"
             figure.parent.mkdir(exist_ok=True)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from minblip2.qformer import QFormerConfig
 
-TINY = QFormerConfig(width=24, layers=3, heads=3, mlp_width=40, queries=4, image_width=20, cross_every=2,
-                     vocabulary=50, positions=40, dropout=0.0)
+TINY = QFormerConfig(width=24, layers=3, heads=3, mlp_width=40, num_queries=4, image_width=20, cross_attention_every=2,
+                     vocab_size=50, max_positions=40, dropout=0.0)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from minblip2.lm.opt import OPT, OPTConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
-from minblip2.training.distributed import ManyProcesses, batch_ranks, process_group, rank_and_size
+from minblip2.training.distributed import DistributedBatch, batch_group, process_group, rank_and_size
 from tests.parity import TINY, randomise
 
 LENGTHS = (5, 7, 3, 6, 4, 8, 5)  # of 7 texts: two processes hold 3 and 4, three hold 2, 2 and 3
@@ -22,34 +22,34 @@ def whole_batch(lengths=LENGTHS):
     """image, ids, mask, image_ids; pictures 1 and 3 have captions in two parts of the batch, and none only here."""
     generator = torch.Generator().manual_seed(1)
     mask = torch.arange(max(lengths) + 1) < torch.tensor(lengths)[:, None]
-    ids = torch.randint(3, TINY.vocabulary - 1, mask.shape, generator=generator).masked_fill(~mask, 0)
+    ids = torch.randint(3, TINY.vocab_size - 1, mask.shape, generator=generator).masked_fill(~mask, 0)
     ids[:, 0], ids[torch.arange(len(ids)), mask.sum(1) - 1] = 1, 2
     image = torch.randn(len(lengths), 6, TINY.image_width, generator=generator)
     return image, ids, mask, torch.tensor([1, 3, 5, 6, 1, 3, 9])[:len(lengths)]
 
 
 def stage1():
-    model = randomise(Stage1(TINY, shared_width=16)).train()
+    model = randomise(Stage1(TINY, embed_dim=16)).train()
     model.temperature.data.fill_(0.3)
     return model
 
 
 def stage2():
-    lm = randomise(OPT(OPTConfig(vocabulary=50, width=24, layers=2, heads=3, mlp_width=40, positions=40)))
+    lm = randomise(OPT(OPTConfig(vocab_size=50, width=24, layers=2, heads=3, mlp_width=40, max_positions=40)))
     return randomise(Stage2.from_stage1(stage1(), lm)).train()
 
 
 def stage1_step(model, batch, negatives=None):
     """Losses by name; gradients are in the model. Seeded as `train` does, but for what each process draws alone."""
     torch.manual_seed(rank_and_size()[0] * 500_009)
-    out = model(*batch, negatives=negatives, ranks=batch_ranks(batch[0]))
+    out = model(*batch, negatives=negatives, group=batch_group(batch[0]))
     out.loss.backward()
     return {name: getattr(out, name).detach() for name in ("loss", "itc", "itm", "itg", "similarity")}
 
 
 def stage2_step(model, batch):
     image, ids, mask, _ = batch
-    loss = model(image, ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:], ranks=batch_ranks(image)).loss
+    loss = model(image, ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:], group=batch_group(image)).loss
     loss.backward()
     return {"loss": loss.detach()}
 
@@ -103,11 +103,11 @@ def main(file):
             sent.append(len(rows))
             original(got, rows, *sizes)
 
-        ranks, dist.all_to_all_single = ManyProcesses(part[0]), count
+        group, dist.all_to_all_single = DistributedBatch(part[0]), count
         wanted = torch.tensor([6, 6, 6, 6, 5, 0, 6])
-        got = ranks.fetch(part[0], wanted)
+        got = group.fetch_rows(part[0], wanted)
         everywhere = [None] * rank_and_size()[1]
-        dist.all_gather_object(everywhere, (got, sent[0], ranks.held))
+        dist.all_gather_object(everywhere, (got, sent[0], group.rows_per_rank))
         found["fetched"] = wanted, everywhere
         if rank_and_size()[0] == 0:
             torch.save(found, file)

@@ -13,7 +13,7 @@ import torch
 
 from minblip2 import UserError, __main__
 from minblip2.training import bridge, experts
-from minblip2.training.distributed import launched
+from minblip2.training.distributed import env_rank
 from minblip2.training.recipes import RECIPES, SCENES
 
 SHORT = replace(SCENES, experts={name: replace(config, steps=2, precision="float32")
@@ -28,7 +28,7 @@ def with_trouble(losses):
 
     def troubled(*inputs, **settings):
         steps.append(time.sleep(float(os.environ.get("SPREAD_PAUSE", 0))))
-        if len(steps) == 3 and os.environ.get("SPREAD_BROKEN") == str(launched()[0]):
+        if len(steps) == 3 and os.environ.get("SPREAD_BROKEN") == str(env_rank()[0]):
             raise UserError("something that only this process has met")
         return losses(*inputs, **settings)
 

@@ -16,7 +16,8 @@ from minblip2.training.bridge import Bridge, train_bridge
 from minblip2.training.recipes import SCENES
 from tests import spread_batch
 
-TINY = QFormerConfig(width=16, layers=2, heads=2, mlp_width=32, queries=4, image_width=12, vocabulary=30, dropout=0.0)
+TINY = QFormerConfig(width=16, layers=2, heads=2, mlp_width=32, num_queries=4, image_width=12, vocab_size=30,
+                     dropout=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_each_run_is_a_line_and_is_not_run_again(experts, tmp_path, monkeypatch)
     assert by_name["no stage 1"]["steps"] == [0, 2] and by_name[ablations.BASE]["steps"] == [2, 2]
     assert by_name["linear layer"]["parameters"] < by_name["MLP"]["parameters"] / 10
     assert by_name["MLP"]["parameters"] == pytest.approx(by_name[ablations.BASE]["parameters"], rel=0.02)
-    assert by_name["linear layer"]["soft_tokens"] > by_name[ablations.BASE]["soft_tokens"] == SCENES.qformer["queries"]
+    assert by_name["linear layer"]["soft_tokens"] > by_name[ablations.BASE]["soft_tokens"] == SCENES.qformer["num_queries"]
     assert {"stage2_things_seen", "itc_t2i_r1", "binding", "pointing"} <= set(lines[0]["results"])
     assert lines_of(experts, results, monkeypatch, "bridge") == lines
     again = lines_of(experts, results, monkeypatch, "bridge", "rates")
@@ -72,21 +73,21 @@ def test_photographs_are_asked_by_name_and_have_their_own_lines(monkeypatch, tmp
 
 def test_a_caption_costs_what_stage_2_says(experts):
     recipe = ablations.base(2, experts)
-    parts = recipe.build(recipe, None, None, experts)
-    stage1 = recipe.new_stage1(parts)
-    bridge = Bridge(recipe, parts, stage1, recipe.new_stage2(parts, stage1), torch.device("cpu"))
-    image = torch.randn(3, 64, bridge.parts.encoder.width)
+    backbones = recipe.build(recipe, None, None, experts)
+    stage1 = recipe.new_stage1(backbones)
+    bridge = Bridge(recipe, backbones, stage1, recipe.new_stage2(backbones, stage1), torch.device("cpu"))
+    image = torch.randn(3, 64, bridge.backbones.encoder.width)
     captions = ["a red circle", "a blue star and a green ring", "a red square"]
     each = [ablations.word_loss(bridge, image[[i]], [text]) for i, text in enumerate(captions)]
-    words = [len(bridge.parts.lm_tokenizer.encode(text)) - 1 for text in captions]
+    words = [len(bridge.backbones.lm_tokenizer.encode(text)) - 1 for text in captions]
     expected = sum(loss * n for loss, n in zip(each, words, strict=True)) / sum(words)
     assert ablations.word_loss(bridge, image, captions) == pytest.approx(expected, rel=1e-2)
 
 
 def test_a_frozen_bridge_trains_its_projection_only(experts):
     recipe = replace(ablations.base(2, experts), frozen=True)
-    parts = recipe.build(recipe, None, None, experts)
-    stage2 = recipe.new_stage2(parts, recipe.new_stage1(parts))
+    backbones = recipe.build(recipe, None, None, experts)
+    stage2 = recipe.new_stage2(backbones, recipe.new_stage1(backbones))
     assert {name.split(".")[0] for name, value in stage2.named_parameters() if value.requires_grad} == {"projection"}
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from minblip2.attention import KVCache, MultiHeadAttention, attend, record
+from minblip2.attention import KVCache, MultiHeadAttention, attend, capture_attention
 from minblip2.masks import causal
 
 from .parity import difference, randomise
@@ -45,7 +45,7 @@ def test_layer_equals_torch(context_width, width, heads):
                                     "out_proj.bias": ours.out.bias})
     x, context = torch.randn(2, 5, width), torch.randn(2, 7, context_width or width)
     mask = (torch.rand(2, 1, 5, 7) > 0.3) | (torch.arange(7) == 3)
-    with torch.no_grad(), record(ours) as seen:
+    with torch.no_grad(), capture_attention(ours) as seen:
         explicit = ours(x, mask, context=ours.project(context))
     with torch.no_grad():
         fused = ours(x, mask, context=ours.project(context))
@@ -80,7 +80,7 @@ def test_dropout_keeps_the_mean_and_is_off_in_evaluation(need_weights):
         assert torch.equal(calm, layer(x))
         layer.train()
         if need_weights:
-            with record(layer):
+            with capture_attention(layer):
                 noisy = torch.stack([layer(x) for _ in range(4000)])
         else:
             noisy = torch.stack([layer(x) for _ in range(4000)])
@@ -138,8 +138,8 @@ def test_beams_move_in_place_and_words_find_room():
     layer(x, cache=start)
     start[read] = (torch.ones(2, 2, 3, 4), torch.ones(2, 2, 3, 4), torch.ones(2, 1, 1, 3, dtype=torch.bool))
     beams = torch.tensor([0, 0, 1, 1])
-    plain, roomy = start.select(beams), start.select(beams, room=3)
-    memory = roomy.room[layer][0].data_ptr()
+    plain, roomy = start.select(beams), start.select(beams, capacity=3)
+    memory = roomy.capacity[layer][0].data_ptr()
     for step, rows in enumerate(([1, 0, 3, 3], [0, 0, 3, 2], [1, 1, 2, 2])):
         word = torch.randn(4, 1, 8, generator=torch.Generator().manual_seed(step))
         assert difference(layer(word, cache=roomy), layer(word, cache=plain)) < 1e-6
@@ -147,18 +147,18 @@ def test_beams_move_in_place_and_words_find_room():
         roomy.reorder(torch.tensor(rows), start=4)
         for ours, theirs in zip(roomy[layer], plain[layer], strict=True):
             assert torch.equal(ours, theirs) and ours.shape[2] == 5 + step
-    assert roomy[layer][0].data_ptr() == memory and read not in roomy.room and start.length == 4
+    assert roomy[layer][0].data_ptr() == memory and read not in roomy.capacity and start.length == 4
 
 
 def test_record_keeps_order_and_gradient_and_restores_after_an_error():
     first, second, x = MultiHeadAttention(8, 2), MultiHeadAttention(8, 4), torch.randn(1, 3, 8)
-    with record(first, second) as seen:
+    with capture_attention(first, second) as seen:
         second(first(x)).sum().backward()
     assert [weights.shape[1] for weights in seen] == [2, 4] and seen[0].requires_grad
-    with pytest.raises(RuntimeError, match="stop"), record(first):
+    with pytest.raises(RuntimeError, match="stop"), capture_attention(first):
         raise RuntimeError("stop")
     first(x)
-    assert first.recorder is None and second.recorder is None and len(seen) == 2
+    assert first.captured is None and second.captured is None and len(seen) == 2
 
 
 def test_heads_must_divide_the_width():

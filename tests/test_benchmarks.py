@@ -18,7 +18,7 @@ from benchmarks.timing import OURS
 from minblip2 import UserError
 from minblip2.attention import attend
 from minblip2.data.transforms import Transform
-from minblip2.lm.packed import Packed
+from minblip2.lm.packed import PackedLinears
 from minblip2.qformer import QFormerConfig
 from minblip2.training import budget
 from minblip2.training.recipes import LAPTOP
@@ -77,7 +77,7 @@ def test_transformers_side_really_is_transformers(model, monkeypatch):
         with_kwargs=True)
     image, ids, mask, negatives = stage1.example(TINY, VISUAL, 5)
     theirs(image, ids, mask, negatives=negatives)
-    q = TINY.queries
+    q = TINY.num_queries
     assert seen == [((5, q), True), ((5, 32), False), ((5, q + 32), True), ((15, q + 32), True)]
 
 
@@ -130,7 +130,7 @@ def test_cached_features_give_the_loss_of_the_encoder(tmp_path):
         paths.append(tmp_path / f"{i}.png")
         Image.effect_noise((32, 28), 60 + 20 * i).convert("RGB").save(paths[-1])
     encoder = randomise(ViT(ViTConfig(image_size=28, width=24, layers=1, heads=2, mlp_width=32)))
-    config = QFormerConfig(width=24, layers=2, heads=3, mlp_width=40, queries=4, image_width=24, vocabulary=60,
+    config = QFormerConfig(width=24, layers=2, heads=3, mlp_width=40, num_queries=4, image_width=24, vocab_size=60,
                            dropout=0.0)
     case = cache.measure(encoder, Transform(size=28), paths, config, batch=3, visual=4, repeats=1)
     well_formed(case, [cache.LOOP])
@@ -156,7 +156,7 @@ def test_arithmetic_is_counted_forwards_backwards_in_attention_and_in_packed_mat
     query, key = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 6, 8)
 
     def linear(turn):
-        with Packed(), torch.set_grad_enabled(not copied):
+        with PackedLinears(), torch.set_grad_enabled(not copied):
             out = layer(torch.ones(3, 5))
         if not copied:
             out.sum().backward()
@@ -239,12 +239,13 @@ def test_readme_has_a_place_for_the_table():
 
 def test_noise_has_the_form_of_a_recipes_batches():
     batch = gpu.pairs(LAPTOP, 140, 8, 50, replace(LAPTOP.stage1, batch_size=6)).batch(0)
-    assert batch.image.shape == (6, LAPTOP.keep, 8) and batch.text_ids.max() < 49 and batch.text_mask.any(dim=1).all()
+    assert batch.image_features.shape == (6, LAPTOP.keep_tokens,
+                                          8) and batch.text_ids.max() < 49 and batch.text_mask.any(dim=1).all()
 
 
 def test_the_papers_models_are_measured_at_their_sizes(tmp_path, monkeypatch):
-    told = budget.estimate(gpu.MEASURED[gpu.PAPER], gpu.write_extra(tmp_path / "configs"))
-    assert (told.tokens, told.width) == (257, 1408) and told.lm > 2.6e9 and told.encoder > 9.8e8
+    output = budget.estimate(gpu.MEASURED[gpu.PAPER], gpu.write_extra(tmp_path / "configs"))
+    assert (output.tokens, output.width) == (257, 1408) and output.lm > 2.6e9 and output.encoder > 9.8e8
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["gpu"])
     with pytest.raises(UserError, match="no CUDA GPU"):

@@ -104,7 +104,7 @@ def test_logits_equal_transformers_with_and_without_a_prompt(pair, lengths):
         both = torch.cat([mask, text_mask], dim=1)
         # transformers' Llama counts padding unless told not to; its OPT does not
         places = whole["attention_mask"].cumsum(dim=1) - 1
-        q = stage2.qformer.config.queries
+        q = stage2.qformer.config.num_queries
         logits = theirs(**whole, position_ids=places.clamp(min=0)).logits[:, q - 1:]
         newest = [[j for j in range(i + 1) if j == 0 or row[j - 1]][-1] for row in both for i in range(both.shape[1])]
         newest = torch.tensor(newest).view_as(both)  # what stands last before each word
@@ -127,7 +127,7 @@ def test_what_is_written_equals_transformers(pair, lengths, settings):
     settings = dict(max_length=12) | settings
     pixels, ids, mask, whole = inputs(theirs, lengths, "right" if encoder_decoder else "left")
     with torch.no_grad():
-        ours = stage2.generate(vit(pixels), ids, mask, end=END, **settings)
+        ours = stage2.generate(vit(pixels), ids, mask, eos_id=END, **settings)
     expected = theirs.generate(**whole, num_beams=settings.get("beams", 1), do_sample=False, early_stopping=False,
                                max_new_tokens=settings["max_length"], min_new_tokens=settings.get("min_length", 0),
                                length_penalty=settings.get("length_penalty", 1.0), eos_token_id=END, pad_token_id=END)
@@ -162,7 +162,7 @@ def test_itc_and_itm_equal_transformers(size, lengths, tmp_path):
     cosine = stage1.similarity(stage1.embed_image(image), stage1.embed_text(ids, mask))
     itc = theirs(pixels, ids, mask.long(), use_image_text_matching_head=False).logits_per_image
     itm = theirs(pixels, ids, mask.long(), use_image_text_matching_head=True).logits_per_image
-    assert difference(cosine, itc) < 1e-5 and difference(stage1.match(image, ids, mask), itm) < 1e-5
+    assert difference(cosine, itc) < 1e-5 and difference(stage1.itm_logits(image, ids, mask), itm) < 1e-5
     assert difference(stage1.score(image, ids, mask), itm[:, 1] + itc.diagonal()) < 1e-5
     # what a file for retrieval lacks is as before training
     assert stage1.temperature == Stage1.TEMPERATURE and 0 < stage1.qformer.lm_head.dense.weight.std() < 0.05
@@ -178,10 +178,10 @@ def lavis_names(stage1):
              "query_mlp.up": "intermediate_query.dense", "query_mlp.down": "output_query.dense",
              "query_norm": "output_query.LayerNorm"}
     heads = {"vision_norm": "ln_vision", "vision_projection": "vision_proj", "text_projection": "text_proj",
-             "match_head": "itm_head", "temperature": "temp", "qformer.query_tokens": "query_tokens",
+             "itm_head": "itm_head", "temperature": "temp", "qformer.query_tokens": "query_tokens",
              "qformer.norm": "Qformer.bert.embeddings.LayerNorm",
-             "qformer.words": "Qformer.bert.embeddings.word_embeddings",
-             "qformer.positions": "Qformer.bert.embeddings.position_embeddings",
+             "qformer.token_embedding": "Qformer.bert.embeddings.word_embeddings",
+             "qformer.position_embedding": "Qformer.bert.embeddings.position_embeddings",
              "qformer.lm_head.dense": "Qformer.cls.predictions.transform.dense",
              "qformer.lm_head.norm": "Qformer.cls.predictions.transform.LayerNorm",
              "qformer.lm_head.bias": "Qformer.cls.predictions.bias"}
@@ -309,7 +309,7 @@ def test_what_transformers_cannot_express_is_refused(tmp_path):
 
     small = dict(image_size=28, width=20, layers=1, heads=2, mlp_width=8)
     eva = ViT(ViTConfig(**small, layer_scale=False, final_norm=False))
-    lm = OPT(OPTConfig(vocabulary=40, width=24, layers=1, heads=2, mlp_width=8))
+    lm = OPT(OPTConfig(vocab_size=40, width=24, layers=1, heads=2, mlp_width=8))
     stage2 = Stage2.from_stage1(Stage1(TINY), lm)
     save_pretrained(tmp_path, eva, stage2, image_token=39)
     load_blip2(tmp_path)
@@ -317,7 +317,7 @@ def test_what_transformers_cannot_express_is_refused(tmp_path):
         save_pretrained(tmp_path, ViT(ViTConfig(**small)), stage2, image_token=39)
     with pytest.raises(UserError, match="image token 40"):
         save_pretrained(tmp_path, eva, stage2, image_token=40)
-    narrow = OPT(OPTConfig(vocabulary=40, width=24, layers=1, heads=2, mlp_width=8, word_width=6, pre_norm=False))
+    narrow = OPT(OPTConfig(vocab_size=40, width=24, layers=1, heads=2, mlp_width=8, embed_dim=6, pre_norm=False))
     with pytest.raises(UserError, match="OPT-350m"):
         save_pretrained(tmp_path, eva, Stage2.from_stage1(Stage1(TINY), narrow), image_token=39)
 
@@ -374,7 +374,7 @@ def test_settings_that_files_leave_out_are_those_of_transformers(tmp_path):
     assert "patch_size" not in hub["vision_config"] and "do_layer_norm_before" not in hub["text_config"]
     (tmp_path / "config.json").write_text(json.dumps(hub))
     vit, stage2 = load_blip2(tmp_path)
-    assert vit.config.patch_size == 14 and stage2.qformer.config.cross_every == 2
+    assert vit.config.patch_size == 14 and stage2.qformer.config.cross_attention_every == 2
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -407,4 +407,4 @@ def test_dtypes_are_as_asked_for(tmp_path):
     with torch.no_grad():
         half = stage2(vit(pixels.bfloat16()), ids, mask, ids, mask).word_logits
         assert difference(half, exact[1](exact[0](pixels), ids, mask, ids, mask).word_logits) < 0.1
-    assert stage2.generate(vit(pixels.bfloat16()), ids, mask, end=END, max_length=3).shape == (2, 3)
+    assert stage2.generate(vit(pixels.bfloat16()), ids, mask, eos_id=END, max_length=3).shape == (2, 3)

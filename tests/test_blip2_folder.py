@@ -97,17 +97,17 @@ def test_prompts_are_tokenised_as_by_the_processor(original):
     for prompt in ["", "a photo of", *QUESTIONS]:
         expected = processor(images=pictures()[0], text=prompt, return_tensors="pt")["input_ids"][0, Q:].tolist()
         assert blip2.tokenizer.encode_prompt(prompt) == expected
-    assert blip2.tokenizer.backend.id_to_token(blip2.tokenizer.end) in ("Ċ", "</s>")
+    assert blip2.tokenizer.backend.id_to_token(blip2.tokenizer.eos_id) in ("Ċ", "</s>")
 
 
 def test_pixels_equal_transformers_on_photographs(photos):
     files = sorted((photos / "images").iterdir())[:5]
     processor = BlipImageProcessorPil(size=dict(height=224, width=224))
     for path in files:
-        with Image.open(path) as picture:
-            picture = picture.convert("RGB").resize((301, 200))
-        expected = processor(picture, return_tensors="pt")["pixel_values"][0]
-        assert difference(Transform()(picture), expected) < 1e-6
+        with Image.open(path) as image:
+            image = image.convert("RGB").resize((301, 200))
+        expected = processor(image, return_tensors="pt")["pixel_values"][0]
+        assert difference(Transform()(image), expected) < 1e-6
 
 
 def test_saved_folders_load_here_and_there(original, tmp_path):
@@ -127,8 +127,8 @@ def test_saved_folders_load_here_and_there(original, tmp_path):
 def test_commands(original, tmp_path, monkeypatch, capsys):
     _, _, folder = original
     files = [tmp_path / "a.png", tmp_path / "b.png"]
-    for picture, path in zip(pictures(), files, strict=True):
-        picture.save(path)
+    for image, path in zip(pictures(), files, strict=True):
+        image.save(path)
     blip2 = Blip2.from_folder(folder)
 
     def run(*arguments):

@@ -22,8 +22,8 @@ from minblip2.data.scene_dataset import load_scenes, write_scenes
 from minblip2.data.scenes import BACKGROUNDS, COLOURS, HELD_OUT, SEEN, SHAPES, SIZES, draw_scenes
 from minblip2.evaluation import grounding, measure, retrieval
 from minblip2.training import experts
-from minblip2.training.bridge import divide, load_bridge, train_bridge
-from minblip2.training.recipes import RECIPES, SCENES, clean, find_recipe, shrink_and_perturb
+from minblip2.training.bridge import load_bridge, prompt_and_target, train_bridge
+from minblip2.training.recipes import RECIPES, SCENES, find_recipe, normalize_caption, shrink_and_perturb
 
 SHORT = replace(SCENES, experts={name: replace(config, steps=4) for name, config in SCENES.experts.items()},
                 stage1=replace(SCENES.stage1, steps=4), stage2=replace(SCENES.stage2, steps=4))
@@ -56,10 +56,10 @@ class Words:
     """A tokenizer whose words are digits, for a decoder or, with `prompt_end`, for an encoder."""
 
     def __init__(self, start, prompt_end):
-        self.start, self.prompt_end, self.end = start, prompt_end, 9
+        self.bos_id, self.prompt_end, self.eos_id = start, prompt_end, 9
 
     def encode_prompt(self, prompt):
-        return [*self.start, *map(int, prompt), *self.prompt_end]
+        return [*self.bos_id, *map(int, prompt), *self.prompt_end]
 
 
 @pytest.mark.parametrize("start, prompt_end, prompt, given", [
@@ -69,7 +69,7 @@ def test_a_text_is_divided_into_what_is_given_and_what_is_learned(start, prompt_
     ids = torch.tensor([row, [*row[:-2], 9, 0]])
     batch = Batch(torch.zeros(2, 1, 1), ids, torch.tensor([[True] * len(row), [True] * (len(row) - 1) + [False]]),
                   torch.arange(2))
-    prompt_ids, prompt_mask, text_ids, text_mask = divide(batch, Words(start, prompt_end), prompt)
+    prompt_ids, prompt_mask, text_ids, text_mask = prompt_and_target(batch, Words(start, prompt_end), prompt)
     assert prompt_ids.tolist() == [given, given] and prompt_ids.dtype == torch.long and prompt_mask.all()
     assert [i[m].tolist() for i, m in zip(text_ids, text_mask, strict=True)] == [[5, 6, 7, 9], [5, 6, 9]]
 
@@ -77,7 +77,7 @@ def test_a_text_is_divided_into_what_is_given_and_what_is_learned(start, prompt_
 def test_an_encoder_without_a_prompt_is_given_the_beginning_of_the_text():
     ids = torch.tensor([[4, 5, 6, 7, 9]] * 50)
     batch = Batch(torch.zeros(50, 1, 1), ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(50))
-    prompt_ids, prompt_mask, text_ids, text_mask = divide(batch, Words([], [9]), "")
+    prompt_ids, prompt_mask, text_ids, text_mask = prompt_and_target(batch, Words([], [9]), "")
     seen = {(*prompt_ids[i, prompt_mask[i]].tolist(), 0, *text_ids[i, text_mask[i]].tolist()) for i in range(50)}
     assert seen == {(4, 9, 0, 5, 6, 7, 9), (4, 5, 9, 0, 6, 7, 9)}
 
@@ -85,8 +85,8 @@ def test_an_encoder_without_a_prompt_is_given_the_beginning_of_the_text():
 def test_the_frozen_stay_frozen(run):
     folder, bridge = run
     fresh = experts.train_vit(folder / "vit", bridge.recipe.experts["vit"])
-    assert weights_checksum(bridge.parts.encoder) == weights_checksum(fresh)
-    assert not any(parameter.requires_grad for part in (bridge.parts.encoder, bridge.parts.lm)
+    assert weights_checksum(bridge.backbones.encoder) == weights_checksum(fresh)
+    assert not any(parameter.requires_grad for part in (bridge.backbones.encoder, bridge.backbones.lm)
                    for parameter in part.parameters())
     assert not bridge.stage2.train().lm.training
 
@@ -100,12 +100,12 @@ def test_a_loaded_bridge_is_the_trained_one(run):
 
 def test_captions_and_maps_of_a_picture_of_any_size(run, tmp_path, cli):
     folder, _ = run
-    picture = tmp_path / "photo.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 333, 3), dtype=np.uint8)).save(picture)
+    image = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 333, 3), dtype=np.uint8)).save(image)
     for extra in ([], ["--stage1"], ["--top-p", "0.9"], ["--prompt", "a picture of"]):
-        code, out, _ = cli("caption", "--run", folder, *extra, picture)
-        assert code == 0 and out.startswith(f"{picture}: ")
-    code, _, err = cli("attend", "--run", folder, "--to", tmp_path / "map.png", picture, "a red circle", "a blue star")
+        code, out, _ = cli("caption", "--run", folder, *extra, image)
+        assert code == 0 and out.startswith(f"{image}: ")
+    code, _, err = cli("attend", "--run", folder, "--to", tmp_path / "map.png", image, "a red circle", "a blue star")
     assert code == 0 and "unknown" not in err and Image.open(tmp_path / "map.png").width > 300
     code, out, _ = cli("retrieve", "--run", folder, "--show", 3, "a red circle")
     assert code == 0 and out.count("images") == 3 and out.startswith("  match  cosine")
@@ -144,7 +144,7 @@ def test_stage_2_starts_as_warm_as_the_recipe_says(run):
     _, bridge = run
     for share, same in ((1.0, True), (0.5, False)):
         recipe = replace(bridge.recipe, warm_start=share)
-        begun = recipe.new_stage2(bridge.parts, bridge.stage1).qformer.blocks[0].self_attention
+        begun = recipe.new_stage2(bridge.backbones, bridge.stage1).qformer.blocks[0].self_attention
         trained = bridge.stage1.qformer.blocks[0].self_attention
         assert torch.equal(begun.query.weight, trained.query.weight) == same
         assert torch.equal(begun.query.bias, trained.query.bias)
@@ -174,7 +174,7 @@ def test_reranking_scores_are_logit_plus_cosine_and_order_matters_only_on_top(ru
     image, text = (int(i) for i in (i2t > -50).nonzero()[0])
     ids, mask = bridge.text_ids([captions[text]])
     with torch.no_grad(), measure.autocast(bridge.device):
-        logit = bridge.stage1.match(bridge.stage1.image_kv(features[image : image + 1].float()), ids, mask)[0, 1]
+        logit = bridge.stage1.itm_logits(bridge.stage1.image_kv(features[image : image + 1].float()), ids, mask)[0, 1]
     assert i2t[image, text] == pytest.approx(float(logit + cosine[image, text]), abs=2e-2)
 
 
@@ -209,12 +209,12 @@ def test_patch_labels_name_what_covers_each_patch(run):
 
 def test_the_lm_reads_the_captions_of_one_scene_in_a_row():
     tokenizer = experts.lm_tokenizer()
-    known = [[tokenizer.tokens(text) for text in six] for six in write_texts(60, seed=3)]
+    known = [[tokenizer.token_ids(text) for text in six] for six in write_texts(60, seed=3)]
     batch, with_keywords = next(experts.SceneTexts(tokenizer, 60, seed=3, scenes=60).iterate()), 0
     for ids, mask in zip(batch.ids, batch.mask, strict=True):
         row = ids[mask].tolist()
-        ends = [i for i, token in enumerate(row) if token == tokenizer.end]
-        assert row[0] == row[-1] == tokenizer.end and len(ends) == 6
+        ends = [i for i, token in enumerate(row) if token == tokenizer.eos_id]
+        assert row[0] == row[-1] == tokenizer.eos_id and len(ends) == 6
         first, *others = (row[a + 1 : b] for a, b in zip(ends, ends[1:], strict=False))
         assert first not in others and any(first in six and all(text in six[:5] for text in others) for six in known)
         with_keywords += any(first == six[5] for six in known)
@@ -225,7 +225,7 @@ def test_both_frozen_models_know_every_pair_of_colour_and_shape():
     pictured = {(thing.colour, thing.shape) for _, _, scene in draw_scenes(400, "0 picture") for thing in scene.things}
     assert pictured == {*SEEN, *HELD_OUT}
     batch = next(experts.SceneImages(16, seed=0, scenes=16).iterate())
-    assert batch.image.shape == (16, 3, 64, 64) and batch.labels.shape == (16, 8, 8, 6)
+    assert batch.image_features.shape == (16, 3, 64, 64) and batch.labels.shape == (16, 8, 8, 6)
 
 
 def test_the_lm_has_read_of_pairs_that_no_captioned_picture_shows():
@@ -269,7 +269,7 @@ def test_a_run_of_another_recipe_is_refused(run, tmp_path, monkeypatch, cli):
     shutil.copytree(run[0], copy)
     code, _, error = cli("train", "--out", copy, "--data", run[0].parent / "data", "--seed", 1)
     assert code == 2 and "trained with other settings" in error
-    monkeypatch.setitem(RECIPES, "scenes", replace(SHORT, qformer=SHORT.qformer | {"queries": 4}))
+    monkeypatch.setitem(RECIPES, "scenes", replace(SHORT, qformer=SHORT.qformer | {"num_queries": 4}))
     code, _, error = cli("caption", "--run", copy, next((run[0].parent / "data" / "images").iterdir()))
     assert code == 2 and "belongs to another recipe" in error
 
@@ -284,7 +284,7 @@ def test_the_laptop_recipe_names_what_is_missing(tmp_path, cli):
 
 
 def test_clean_is_the_originals_caption_processor():
-    assert clean('A "big" dog, isn\'t it?  (Yes!) #1: ~*;.') == "a big dog, isn't it? yes 1"
+    assert normalize_caption('A "big" dog, isn\'t it?  (Yes!) #1: ~*;.') == "a big dog, isn't it? yes 1"
 
 
 def test_unknown_recipe():

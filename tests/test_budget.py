@@ -32,23 +32,23 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def encoder_parameters(told) -> int:
-    return parameters(empty_encoder("a config", HubConfig(told), torch.float32)[0])
+def encoder_parameters(output) -> int:
+    return parameters(empty_encoder("a config", HubConfig(output), torch.float32)[0])
 
 
-def lm_parameters(told) -> int:
-    return parameters(empty_lm("a config", HubConfig(told), False, torch.float32)[0])
+def lm_parameters(output) -> int:
+    return parameters(empty_lm("a config", HubConfig(output), False, torch.float32)[0])
 
 
 def test_clip_is_counted_as_blip2_takes_it():
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    told = MODELS["clip-vit-large-patch14"].config
+    config = MODELS["clip-vit-large-patch14"].config
     with torch.device("meta"):
-        model = CLIPVisionModel(CLIPVisionConfig(**told["vision_config"]))
+        model = CLIPVisionModel(CLIPVisionConfig(**config["vision_config"]))
     vision = getattr(model, "vision_model", model)
     left_out = count(vision.encoder.layers[-1]) + count(vision.post_layernorm)
-    assert encoder_parameters(told) == count(model) - left_out
+    assert encoder_parameters(config) == count(model) - left_out
 
 
 def test_opt_is_counted_as_it_is():
@@ -106,9 +106,9 @@ def test_memory_is_estimated_within_a_quarter(tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(budget, "compute_dtype", lambda device: torch.float32)
     recipe = replace(GPU, stage1=replace(GPU.stage1, batch_size=batch), stage2=replace(GPU.stage2, batch_size=batch))
-    told = [float(line.rpartition("about ")[2].removesuffix(" GB of memory"))
-            for line in dry_run(recipe, tmp_path, tmp_path).splitlines() if "GB of memory" in line]
-    config = QFormerConfig(width=width, layers=6, heads=3, mlp_width=4 * width, image_width=256, vocabulary=3000)
+    output = [float(line.rpartition("about ")[2].removesuffix(" GB of memory"))
+              for line in dry_run(recipe, tmp_path, tmp_path).splitlines() if "GB of memory" in line]
+    config = QFormerConfig(width=width, layers=6, heads=3, mlp_width=4 * width, image_width=256, vocab_size=3000)
     stage1 = Stage1(config, 256)
     stage2 = Stage2.from_stage1(stage1, OPT(OPTConfig(3000, width, 6, 3, 4 * width)))
     image, ids = torch.randn(batch, 257, 256), torch.randint(5, 2000, (batch, budget.CAPTION))
@@ -116,7 +116,7 @@ def test_memory_is_estimated_within_a_quarter(tmp_path, monkeypatch):
     trained = [count(stage1), count(stage2) - count(stage2.lm)]
     kept = [saved_bytes(lambda: stage1(image, ids, mask, torch.arange(batch)), stage1),
             saved_bytes(lambda: stage2(image, ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:]), stage2)]
-    for told_gb, numbers, activations in zip(told, trained, kept, strict=True):
+    for told_gb, numbers, activations in zip(output, trained, kept, strict=True):
         assert told_gb == pytest.approx((16 * numbers + frozen + activations) / 1e9, rel=0.25, abs=0.05)
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from minblip2.training.recompute import checkpoint_blocks
 
 from minblip2.data.files import read_json
 from minblip2.data.scene_dataset import write_scenes
@@ -17,10 +18,9 @@ from minblip2.lm.packed import COPIES
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 from minblip2.training.bridge import load_bridge, train_bridge
-from minblip2.training.distributed import ManyProcesses
+from minblip2.training.distributed import DistributedBatch
 from minblip2.training.loop import train
 from minblip2.training.recipes import RECIPES
-from minblip2.training.recompute import recompute
 from tests import spread_batch as one
 from tests import test_bridge, test_generation, test_stage2
 from tests.parity import TINY, difference, randomise
@@ -72,13 +72,13 @@ def test_hard_negatives_are_drawn_from_other_images():
 
 
 @pytest.mark.parametrize("kind", test_stage2.PAIRS)
-@pytest.mark.parametrize("forgetful", [False, True], ids=["plain", "recompute"])
-def test_stage_2_is_that_of_the_cpu(kind, forgetful):
+@pytest.mark.parametrize("checkpointed_forward", [False, True], ids=["plain", "checkpoint_blocks"])
+def test_stage_2_is_that_of_the_cpu(kind, checkpointed_forward):
     torch.manual_seed(0)
-    cpu = Stage2.from_stage1(randomise(Stage1(TINY, shared_width=16)), test_stage2.PAIRS[kind](seed=3)[0]).train()
+    cpu = Stage2.from_stage1(randomise(Stage1(TINY, embed_dim=16)), test_stage2.PAIRS[kind](seed=3)[0]).train()
     gpu, inputs, found = copy.deepcopy(cpu).to(GPU), test_stage2.batch(prompts=(2, 0, 3)), {}
-    if forgetful:
-        recompute(gpu)
+    if checkpointed_forward:
+        checkpoint_blocks(gpu)
     for name, model, given in (("cpu", cpu, inputs), ("gpu", gpu, moved(inputs))):
         loss = model(*given).loss
         loss.backward()
@@ -142,7 +142,7 @@ def test_the_road_leads_over_the_gpu(trained):
     folder, bridge = trained
     assert bridge.device.type == "cuda" and all(p.is_cuda for p in bridge.stage2.parameters())
     loaded = load_bridge(folder)
-    image = torch.randn(3, 64, bridge.parts.encoder.width)
+    image = torch.randn(3, 64, bridge.backbones.encoder.width)
     before = len(COPIES)
     assert loaded.caption(image) == bridge.caption(image) and len(bridge.caption_stage1(image, beams=2)) == 3
     assert len(COPIES) == before, "packed copies are for CPUs"
@@ -156,7 +156,7 @@ def test_a_batch_over_nccl(tmp_path):
         for many in (False, True):
             model = one.stage1().to(GPU)
             torch.manual_seed(0)
-            out = model(*batch, **({"ranks": ManyProcesses(batch[0])} if many else {}))
+            out = model(*batch, **({"ranks": DistributedBatch(batch[0])} if many else {}))
             out.loss.backward()
             found.append((out, one.gradients(model)))
     finally:

@@ -61,10 +61,10 @@ def test_alpha_lies_over_white(tmp_path):
 
 
 def test_transparent_palette_lies_over_white(tmp_path):
-    picture = Image.new("P", (4, 4), 1)
-    picture.putpalette([0, 0, 0, 10, 20, 30])
-    picture.putpixel((0, 0), 0)
-    picture.save(tmp_path / "palette.gif", transparency=0)
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "palette.gif", transparency=0)
     loaded = np.asarray(load_image(tmp_path / "palette.gif"))
     assert loaded[0, 0].tolist() == [255, 255, 255] and loaded[1, 1].tolist() == [10, 20, 30]
 
@@ -169,9 +169,9 @@ def test_square_transform_is_blips(size):
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
     original = BlipImageProcessorPil(size={"height": 224, "width": 224})
-    picture = smooth(*size)
-    expected = original(picture, return_tensors="pt").pixel_values[0]
-    torch.testing.assert_close(Transform()(picture), expected, atol=1e-5, rtol=0)
+    image = smooth(*size)
+    expected = original(image, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(Transform()(image), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -180,9 +180,9 @@ def test_crop_transform_is_dinov2s(size, cut, resize_to):
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
     original = BitImageProcessorPil(size={"shortest_edge": resize_to}, crop_size={"height": cut, "width": cut})
-    picture = noise(*size)
-    expected = original(picture, return_tensors="pt").pixel_values[0]
-    ours = Transform(cut, mode="crop", resize_to=resize_to)(picture)
+    image = noise(*size)
+    expected = original(image, return_tensors="pt").pixel_values[0]
+    ours = Transform(cut, mode="crop", resize_to=resize_to)(image)
     assert ours.dtype == torch.float32 and ours.shape == (3, cut, cut)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
@@ -193,9 +193,9 @@ def test_transform_of_a_real_folder_is_its_processors(parts, coco_mini):
     transform = Transform.from_folder(parts / "dinov2-small")
     original = BitImageProcessorPil.from_pretrained(parts / "dinov2-small")
     for record in CocoCaptions(coco_mini, "val", limit=5).images:
-        picture = load_image(record.path)
-        expected = original(picture, return_tensors="pt").pixel_values[0]
-        torch.testing.assert_close(transform(picture), expected, atol=1e-5, rtol=0)
+        image = load_image(record.path)
+        expected = original(image, return_tensors="pt").pixel_values[0]
+        torch.testing.assert_close(transform(image), expected, atol=1e-5, rtol=0)
 
 
 MEANS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
@@ -233,11 +233,11 @@ def test_from_folder_refuses(tmp_path, content, message):
 
 @pytest.mark.parametrize("options", [{}, {"mode": "crop", "resize_to": 256}])
 def test_flip_mirrors_and_shown_is_what_the_encoder_gets(options):
-    picture, plain, flipped = noise(300, 280), Transform(**options), Transform(flip=True, **options)
-    torch.testing.assert_close(flipped(picture), plain(picture).flip(2), atol=0, rtol=0)
-    shown = torch.from_numpy(np.array(plain.shown(picture))).permute(2, 0, 1) / 255
+    image, plain, flipped = noise(300, 280), Transform(**options), Transform(flip=True, **options)
+    torch.testing.assert_close(flipped(image), plain(image).flip(2), atol=0, rtol=0)
+    shown = torch.from_numpy(np.array(plain.crop_and_resize(image))).permute(2, 0, 1) / 255
     mean, std = torch.tensor(plain.mean)[:, None, None], torch.tensor(plain.std)[:, None, None]
-    torch.testing.assert_close(plain(picture) * std + mean, shown, atol=1e-6, rtol=0)
+    torch.testing.assert_close(plain(image) * std + mean, shown, atol=1e-6, rtol=0)
 
 
 def test_transform_refuses_an_unknown_mode():
@@ -519,7 +519,7 @@ def test_a_build_killed_before_the_rename_encodes_nothing_again(pictures, tmp_pa
 def test_a_damaged_cache_is_built_again(pictures, tmp_path, damage):
     build(Counting(), pictures, tmp_path / "cache")
     file, note = (next((tmp_path / "cache").glob(f"*.{kind}")) for kind in ("npy", "json"))
-    content, told = file.read_bytes(), json.loads(note.read_text())
+    content, output = file.read_bytes(), json.loads(note.read_text())
     match damage:
         case "cut":
             file.write_bytes(content[:-100])
@@ -532,9 +532,9 @@ def test_a_damaged_cache_is_built_again(pictures, tmp_path, damage):
         case "garbled note":
             note.write_text("{")
         case "other key":
-            note.write_text(json.dumps(told | {"key": "others"}))
+            note.write_text(json.dumps(output | {"key": "others"}))
         case "unfinished":
-            note.write_text(json.dumps(told | {"done": 5}))
+            note.write_text(json.dumps(output | {"done": 5}))
     encode = Counting()
     assert np.array_equal(build(encode, pictures, tmp_path / "cache"), direct(pictures)) and encode.seen == 11
 
@@ -648,7 +648,7 @@ def pairs(images=40, each=5, shuffle=1, tokens=2, views=1, keep=None):
     rows = [i // each for i in range(images * each)]
     features = np.arange(images * tokens * 3, dtype=np.float32).reshape(images, tokens, 3)
     return PairBatches([features + view / 4 for view in range(views)], rows, ids, [500 + i for i in range(images)],
-                       batch_size=8, seed=shuffle, pad_id=0, keep=keep), ids
+                       batch_size=8, seed=shuffle, pad_id=0, keep_tokens=keep), ids
 
 
 def test_an_epoch_visits_every_pair_once():
@@ -664,7 +664,7 @@ def test_an_epoch_visits_every_pair_once():
                 assert batch.text_ids[row, batch.text_mask[row]].tolist() == ids[pair]
                 assert (batch.text_ids[row, ~batch.text_mask[row]] == 0).all()
                 assert batch.image_ids[row] == 500 + pair // 5
-                assert batch.image[row].flatten().tolist() == list(range(pair // 5 * 6, pair // 5 * 6 + 6))
+                assert batch.image_features[row].flatten().tolist() == list(range(pair // 5 * 6, pair // 5 * 6 + 6))
             assert batch.text_mask.any(dim=0).all(), "a column of nothing but padding"
         assert sorted(seen) == list(range(200))
 
@@ -681,21 +681,21 @@ def test_the_remainder_is_dropped_and_differs_by_epoch():
 
 def test_types_and_device():
     batch = pairs()[0].batch(3)
-    assert batch.image.dtype == torch.float32 and batch.text_mask.dtype == torch.bool
+    assert batch.image_features.dtype == torch.float32 and batch.text_mask.dtype == torch.bool
     assert batch.text_ids.dtype == batch.image_ids.dtype == torch.long
     moved = batch.to("meta")
-    assert isinstance(moved, Batch) and {moved.image.device.type, moved.text_ids.device.type,
+    assert isinstance(moved, Batch) and {moved.image_features.device.type, moved.text_ids.device.type,
                                          moved.text_mask.device.type, moved.image_ids.device.type} == {"meta"}
 
 
 def test_a_pair_draws_one_of_the_views():
     batches, _ = pairs(views=3)
-    drawn = torch.cat([batches.batch(step).image for step in range(25)])
+    drawn = torch.cat([batches.batch(step).image_features for step in range(25)])
     views = drawn[:, 0, 0] % 1 * 4
     assert torch.equal(drawn % 1, views[:, None, None].expand_as(drawn) / 4), "a picture made of several views"
     counts = views.long().bincount(minlength=3)
     assert counts.sum() == 200 and counts.min() > 40  # 66.7 expected, standard deviation 6.7
-    assert torch.equal(pairs(views=3)[0].batch(7).image, batches.batch(7).image)
+    assert torch.equal(pairs(views=3)[0].batch(7).image_features, batches.batch(7).image_features)
 
 
 def test_kept_tokens_hold_the_first_and_change():
@@ -703,14 +703,14 @@ def test_kept_tokens_hold_the_first_and_change():
     kept, _ = pairs(tokens=9, keep=4)
     seen = set()
     for step in range(25):
-        image = kept.batch(step).image
-        place = (image[:, :, 0] - whole.batch(step).image[:, :1, 0]) / 3  # which token each one was
+        image = kept.batch(step).image_features
+        place = (image[:, :, 0] - whole.batch(step).image_features[:, :1, 0]) / 3  # which token each one was
         assert image.shape == (8, 4, 3) and (place == place[:1]).all() and place[0, 0] == 0
         assert (place[0].diff() > 0).all() and place[0, -1] < 9
         seen.add(tuple(place[0].tolist()))
     assert len(seen) > 10 and {token for places in seen for token in places} == set(range(9))
-    assert torch.equal(pairs(tokens=9, keep=9)[0].batch(3).image, whole.batch(3).image)
-    assert pairs(tokens=9, keep=1)[0].batch(3).image.shape == (8, 1, 3)
+    assert torch.equal(pairs(tokens=9, keep=9)[0].batch(3).image_features, whole.batch(3).image_features)
+    assert pairs(tokens=9, keep=1)[0].batch(3).image_features.shape == (8, 1, 3)
 
 
 def same(first, second):

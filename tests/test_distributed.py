@@ -112,7 +112,7 @@ def test_only_the_chosen_rows_travel(found):
 def pairs(batch_size=7, **settings):
     ids = [[1, *range(3, 4 + i % 5), 2] for i in range(40)]
     return PairBatches([np.random.default_rng(0).normal(size=(20, 6, 4)).astype(np.float16)] * 2,
-                       [i // 2 for i in range(40)], ids, range(100, 120), batch_size, 0, 0, keep=4, **settings)
+                       [i // 2 for i in range(40)], ids, range(100, 120), batch_size, 0, 0, keep_tokens=4, **settings)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 7])
@@ -120,8 +120,8 @@ def test_the_parts_are_the_batch(processes):
     whole, parts = pairs(), [pairs(rank=rank, processes=processes) for rank in range(processes)]
     for step in (0, 3, 17):
         batch, spread = whole.batch(step), [part.batch(step) for part in parts]
-        assert all(len(part.image) in (7 // processes, -(-7 // processes)) for part in spread)
-        for name in ("image", "text_ids", "text_mask", "image_ids"):
+        assert all(len(part.image_features) in (7 // processes, -(-7 // processes)) for part in spread)
+        for name in ("image_features", "text_ids", "text_mask", "image_ids"):
             assert torch.equal(torch.cat([getattr(part, name) for part in spread]), getattr(batch, name))
 
 
@@ -153,7 +153,7 @@ def assert_same_curve(one, other):
     """Equal to rounding. Stage 2 starts by making small differences between images large, and those of rounding too."""
     for stage, keys, allowed in (("stage1", ("loss", "itc", "itm", "itg", "itm_accuracy", "gradient"), 1e-4),
                                  ("stage2", ("loss",), 1e-3)):
-        ours, theirs = ([{key: record[key] for key in ("step", "rate", *keys)}
+        ours, theirs = ([{key: record[key] for key in ("step", "lr", *keys)}
                          for record in read_log(out / stage / "log.jsonl")] for out in (one, other))
         assert len(ours) == len(theirs)
         for record, expected in zip(ours, theirs, strict=True):
@@ -216,8 +216,8 @@ def test_trouble_before_the_group_is_there(tmp_path):
 
 def test_the_one_that_is_left_says_what_to_do(tmp_path):
     """Without torchrun, which would be as quick to end it."""
-    code = ("import os, torch\nfrom minblip2.distributed import ManyProcesses, process_group\n"
-            "with process_group():\n    ranks = ManyProcesses(torch.zeros(2, 1))\n    ranks.held\n"
+    code = ("import os, torch\nfrom minblip2.distributed import DistributedBatch, process_group\n"
+            "with process_group():\n    ranks = DistributedBatch(torch.zeros(2, 1))\n    ranks.held\n"
             "    if os.environ['RANK'] == '1':\n        os._exit(1)\n    ranks.gather(torch.zeros(2, 1))\n")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -129,10 +129,10 @@ def test_karpathys_split_is_made_of_both(site, coco_mini, tmp_path):
     sizes = {split: len(CocoCaptions(tmp_path, split, strict=True)) for split in ("train", "val", "test")}
     assert sizes == {"train": 127, "val": 16, "test": 16}
     listed = json.loads(zipfile.ZipFile(tmp_path / "archives" / "caption_datasets.zip").read("dataset_coco.json"))
-    told = {entry["cocoid"]: entry["split"].replace("restval", "train") for entry in listed["images"]}
+    output = {entry["cocoid"]: entry["split"].replace("restval", "train") for entry in listed["images"]}
     for split in sizes:
         data = CocoCaptions(tmp_path, split)
-        assert all(told[image.id] == split for image in data.images) and any(image.boxes for image in data.images)
+        assert all(output[image.id] == split for image in data.images) and any(image.boxes for image in data.images)
     assert run(site, tmp_path / "few", "--split", "karpathy", "--images", 40) == 0
     assert [len(CocoCaptions(tmp_path / "few", split)) for split in sizes] == [40, 4, 4]
 
@@ -502,9 +502,9 @@ def test_hostile_archives_are_refused_by_name(site, files, quick, tmp_path, caps
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
 
 
-def encoded(picture, kind):
+def encoded(image, kind):
     stream = io.BytesIO()
-    picture.save(stream, kind)
+    image.save(stream, kind)
     return stream.getvalue()
 
 

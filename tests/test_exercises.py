@@ -159,8 +159,8 @@ def test_a_call_tells_and_remembers(tmp_path, monkeypatch, capsys):
         checks.expect(answer == 2, f"you say {answer}.")
 
     two(3), two(2)
-    told = capsys.readouterr().out
-    assert "✗ 99.1 two: not right yet\n  you say 3. Read again: nothing." in told and "✓ 99.1 two: done" in told
+    output = capsys.readouterr().out
+    assert "✗ 99.1 two: not right yet\n  you say 3. Read again: nothing." in output and "✓ 99.1 two: done" in output
     assert checks.progress() == {"99.1 two": checks.DONE}
     (tmp_path / "runs" / "progress.json").write_text("{")
     assert checks.progress() == {}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minblip2.attention import KVCache
-from minblip2.generation import adjust, generate, nucleus
+from minblip2.generation import generate, process_logits, top_p_filter
 
 from .parity import lengths_mask
 from .test_llama import llama_pair
@@ -22,8 +22,8 @@ def pair(request):
     make, louder = PAIRS[request.param]
     ours, theirs = make(seed=3)
     with torch.no_grad():  # now and then the end is the likeliest word, so texts of many lengths appear
-        for table in ((ours.tokens, theirs.get_input_embeddings()) if theirs.config.tie_word_embeddings and
-                      not hasattr(ours, "encoder") else (ours.unembed, theirs.get_output_embeddings())):
+        for table in ((ours.token_embedding, theirs.get_input_embeddings()) if theirs.config.tie_word_embeddings and
+                      not hasattr(ours, "encoder") else (ours.lm_head, theirs.get_output_embeddings())):
             table.weight[END] *= louder
     return ours, theirs
 
@@ -34,7 +34,7 @@ def prompts(ours, lengths=(2, 4, 1, 1, 3), seed=0):
     For an encoder padding comes last: where it stands between tokens, transformers' T5 takes it for distance.
     """
     generator = torch.Generator().manual_seed(seed)
-    texts = lengths_mask([*lengths], "right" if ours.begun else "left")
+    texts = lengths_mask([*lengths], "right" if ours.decoder_start_ids else "left")
     mask = torch.cat([torch.ones(len(lengths), 2, dtype=torch.bool), texts], dim=1)
     return torch.randn(*mask.shape, ours.width, generator=generator), mask
 
@@ -44,13 +44,13 @@ def write(lm, embeds, mask, **settings):
     cache = KVCache()
 
     @torch.no_grad()
-    def step(ids, visible, cache):
-        return lm.head(lm(lm.embed(ids), visible, cache)[:, -1])
+    def step(ids, attention_mask, cache):
+        return lm.lm_logits(lm(lm.embed(ids), attention_mask, cache)[:, -1])
 
     with torch.no_grad():
-        first, visible = lm.read(embeds, mask, cache)
-        logits = lm.head(first)
-    return generate(step, logits, visible, cache, end=END, begun=lm.begun, **settings)
+        first, attention_mask = lm.prefill(embeds, mask, cache)
+        logits = lm.lm_logits(first)
+    return generate(step, logits, attention_mask, cache, eos_id=END, decoder_start_ids=lm.decoder_start_ids, **settings)
 
 
 def expected(theirs, embeds, mask, **settings):
@@ -115,7 +115,7 @@ def test_one_beam_is_greedy_and_the_length_is_bounded(pair):
 @pytest.mark.parametrize("top_p, kept", [(0.0, 1), (0.3, 1), (0.5, 1), (0.6, 2), (0.85, 3), (1.0, 4)])
 def test_the_nucleus_is_the_smallest_set_that_holds_top_p(top_p, kept):
     probability = torch.tensor([[0.2, 0.51, 0.09, 0.2 + 1e-4], [0.09, 0.2, 0.51, 0.2 + 1e-4]])
-    left = nucleus(probability.log(), top_p).softmax(dim=1)
+    left = top_p_filter(probability.log(), top_p).softmax(dim=1)
     assert ((left > 0).sum(dim=1) == kept).all()
     chosen = probability.masked_fill(left == 0, 0.0)
     assert torch.allclose(left, chosen / chosen.sum(dim=1, keepdim=True), atol=1e-6)
@@ -124,8 +124,8 @@ def test_the_nucleus_is_the_smallest_set_that_holds_top_p(top_p, kept):
 def test_samples_come_from_the_nucleus_with_its_probabilities():
     probability = torch.tensor([0.4, 0.05, 0.3, 0.05, 0.2])
     logits = (probability**2).log().expand(20_000, 5)  # a temperature of 2 restores `probability`
-    drawn = generate(None, logits, torch.ones(20_000, 1, dtype=torch.bool), KVCache(), end=4, max_length=1, top_p=0.85,
-                     temperature=2.0, generator=torch.Generator().manual_seed(0))
+    drawn = generate(None, logits, torch.ones(20_000, 1, dtype=torch.bool), KVCache(), eos_id=4, max_length=1,
+                     top_p=0.85, temperature=2.0, generator=torch.Generator().manual_seed(0))
     share = torch.bincount(drawn[:, 0], minlength=5) / 20_000
     assert share[1] == 0 and share[3] == 0
     assert (share - torch.tensor([0.4, 0, 0.3, 0, 0.2]) / 0.9).abs().max() < 0.015
@@ -133,6 +133,6 @@ def test_samples_come_from_the_nucleus_with_its_probabilities():
 
 def test_adjust_penalises_what_was_written_once_and_forbids_an_early_end():
     scores = torch.tensor([[2.0, -2.0, 1.0, 3.0]])
-    assert adjust(scores, torch.tensor([[0, 1, 1]]), END, 0, 2.0).tolist() == [[1.0, -4.0, 1.0, 3.0]]
-    assert adjust(scores, torch.tensor([[0]]), END, 2, 1.0)[0, END] == -torch.inf
-    assert torch.equal(adjust(scores, torch.tensor([[0, 3]]), END, 2, 1.0), scores)
+    assert process_logits(scores, torch.tensor([[0, 1, 1]]), END, 0, 2.0).tolist() == [[1.0, -4.0, 1.0, 3.0]]
+    assert process_logits(scores, torch.tensor([[0]]), END, 2, 1.0)[0, END] == -torch.inf
+    assert torch.equal(process_logits(scores, torch.tensor([[0, 3]]), END, 2, 1.0), scores)

@@ -14,7 +14,7 @@ RULES = {  # facts §2: may row i look at key j? `iq`, `jq`: is it a query; v: i
     "unimodal": lambda iq, jq, i, j, v: jq if iq else (not jq and v),
     "multimodal_causal": lambda iq, jq, i, j, v: jq if iq else (jq or (j <= i and v)),
 }
-QUERIES = TINY.queries
+QUERIES = TINY.num_queries
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -33,10 +33,10 @@ def test_every_entry(name, queries, lengths, side):
 
 @pytest.mark.parametrize("lengths, side", [([3, 5, 1], "right"), ([2, 4], "left")])
 def test_causal_is_lower_triangle_without_padding(lengths, side):
-    visible = lengths_mask(lengths, side)
-    n = visible.shape[1]
-    expected = [[[[j <= i and bool(row[j]) for j in range(n)] for i in range(n)]] for row in visible]
-    assert masks.causal(visible).tolist() == expected
+    attention_mask = lengths_mask(lengths, side)
+    n = attention_mask.shape[1]
+    expected = [[[[j <= i and bool(row[j]) for j in range(n)] for i in range(n)]] for row in attention_mask]
+    assert masks.causal(attention_mask).tolist() == expected
 
 
 def run(name, x, image, text_mask):

@@ -18,14 +18,14 @@ from minblip2.evaluation.metrics import (
     pointing_game,
     recall_at_k,
     retrieval,
-    words,
+    split_words,
 )
 
 
 def official(name, candidates, references, order=4):
     """The score that pycocoevalcap gives on the words of the same texts, in percent."""
     def join(text):
-        return " ".join(words(text))
+        return " ".join(split_words(text))
 
     truth = {index: [join(text) for text in texts] for index, texts in enumerate(references)}
     guess = {index: [join(text)] for index, text in enumerate(candidates)}
@@ -51,15 +51,15 @@ def draw_text(generator, shortest=0):
 # --- words ---
 
 def test_words_drop_case_and_punctuation():
-    assert words("A man's 2 dogs, 'running' — FAST_er!") == ["a", "man's", "2", "dogs", "running", "fast", "er"]
-    assert words("the dogs’ café isn’t") == ["the", "dogs", "café", "isn't"]
-    assert words(" ... ") == []
+    assert split_words("A man's 2 dogs, 'running' — FAST_er!") == ["a", "man's", "2", "dogs", "running", "fast", "er"]
+    assert split_words("the dogs’ café isn’t") == ["the", "dogs", "café", "isn't"]
+    assert split_words(" ... ") == []
 
 
 @given(st.text())
 def test_words_of_words_are_the_same_words(text):
-    once = words(text)
-    assert words(" ".join(once)) == once
+    once = split_words(text)
+    assert split_words(" ".join(once)) == once
 
 
 # --- captions ---

@@ -73,9 +73,9 @@ def test_magics_are_left_out(tmp_path):
 
 def test_unsolved_notebooks_have_no_pieces_and_nothing_is_trained(capsys):
     pieces = own.collect(ROOT / "exercises")
-    told = capsys.readouterr().out
-    assert pieces.yours == 0 and f"0 of {len(pieces.all)} pieces are yours" in told
-    assert {piece.status for piece in pieces.all.values()} == {OPEN} and told.count("solution's is put in") == 23
+    output = capsys.readouterr().out
+    assert pieces.yours == 0 and f"0 of {len(pieces.all)} pieces are yours" in output
+    assert {piece.status for piece in pieces.all.values()} == {OPEN} and output.count("solution's is put in") == 23
 
     verdict = lesson10.own_bridge.verdict(lambda: own.train_stage1(pieces, 1, 1e-3))
     assert verdict.status == OPEN and "None of the pieces is yours" in verdict.message
@@ -96,8 +96,8 @@ def test_solved_ones_are_yours(pieces):
     ("08", lesson08.next_words, ("F.pad(real[:, 1:], (0, 1), value=-100)", "real"), "copying"),
     ("10", lesson10.shifted_loss, ("logits[:, :-1], targets[:, 1:]", "logits, targets"), "repeat what it sees"),
     ("10", lesson10.labels, ("masked_fill(~text_mask, -100)", "masked_fill(text_mask, -100)"), "has no label"),
-    ("10", lesson10.hear, ("lm.requires_grad_(False).eval()\n    return lm(embeds)",
-                           "with torch.no_grad():\n        return lm.eval()(embeds)"), "wire is cut"),
+    ("10", lesson10.lm_logits, ("lm.requires_grad_(False).eval()\n    return lm(embeds)",
+                                "with torch.no_grad():\n        return lm.eval()(embeds)"), "wire is cut"),
     ("10", lesson10.sequence, ("[soft, prompt, text]", "[prompt, soft, text]"), "in front"),
     ("10", lesson10.sequence, ("soft = projection(queries)", "soft = projection(queries"), "holds nothing"),
     ("10", lesson10.sequence, ("soft = projection(queries)", "soft = projektion(queries)"), "NameError")])
@@ -132,7 +132,7 @@ def test_stage1_of_solved_pieces_is_the_modules(stage1):
 
 
 def small_lm():
-    return randomise(OPT(OPTConfig(vocabulary=23, width=16, layers=2, heads=2, mlp_width=32, positions=64)))
+    return randomise(OPT(OPTConfig(vocab_size=23, width=16, layers=2, heads=2, mlp_width=32, max_positions=64)))
 
 
 def test_stage2_of_solved_pieces_is_the_modules(stage1):
@@ -147,7 +147,7 @@ def test_stage2_of_solved_pieces_is_the_modules(stage1):
     given = image, prompt, known, ids % 23, mask
     for one, other in zip(ours(*given), theirs(*given), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    wrote = [model.generate(image, prompt, known, end=2, max_length=6) for model in (ours, theirs)]
+    wrote = [model.generate(image, prompt, known, eos_id=2, max_length=6) for model in (ours, theirs)]
     assert torch.equal(*wrote)
 
 
@@ -185,9 +185,9 @@ class SmallWorld:
 
     def __init__(self):
         lm = small_lm()
-        tokenizer = SimpleNamespace(encode_prompt=lambda text: [2], end=2, prompt_end=[],
+        tokenizer = SimpleNamespace(encode_prompt=lambda text: [2], eos_id=2, prompt_end=[],
                                     decode=lambda row: " ".join(map(str, row.tolist())))
-        self.parts = SimpleNamespace(qformer=TINY, lm=lm, lm_tokenizer=tokenizer)
+        self.backbones = SimpleNamespace(qformer=TINY, lm=lm, lm_tokenizer=tokenizer)
         self.features, self.ids = torch.randn(8, 5, TINY.image_width).numpy(), torch.randint(3, 20, (8, 6))
         self.bridge = SimpleNamespace(text_ids=lambda texts: (torch.randint(3, 20, (len(texts), 6)),
                                                               torch.ones(len(texts), 6, dtype=torch.bool)))
@@ -197,8 +197,8 @@ class SmallWorld:
             ids = self.ids % 23 if for_lm else self.ids
             yield Batch(torch.from_numpy(self.features), ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(8))
 
-    def look(self, pictures):
-        return torch.randn(len(pictures), 5, TINY.image_width)
+    def encode_images(self, images):
+        return torch.randn(len(images), 5, TINY.image_width)
 
 
 def test_the_whole_way_in_small(pieces, monkeypatch, capsys):
@@ -212,14 +212,14 @@ def test_the_whole_way_in_small(pieces, monkeypatch, capsys):
         return own.captioner(own.train_stage2(own.train_stage1(pieces, 4, 1e-3), 4, 1e-3))
 
     verdict = lesson10.own_bridge.verdict(bridge)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert verdict.status == WRONG and "captions" in verdict.message  # it has learned nothing
-    assert "stage 1, step 4 of 4: loss" in told and "find their own caption first" in told and len(own.TRAINED) == 1
+    assert "stage 1, step 4 of 4: loss" in output and "find their own caption first" in output and len(own.TRAINED) == 1
 
 
 def test_the_exam_is_fair():
-    pictures, scenes, captions = own.exam()
-    assert len(pictures) == len(scenes) == len(captions) == own.EXAM
+    images, scenes, captions = own.exam()
+    assert len(images) == len(scenes) == len(captions) == own.EXAM
     assert lesson10.share(captions, scenes) == 1
     assert max(len(caption.split()) for caption in captions) < lesson10.LONG
     assert not any(map(lesson10.stutters, captions))

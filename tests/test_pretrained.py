@@ -44,7 +44,7 @@ def test_dinov2_small_features(parts):
 @torch.no_grad()
 def test_minilm_text_states(parts):
     folder = parts / "all-MiniLM-L6-v2"
-    config = bert_sizes(folder, read_config(folder), image_width=20, queries=4)
+    config = bert_sizes(folder, read_config(folder), image_width=20, num_queries=4)
     tokenizer = Tokenizer.from_folder(folder)
     ours = init_from_bert(QFormer(config), folder).eval()
     theirs = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -52,7 +52,7 @@ def test_minilm_text_states(parts):
     ids, mask = tokenizer.pad([tokenizer.encode(CAPTION), tokenizer.encode("a cat")])
     expected = theirs(ids, attention_mask=mask.long()).last_hidden_state
     assert difference(ours(text_ids=ids, mask=masks.unimodal(0, mask)).text[mask], expected[mask]) < 1e-5
-    assert len(tokenizer) == config.vocabulary == ours.words.weight.shape[0] == ours.dec + 1
+    assert len(tokenizer) == config.vocab_size == ours.token_embedding.weight.shape[0] == ours.dec_id + 1
 
 
 @torch.no_grad()
@@ -63,13 +63,13 @@ def test_smollm2_logits_and_greedy_tokens(parts):
     ids, mask = tokenizer.pad([tokenizer.encode_prompt(CAPTION), tokenizer.encode_prompt("The sea is")], side="left")
     expected = theirs(ids, attention_mask=mask.long()).logits
     cache = KVCache()
-    logits = ours.head(ours(ours.embed(ids), masks.causal(mask), cache))
+    logits = ours.lm_logits(ours(ours.embed(ids), masks.causal(mask), cache))
     assert difference(logits[mask], expected[mask]) < 1e-4
 
     def step(ids, mask, cache):
-        return ours.head(ours(ours.embed(ids), mask, cache)[:, -1])
+        return ours.lm_logits(ours(ours.embed(ids), mask, cache)[:, -1])
 
-    written = generate(step, logits[:, -1], mask, cache, end=-1, max_length=30)
+    written = generate(step, logits[:, -1], mask, cache, eos_id=-1, max_length=30)
     reference = theirs.generate(ids, attention_mask=mask.long(), do_sample=False, min_new_tokens=30, max_new_tokens=30,
                                 eos_token_id=None, pad_token_id=2)
     assert written.tolist() == reference[:, ids.shape[1]:].tolist()
@@ -90,7 +90,7 @@ def build(kind, folder):
 
 def load_bert(folder):
     torch.manual_seed(0)
-    config = bert_sizes(folder, read_config(folder), image_width=20, queries=4, dropout=0.0)
+    config = bert_sizes(folder, read_config(folder), image_width=20, num_queries=4, dropout=0.0)
     return init_from_bert(QFormer(config), folder).eval()
 
 
@@ -111,13 +111,13 @@ def test_bert_fills_both_feed_forwards_and_the_lm_head_and_grows_dec(tmp_path, o
             for a, b in zip(text.parameters(), query.parameters(), strict=True):
                 assert torch.equal(a, b) and a.data_ptr() != b.data_ptr() and a.requires_grad and b.requires_grad
     words = theirs.get_input_embeddings().weight
-    assert ours.words.weight.shape == (51, 24) and torch.equal(ours.words.weight[:50], words)
-    assert 0 < ours.words.weight[50].std() < 0.05 and ours.lm_head.bias[50] == 0
+    assert ours.token_embedding.weight.shape == (51, 24) and torch.equal(ours.token_embedding.weight[:50], words)
+    assert 0 < ours.token_embedding.weight[50].std() < 0.05 and ours.lm_head.bias[50] == 0
     theirs.bert.embeddings.token_type_embeddings.weight.zero_()
     mask = lengths_mask([5, 3])
     ids = torch.randint(1, 50, mask.shape)
     expected = theirs(ids, attention_mask=mask.long()).logits
-    logits = ours.predict(ours(text_ids=ids, mask=masks.unimodal(0, mask)).text)
+    logits = ours.lm_logits(ours(text_ids=ids, mask=masks.unimodal(0, mask)).text)
     assert difference(logits[mask][:, :50], expected[mask]) < 1e-5
 
 

@@ -71,11 +71,11 @@ def test_the_wheel_runs_where_there_is_no_checkout(wheel, tmp_path):
 
 def test_the_wheel_says_what_it_is(wheel):
     archive = zipfile.ZipFile(wheel)
-    told = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
-    assert f"Version: {minblip2.__version__}\n" in told and "Requires-Python: >=3.10" in told
-    urls = re.findall(r"^Project-URL: (.*)", told, re.MULTILINE)
+    output = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
+    assert f"Version: {minblip2.__version__}\n" in output and "Requires-Python: >=3.10" in output
+    urls = re.findall(r"^Project-URL: (.*)", output, re.MULTILINE)
     assert urls and all(re.fullmatch(r"\w+, https://(arxiv\.org|github\.com)/\S+", url) for url in urls), urls
-    assert "Description-Content-Type: text/markdown" in told
+    assert "Description-Content-Type: text/markdown" in output
 
 
 def test_one_version_everywhere():
@@ -138,8 +138,8 @@ def test_the_guide_quotes_a_message_for_every_exercise():
 
 
 def test_the_commonest_message_is_quoted():
-    told = [("b", "a b c | d. Read again: x."), ("z", "z. Read again: y."), ("b", "u b v. Read again: x.")]
-    assert commonest(told) == "a b c \\| d."
+    output = [("b", "a b c | d. Read again: x."), ("z", "z. Read again: y."), ("b", "u b v. Read again: x.")]
+    assert commonest(output) == "a b c \\| d."
 
 
 # --- the README -------------------------------------------------------------------------------------------------------
@@ -179,10 +179,10 @@ def test_kept_figures_are_a_column_with_their_provenance(tmp_path):
     figures = {"images": 5, "stage2_cider": 12.5, "commit": "abc", "machine": "m", "minutes_stage1": 2.0,
                "minutes_stage2": 0.6, "data": "five pictures"}
     (tmp_path / "laptop.json").write_text(json.dumps(figures))
-    told = readme.kept(tmp_path)
-    assert list(told) == ["laptop"] and "12.5" in readme.table({"laptop, val": [told["laptop"]]})
-    assert readme.provenance(told) == ("*laptop: five pictures; 2 minutes of stage 1 and 1 of stage 2 on m; "
-                                       "commit abc.*")
+    output = readme.kept(tmp_path)
+    assert list(output) == ["laptop"] and "12.5" in readme.table({"laptop, val": [output["laptop"]]})
+    assert readme.provenance(output) == ("*laptop: five pictures; 2 minutes of stage 1 and 1 of stage 2 on m; "
+                                         "commit abc.*")
 
 
 # --- results with their provenance ------------------------------------------------------------------------------------

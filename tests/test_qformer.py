@@ -13,12 +13,13 @@ from minblip2.qformer import QFormer, QFormerConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 from minblip2.weights import names
-from minblip2.weights.checkpoint import fill
+from minblip2.weights.checkpoint import load_into
 
 from .parity import TINY, difference, lengths_mask, randomise
 
-SIZES = [TINY, replace(TINY, width=33, heads=11, mlp_width=17, image_width=13, queries=5, cross_every=1, layers=2),
-         replace(TINY, width=20, heads=5, mlp_width=64, queries=1, cross_every=3, layers=4)]
+SIZES = [TINY, replace(TINY, width=33, heads=11, mlp_width=17, image_width=13, num_queries=5, cross_attention_every=1,
+                       layers=2),
+         replace(TINY, width=20, heads=5, mlp_width=64, num_queries=1, cross_attention_every=3, layers=4)]
 
 
 def count(module):
@@ -30,7 +31,7 @@ class StubLM(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.width, self.vocabulary, self.weight = width, 1, nn.Parameter(torch.empty(3))
+        self.width, self.vocab_size, self.weight = width, 1, nn.Parameter(torch.empty(3))
 
 
 def test_parameter_counts_of_the_paper():
@@ -48,11 +49,11 @@ def test_parameter_counts_of_the_paper():
 def pair(config, seed):
     theirs = randomise(Blip2QFormerModel(Blip2QFormerConfig(
         hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=config.heads,
-        intermediate_size=config.mlp_width, encoder_hidden_size=config.image_width, vocab_size=config.vocabulary,
-        cross_attention_frequency=config.cross_every, use_qformer_text_input=True)), seed)
+        intermediate_size=config.mlp_width, encoder_hidden_size=config.image_width, vocab_size=config.vocab_size,
+        cross_attention_frequency=config.cross_attention_every, use_qformer_text_input=True)), seed)
     ours = randomise(QFormer(config), seed)
-    fill(ours, theirs.state_dict().items(), names.QFORMER, "transformers",
-         optional=("query_tokens", "words", "positions", "lm_head"))
+    load_into(ours, theirs.state_dict().items(), names.QFORMER, "transformers",
+              optional=("query_tokens", "token_embedding", "position_embedding", "lm_head"))
     return ours.eval(), theirs
 
 
@@ -63,24 +64,25 @@ def test_hidden_states_equal_transformers(config, lengths, name):
     ours, theirs = pair(config, seed=len(lengths))
     text_mask = lengths_mask(list(lengths))
     ids, image = torch.randint(0, 50, text_mask.shape), torch.randn(len(lengths), 7, config.image_width)
-    mask = getattr(masks, name)(config.queries, text_mask)
+    mask = getattr(masks, name)(config.num_queries, text_mask)
     with torch.no_grad():
         kv, text = ours.project_image(image), ours.embed_text(ids)
         out = ours(kv, ids, mask)
         expected = theirs(query_embeds=torch.cat([ours.query_tokens.expand(len(ids), -1, -1), text], dim=1),
-                          query_length=config.queries, encoder_hidden_states=image,
+                          query_length=config.num_queries, encoder_hidden_states=image,
                           attention_mask=torch.where(mask, 0.0, -1e9)).last_hidden_state
         alone = theirs(query_embeds=text, query_length=0, attention_mask=torch.where(
             masks.unimodal(0, text_mask), 0.0, -1e9)).last_hidden_state
         cache = KVCache()
         ours(kv, cache=cache)
-        cached = ours(text_ids=ids, mask=masks.multimodal_causal(config.queries, text_mask)[:, :, config.queries:],
+        cached = ours(text_ids=ids,
+                      mask=masks.multimodal_causal(config.num_queries, text_mask)[:, :, config.num_queries:],
                       cache=cache).text
-    valid = torch.cat([torch.ones(len(ids), config.queries, dtype=torch.bool), text_mask], dim=1)
+    valid = torch.cat([torch.ones(len(ids), config.num_queries, dtype=torch.bool), text_mask], dim=1)
     assert difference(torch.cat([out.queries, out.text], dim=1)[valid], expected[valid]) < 1e-5
     assert difference(ours(text_ids=ids, mask=masks.unimodal(0, text_mask)).text[text_mask], alone[text_mask]) < 1e-5
     if name == "multimodal_causal":
-        assert difference(cached[text_mask], expected[:, config.queries:][text_mask]) < 1e-5
+        assert difference(cached[text_mask], expected[:, config.num_queries:][text_mask]) < 1e-5
 
 
 def test_fresh_queries_differ_and_read_the_image_differently():
@@ -89,7 +91,7 @@ def test_fresh_queries_differ_and_read_the_image_differently():
     assert 0.01 < model.query_tokens.std() < 0.03
     states = model(model.project_image(torch.randn(1, 6, TINY.image_width))).queries[0]
     distances = torch.cdist(states, states)
-    assert distances[~torch.eye(TINY.queries, dtype=torch.bool)].min() > 0.1
+    assert distances[~torch.eye(TINY.num_queries, dtype=torch.bool)].min() > 0.1
 
 
 def test_image_reaches_text_only_through_queries_and_selected_rows_equal_fresh_projection():
@@ -105,4 +107,4 @@ def test_query_branch_is_an_independent_copy_that_reads_alike():
     branch, image = model.query_branch(), torch.randn(2, 6, TINY.image_width)
     assert torch.equal(branch(branch.project_image(image)).queries, model(model.project_image(image)).queries)
     assert {p.data_ptr() for p in branch.parameters()}.isdisjoint(p.data_ptr() for p in model.parameters())
-    assert not any("text" in name or "words" in name for name, _ in branch.named_parameters())
+    assert not any("text" in name or "token_embedding" in name for name, _ in branch.named_parameters())

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from minblip2.training.recompute import checkpoint_blocks
 
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
-from minblip2.training.recompute import recompute
 
 from .parity import TINY, difference, randomise
 from .test_stage2 import END, PAIRS, batch
@@ -14,7 +14,7 @@ from .test_stage2 import END, PAIRS, batch
 @pytest.fixture(params=PAIRS)
 def stage2(request):
     torch.manual_seed(0)
-    return Stage2.from_stage1(randomise(Stage1(TINY, shared_width=16)), PAIRS[request.param](seed=3)[0])
+    return Stage2.from_stage1(randomise(Stage1(TINY, embed_dim=16)), PAIRS[request.param](seed=3)[0])
 
 
 def kept(model, inputs):
@@ -30,8 +30,8 @@ def kept(model, inputs):
 def test_same_loss_and_gradients_with_less_kept(stage2):
     inputs = batch(prompts=(2, 0, 3))
     plain_loss, plain, plain_kept = kept(stage2, inputs)
-    recompute(stage2)
-    recompute(stage2)  # twice is once
+    checkpoint_blocks(stage2)
+    checkpoint_blocks(stage2)  # twice is once
     loss, gradients, few = kept(stage2, inputs)
     assert difference(loss, plain_loss) < 1e-6 and gradients.keys() == plain.keys()
     assert all(difference(gradients[name], plain[name]) < 1e-5 for name in plain if not name.endswith("key.bias"))
@@ -40,6 +40,6 @@ def test_same_loss_and_gradients_with_less_kept(stage2):
 
 def test_what_is_written_stays_the_same(stage2):
     image, prompt_ids, prompt_mask, *_ = batch(prompts=(2, 0, 3))
-    before = stage2.generate(image, prompt_ids, prompt_mask, end=END, max_length=6, beams=2)
-    recompute(stage2)
-    assert torch.equal(stage2.generate(image, prompt_ids, prompt_mask, end=END, max_length=6, beams=2), before)
+    before = stage2.generate(image, prompt_ids, prompt_mask, eos_id=END, max_length=6, beams=2)
+    checkpoint_blocks(stage2)
+    assert torch.equal(stage2.generate(image, prompt_ids, prompt_mask, eos_id=END, max_length=6, beams=2), before)

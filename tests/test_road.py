@@ -22,7 +22,7 @@ from minblip2.data.coco import CocoCaptions
 from minblip2.data.features import feature_cache, weights_checksum
 from minblip2.data.pictures import check_image, load_image
 from minblip2.data.transforms import Transform
-from minblip2.data.workers import ahead
+from minblip2.data.workers import prefetch
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 from minblip2.training.bridge import stage1_losses
@@ -44,7 +44,7 @@ def places(width, height):
 
 def seen(crop, width=510, height=382):
     """The part of `places` that a crop shows: left, top, right, bottom as shares of the sides; and whether mirrored."""
-    pixels = np.asarray(Transform(64, crop=crop).shown(places(width, height))).astype(float) / 255
+    pixels = np.asarray(Transform(64, crop=crop).crop_and_resize(places(width, height))).astype(float) / 255
     half = (pixels[:, 1, 0] - pixels[:, 0, 0]).mean() / 2, (pixels[1, :, 1] - pixels[0, :, 1]).mean() / 2
     left, right = pixels[:, 0, 0].mean() - half[0], pixels[:, -1, 0].mean() + half[0]
     top, bottom = pixels[0, :, 1].mean() - half[1], pixels[-1, :, 1].mean() + half[1]
@@ -67,18 +67,18 @@ def test_random_crops_are_the_originals():
 
 
 def test_a_crop_is_the_pictures_own():
-    picture = smooth(300, 200)
-    one = np.asarray(Transform(32, crop=1).shown(picture))
-    assert np.array_equal(one, Transform(32, crop=1).shown(picture.copy()))
-    assert not np.array_equal(one, Transform(32, crop=2).shown(picture))
+    image = smooth(300, 200)
+    one = np.asarray(Transform(32, crop=1).crop_and_resize(image))
+    assert np.array_equal(one, Transform(32, crop=1).crop_and_resize(image.copy()))
+    assert not np.array_equal(one, Transform(32, crop=2).crop_and_resize(image))
     assert len({seen(5, width, 382)[:2] for width in (505, 510, 515)}) == 3, "each picture draws its own"
-    assert Transform(32, crop=3)(picture).shape == (3, 32, 32)
+    assert Transform(32, crop=3)(image).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("size", [(900, 20), (20, 900), (1, 1), (3, 2)])
 def test_no_picture_is_too_long_for_a_crop(size):
     for crop in range(5):
-        assert Transform(32, crop=crop).shown(smooth(*size)).size == (32, 32)
+        assert Transform(32, crop=crop).crop_and_resize(smooth(*size)).size == (32, 32)
 
 
 # ---------------------------------------------------------------- pictures are checked whole
@@ -116,20 +116,20 @@ def die(item):
 
 
 def test_processes_give_everything_in_order():
-    found = list(ahead(identify, range(200), 3, 16, processes=True))
+    found = list(prefetch(identify, range(200), 3, 16, processes=True))
     assert [item for item, _ in found] == list(range(200))
     assert os.getpid() not in {process for _, process in found}
 
 
 def test_what_fails_in_a_process_fails_here():
     with pytest.raises(UserError, match="item 0 is bad"):
-        list(ahead(fail, range(3), 2, processes=True))
+        list(prefetch(fail, range(3), 2, processes=True))
     with pytest.raises(UserError, match="a worker process died"):
-        list(ahead(die, range(3), 2, processes=True))
+        list(prefetch(die, range(3), 2, processes=True))
 
 
 def test_an_iterator_that_is_left_ends_its_workers():
-    stream = ahead(identify, range(10**6), 2, 4, processes=True)
+    stream = prefetch(identify, range(10**6), 2, 4, processes=True)
     _, process = next(stream)
     stream.close()
     with pytest.raises(ProcessLookupError):
@@ -232,8 +232,8 @@ def test_the_whole_road_from_the_site_to_an_epoch_of_stage_1(coco_mini, tmp_path
     ids = [tokenizer.encode(caption) for _, caption in data.pairs]
     batches = PairBatches(caches[:2], [row for row, _ in data.pairs], ids, [image.id for image in data.images], 16, 0,
                           tokenizer.pad_id)
-    config = QFormerConfig(width=48, layers=2, heads=4, mlp_width=96, queries=4, positions=32, dropout=0.0,
-                           image_width=48, vocabulary=len(tokenizer))
+    config = QFormerConfig(width=48, layers=2, heads=4, mlp_width=96, num_queries=4, max_positions=32, dropout=0.0,
+                           image_width=48, vocab_size=len(tokenizer))
     log = train(Stage1(config, 32), stage1_losses, batches, TrainConfig(steps=len(batches), batch_size=16, warmup=5),
                 tmp_path / "run")
     assert len(log) == len(batches) == 127 * 5 // 16

@@ -24,8 +24,8 @@ def run(model):
 @pytest.mark.parametrize("savings", [(), *((key,) for key in SAVINGS), tuple(SAVINGS)],
                          ids=lambda savings: "+".join(savings) or "none")
 def test_same_losses_and_gradients(savings):
-    ours, ours_gradient = run(randomise(Stage1(CONFIG, shared_width=16)))
-    plain, plain_gradient = run(randomise(PlainStage1(CONFIG, shared_width=16, savings=savings)))
+    ours, ours_gradient = run(randomise(Stage1(CONFIG, embed_dim=16)))
+    plain, plain_gradient = run(randomise(PlainStage1(CONFIG, embed_dim=16, savings=savings)))
     for name in ("loss", "itc", "itm", "itg", "similarity", "match_logits", "word_logits"):
         assert difference(getattr(ours, name), getattr(plain, name)) < 1e-5, name
     scale = max(gradient.abs().max() for gradient in plain_gradient.values())
@@ -39,13 +39,13 @@ def test_same_losses_and_gradients(savings):
 def test_the_plain_form_really_does_more(monkeypatch):
     """Count the work: projections, text length, vocabulary rows and query passes differ as the names say."""
     def work(savings):
-        model, seen = randomise(PlainStage1(CONFIG, shared_width=16, savings=savings)), []
+        model, seen = randomise(PlainStage1(CONFIG, embed_dim=16, savings=savings)), []
         layer, projected = model.qformer.cross_attentions[0], []
         original = layer.project
         monkeypatch.setattr(layer, "project", lambda context, *norm: (
             projected.append(len(context)) or original(context, *norm)))
         model.qformer.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel() // CONFIG.width))
-        model.qformer.words.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+        model.qformer.token_embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
         run(model)
         return projected, seen
     assert work(tuple(SAVINGS))[0] == [5] and work(())[0] == [5, 5, 15] and work(("cached",))[0] == [5, 15]

@@ -17,7 +17,7 @@ CLS, SEP, PAD = 1, 2, 0
 def batch(lengths=(5, 7, 3, 6), seed=0, pad_to=None):
     generator = torch.Generator().manual_seed(seed)
     mask = lengths_mask([*lengths])
-    ids = torch.randint(3, TINY.vocabulary - 1, mask.shape, generator=generator).masked_fill(~mask, PAD)
+    ids = torch.randint(3, TINY.vocab_size - 1, mask.shape, generator=generator).masked_fill(~mask, PAD)
     ids[:, 0], ids[torch.arange(len(ids)), mask.sum(1) - 1] = CLS, SEP
     more = max((pad_to or 0) - ids.shape[1], 0)
     image = sum(torch.randn(len(lengths), n, TINY.image_width, generator=generator) for n in (1, 6))
@@ -26,7 +26,7 @@ def batch(lengths=(5, 7, 3, 6), seed=0, pad_to=None):
 
 @pytest.fixture
 def model():
-    return randomise(Stage1(TINY, shared_width=16))
+    return randomise(Stage1(TINY, embed_dim=16))
 
 
 def smoothed(logits, targets, smoothing):
@@ -39,7 +39,7 @@ def smoothed(logits, targets, smoothing):
 
 def by_hand(model, image, ids, mask, image_ids, negatives):
     """Facts §3 as loops: one image and one text at a time, joint passes without padding, cache or sharing."""
-    b, q = len(ids), TINY.queries
+    b, q = len(ids), TINY.num_queries
     former = model.qformer
     kv = [former.project_image(model.vision_norm(image[i:i + 1])) for i in range(b)]
     words = [row[: int(m.sum())].tolist() for row, m in zip(ids, mask, strict=True)]
@@ -62,20 +62,20 @@ def by_hand(model, image, ids, mask, image_ids, negatives):
               + [(i, wrong_text[i], 0) for i in range(b)])
     itm, itg, n = 0.0, 0.0, 0
     for i, j, label in triple:
-        read = model.match_head(joint(i, words[j], "bidirectional").queries[0])
+        read = model.itm_head(joint(i, words[j], "bidirectional").queries[0])
         itm += smoothed(read.mean(dim=0).tolist(), [1.0 - label, float(label)], 0.0) / (3 * b)
     for i in range(b):
-        states = joint(i, [TINY.vocabulary - 1, *words[i][1:]], "multimodal_causal").text[0]
+        states = joint(i, [TINY.vocab_size - 1, *words[i][1:]], "multimodal_causal").text[0]
         for state, word in zip(states[:-1], words[i][1:], strict=True):
-            targets = [float(word == v) for v in range(TINY.vocabulary)]
-            itg, n = itg + smoothed(former.predict(state).tolist(), targets, 0.1), n + 1
+            targets = [float(word == v) for v in range(TINY.vocab_size)]
+            itg, n = itg + smoothed(former.lm_logits(state).tolist(), targets, 0.1), n + 1
     return itc, itm, itg / n
 
 
 @pytest.mark.parametrize("image_ids", [None, [7, 8, 7, 9], [5, 5, 6, 5]], ids=str)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_losses_equal_plain_loops(image_ids, seed):
-    model = randomise(Stage1(TINY, shared_width=16), seed).double()
+    model = randomise(Stage1(TINY, embed_dim=16), seed).double()
     with torch.no_grad():
         model.temperature.fill_(0.3)
         image, ids, mask = batch(seed=seed, pad_to=9)
@@ -121,17 +121,17 @@ def test_a_fresh_model_starts_where_arithmetic_says():
     torch.manual_seed(0)
     image, ids, mask = batch((6,) * 8)
     with torch.no_grad():
-        out = Stage1(TINY, shared_width=16).eval()(image, ids, mask)
+        out = Stage1(TINY, embed_dim=16).eval()(image, ids, mask)
     assert abs(out.itc - math.log(8)) < 0.1
     # the head has read nothing yet: as good as any constant, and 0.6365 is the least that a constant can reach at 1 : 2
     constant = F.cross_entropy(out.match_logits.mean(0).expand(24, 2), out.match_labels)
     assert abs(out.itm - constant) < 0.02 and out.itm > 0.6365 - 0.01
-    assert abs(out.itg - math.log(TINY.vocabulary)) < 0.1
+    assert abs(out.itg - math.log(TINY.vocab_size)) < 0.1
 
 
 def test_one_batch_is_learned_by_heart():
     torch.manual_seed(0)
-    model, inputs = Stage1(TINY, shared_width=16), batch()
+    model, inputs = Stage1(TINY, embed_dim=16), batch()
     negatives = torch.tensor([1, 2, 3, 0]), torch.tensor([2, 3, 0, 1])
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     first = model(*inputs, negatives=negatives)
@@ -161,17 +161,17 @@ def test_gradient_reaches_every_parameter_that_should_have_one(model):
     without = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9}
     # adding the same number to every score of a row changes no softmax: key biases cannot learn, in the original either
     assert {name for name in without if not name.endswith("attention.key.bias")} == set()
-    assert model.temperature.grad.abs() > 0 and model.qformer.words.weight.grad[TINY.vocabulary - 1].abs().max() > 0
+    assert model.temperature.grad.abs() > 0 and model.qformer.token_embedding.weight.grad[TINY.vocab_size - 1].abs().max() > 0
 
 
 def test_caption_equals_writing_without_a_cache(model):
-    image, text = batch()[0], torch.full((4, 1), TINY.vocabulary - 1)
+    image, text = batch()[0], torch.full((4, 1), TINY.vocab_size - 1)
     with torch.no_grad():
         model.qformer.lm_head.bias[SEP] += 1.0  # so that some captions end early
-        ours, kv = model.caption(image, end=SEP, max_length=9), model.image_kv(image)
+        ours, kv = model.caption(image, eos_id=SEP, max_length=9), model.image_kv(image)
         for _ in range(9):
-            mask = masks.multimodal_causal(TINY.queries, torch.ones_like(text, dtype=torch.bool))
-            word = model.qformer.predict(model.qformer(kv, text, mask).text[:, -1]).argmax(1, keepdim=True)
+            mask = masks.multimodal_causal(TINY.num_queries, torch.ones_like(text, dtype=torch.bool))
+            word = model.qformer.lm_logits(model.qformer(kv, text, mask).text[:, -1]).argmax(1, keepdim=True)
             text = torch.cat([text, torch.where((text == SEP).any(1, keepdim=True), SEP, word)], dim=1)
     assert ours.tolist() == text[:, 1:].tolist()
     assert len({(row == SEP).sum().item() for row in ours}) > 1
@@ -179,9 +179,9 @@ def test_caption_equals_writing_without_a_cache(model):
 
 def test_beam_captions_of_a_batch_are_those_of_each_image(model):
     image = batch()[0]
-    together = model.caption(image, end=SEP, max_length=8, beams=3)
+    together = model.caption(image, eos_id=SEP, max_length=8, beams=3)
     for i in range(4):
-        alone = model.caption(image[i:i + 1], end=SEP, max_length=8, beams=3)[0]
+        alone = model.caption(image[i:i + 1], eos_id=SEP, max_length=8, beams=3)[0]
         assert together[i].tolist() == alone.tolist() + [SEP] * (together.shape[1] - len(alone))
 
 

@@ -15,7 +15,7 @@ from .test_llama import llama_pair
 from .test_opt import opt_pair
 from .test_t5 import t5_pair
 
-Q, END = TINY.queries, 2
+Q, END = TINY.num_queries, 2
 
 
 PAIRS = {"opt": opt_pair, "llama": llama_pair, "t5": t5_pair}
@@ -24,7 +24,7 @@ PAIRS = {"opt": opt_pair, "llama": llama_pair, "t5": t5_pair}
 @pytest.fixture(params=PAIRS)
 def pair(request):
     ours, theirs = PAIRS[request.param](seed=3)
-    stage2 = Stage2.from_stage1(randomise(Stage1(TINY, shared_width=16)), ours)
+    stage2 = Stage2.from_stage1(randomise(Stage1(TINY, embed_dim=16)), ours)
     torch.nn.init.normal_(stage2.projection.weight, std=0.3)
     return stage2, theirs
 
@@ -41,16 +41,17 @@ def batch(lengths=(5, 2, 7), prompts=(0, 0, 0), side="right", seed=0):
     return image, *texts(prompts[:len(lengths)], side, seed + 1), *texts(lengths, seed=seed + 2)
 
 
-def their_logits(theirs, given, visible, ids, mask):
+def their_logits(theirs, given, attention_mask, ids, mask):
     """What transformers' forward predicts for each word of texts (b t) after `given` embeddings (b k e)."""
     words = theirs.get_input_embeddings()
     if theirs.config.is_encoder_decoder:
-        return theirs(inputs_embeds=given, attention_mask=visible.long(), decoder_input_ids=theirs._shift_right(ids),
+        return theirs(inputs_embeds=given, attention_mask=attention_mask.long(),
+                      decoder_input_ids=theirs._shift_right(ids),
                       decoder_attention_mask=F.pad(mask, (1, 0), value=True)[:, :-1].long()).logits
-    before = int(visible.shape[1])
-    visible = torch.cat([visible, mask], dim=1)
-    places = visible.long().cumsum(dim=1)  # transformers' Llama counts padding unless told not to
-    logits = theirs(inputs_embeds=torch.cat([given, words(ids)], dim=1), attention_mask=visible.long(),
+    before = int(attention_mask.shape[1])
+    attention_mask = torch.cat([attention_mask, mask], dim=1)
+    places = attention_mask.long().cumsum(dim=1)  # transformers' Llama counts padding unless told not to
+    logits = theirs(inputs_embeds=torch.cat([given, words(ids)], dim=1), attention_mask=attention_mask.long(),
                     position_ids=(places - 1).clamp(min=0)).logits
     newest = places[:, :before].argmax(dim=1)  # what stands last before the text
     first = logits[torch.arange(len(ids)), newest]
@@ -72,8 +73,8 @@ def test_logits_and_loss_equal_transformers(pair, lengths, prompts, side):
     side = "right" if theirs.config.is_encoder_decoder else side
     image, prompt_ids, prompt_mask, ids, mask = batch(lengths, prompts, side)
     given = torch.cat([stage2.soft_prompt(image), theirs.get_input_embeddings()(prompt_ids)], dim=1)
-    visible = torch.cat([torch.ones(len(ids), Q, dtype=torch.bool), prompt_mask], dim=1)
-    expected = their_logits(theirs, given, visible, ids, mask)
+    attention_mask = torch.cat([torch.ones(len(ids), Q, dtype=torch.bool), prompt_mask], dim=1)
+    expected = their_logits(theirs, given, attention_mask, ids, mask)
     loss = F.cross_entropy(expected[mask], ids[mask])
     out = stage2(image, prompt_ids, prompt_mask, ids, mask)
     assert difference(out.word_logits, expected[mask]) < 1e-5 and difference(out.loss, loss) < 1e-5
@@ -153,9 +154,9 @@ def test_the_prefix_ends_between_the_first_word_and_the_middle(words):
 
 def test_a_tokenizer_larger_than_the_model_is_refused(pair):
     norm, qformer, lm = pair[0].vision_norm, randomise(Stage1(TINY)).qformer, pair[0].lm
-    with pytest.raises(UserError, match=f"{lm.vocabulary + 1} ids.*{lm.vocabulary}"):
-        Stage2(norm, qformer, lm, vocabulary_needed=lm.vocabulary + 1)
-    Stage2(norm, qformer, lm, vocabulary_needed=lm.vocabulary)
+    with pytest.raises(UserError, match=f"{lm.vocab_size + 1} ids.*{lm.vocab_size}"):
+        Stage2(norm, qformer, lm, vocabulary_needed=lm.vocab_size + 1)
+    Stage2(norm, qformer, lm, vocabulary_needed=lm.vocab_size)
 
 
 @pytest.mark.parametrize("beams, repetition_penalty", [(1, 1.0), (1, 3.0), (3, 1.0), (3, 3.0)])
@@ -165,10 +166,10 @@ def test_generation_with_prompts_of_different_lengths_equals_one_by_one_and_tran
         pair, beams, repetition_penalty, lengths, side):
     (stage2, theirs), (image, ids, mask, *_) = pair, batch((1, 1, 1), lengths, side)
     settings = dict(max_length=8, beams=beams, repetition_penalty=repetition_penalty)
-    together = stage2.generate(image, ids, mask, end=END, **settings)
+    together = stage2.generate(image, ids, mask, eos_id=END, **settings)
     for i, n in enumerate(lengths):
         own, row = ids[i:i + 1, mask[i]], together[i].tolist()
-        alone = stage2.generate(image[i:i + 1], own, mask[i:i + 1, mask[i]], end=END, **settings)
+        alone = stage2.generate(image[i:i + 1], own, mask[i:i + 1, mask[i]], eos_id=END, **settings)
         embeds = torch.cat([stage2.soft_prompt(image[i:i + 1]), theirs.get_input_embeddings()(own)], dim=1)
         expected = theirs.generate(inputs_embeds=embeds, attention_mask=torch.ones(1, Q + n, dtype=torch.long),
                                    num_beams=beams, do_sample=False, max_new_tokens=8, eos_token_id=END,
@@ -182,10 +183,10 @@ def test_generation_with_prompts_of_different_lengths_equals_one_by_one_and_tran
 def test_calibrated_prompts_spread_like_words_around_their_mean(pair):
     stage2, _ = pair
     image = batch(lengths=(5,) * 12)[0]
-    stage2.eval().calibrate(image)
-    soft, words = stage2.soft_prompt(image), stage2.lm.embed(torch.arange(stage2.lm.vocabulary))
+    stage2.eval().match_embedding_scale(image)
+    soft, words = stage2.soft_prompt(image), stage2.lm.embed(torch.arange(stage2.lm.vocab_size))
     assert torch.allclose((soft - soft.mean(dim=0)).std(), words.std(), rtol=1e-4)
     assert torch.allclose(soft.mean(dim=(0, 1)), words.mean(dim=0), atol=1e-4)
     once = soft.clone()
-    stage2.calibrate(image)
+    stage2.match_embedding_scale(image)
     assert torch.allclose(stage2.soft_prompt(image), once, atol=1e-4), "what is calibrated stays as it is"

@@ -8,13 +8,13 @@ from transformers import T5ForConditionalGeneration
 
 from minblip2 import masks
 from minblip2.attention import KVCache
-from minblip2.lm.t5 import T5, DistanceBias, T5Config
+from minblip2.lm.t5 import T5, RelativePositionBias, T5Config
 from minblip2.weights import names
-from minblip2.weights.checkpoint import fill
+from minblip2.weights.checkpoint import load_into
 
 from .parity import difference, lengths_mask, randomise
 
-FLAN = dict(vocabulary=40, width=24, layers=2, heads=3, head_width=8, mlp_width=40, buckets=8, farthest=20,
+FLAN = dict(vocab_size=40, width=24, layers=2, heads=3, head_width=8, mlp_width=40, buckets=8, max_distance=20,
             activation="gelu", gated=True, tied=False, scaled=False)
 SIZES = {"flan, as in blip-2": FLAN,
          "flan, as trained": FLAN | dict(activation="gelu_new", head_width=5, layers=3, decoder_layers=1),
@@ -27,10 +27,10 @@ def t5_pair(sizes=FLAN, seed=0, **extra):
     """Our T5 and transformers' with the same random weights."""
     kind = ("gated-" if sizes["gated"] else "") + sizes["activation"].removesuffix("_new")
     theirs = T5ForConditionalGeneration(TheirConfig(
-        vocab_size=sizes["vocabulary"], d_model=sizes["width"], d_kv=sizes["head_width"], d_ff=sizes["mlp_width"],
+        vocab_size=sizes["vocab_size"], d_model=sizes["width"], d_kv=sizes["head_width"], d_ff=sizes["mlp_width"],
         num_layers=sizes["layers"], num_decoder_layers=sizes.get("decoder_layers", sizes["layers"]),
         num_heads=sizes["heads"], relative_attention_num_buckets=sizes["buckets"],
-        relative_attention_max_distance=sizes["farthest"], feed_forward_proj=kind, dense_act_fn=sizes["activation"],
+        relative_attention_max_distance=sizes["max_distance"], feed_forward_proj=kind, dense_act_fn=sizes["activation"],
         tie_word_embeddings=sizes["scaled"], decoder_start_token_id=0, **extra))
     if not sizes["tied"]:  # T5Config ties them whatever one asks for
         theirs.lm_head.weight = nn.Parameter(torch.empty_like(theirs.shared.weight))
@@ -39,7 +39,7 @@ def t5_pair(sizes=FLAN, seed=0, **extra):
     state = theirs.state_dict()
     if sizes["tied"]:
         del state["lm_head.weight"]
-    fill(ours, state.items(), names.T5_GATED if sizes["gated"] else names.T5_PLAIN, "transformers")
+    load_into(ours, state.items(), names.T5_GATED if sizes["gated"] else names.T5_PLAIN, "transformers")
     return ours.eval(), theirs
 
 
@@ -53,7 +53,7 @@ def test_equals_transformers(sizes, seed, lengths, side):
     generator = torch.Generator().manual_seed(5)
     given, mask = lengths_mask([*lengths], side), lengths_mask([n + 2 for n in reversed(lengths)])
     embeds = torch.randn(*given.shape, ours.width, generator=generator)
-    ids = torch.randint(0, ours.vocabulary, mask.shape, generator=generator)
+    ids = torch.randint(0, ours.vocab_size, mask.shape, generator=generator)
     ids[:, 0] = 0
     expected = theirs(inputs_embeds=embeds, attention_mask=given.long(), decoder_input_ids=ids,
                       decoder_attention_mask=mask.long(), output_hidden_states=True)
@@ -61,25 +61,25 @@ def test_equals_transformers(sizes, seed, lengths, side):
     assert difference(memory[given], expected.encoder_last_hidden_state[given]) < 1e-5
 
     cache = KVCache()
-    first, visible = ours.read(embeds, given, cache)
+    first, attention_mask = ours.prefill(embeds, given, cache)
     whole = masks.causal(mask)
     pieces, half = [first[:, None]], 1 + ids.shape[1] // 2
     for rows in (slice(1, half), *(slice(i, i + 1) for i in range(half, ids.shape[1]))):
         pieces.append(ours(ours.embed(ids[:, rows]), whole[:, :, rows, :rows.stop], cache))
     states = torch.cat(pieces, dim=1)
-    assert visible.tolist() == [[True]] * len(lengths)
+    assert attention_mask.tolist() == [[True]] * len(lengths)
     assert difference(states[mask], expected.decoder_hidden_states[-1][mask]) < 1e-5
-    assert difference(ours.head(states)[mask], expected.logits[mask]) < 1e-5
+    assert difference(ours.lm_logits(states)[mask], expected.logits[mask]) < 1e-5
 
 
-@pytest.mark.parametrize("both_sides", [True, False])
+@pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("buckets, farthest", [(32, 128), (8, 20), (6, 9)])
-def test_every_distance_falls_into_the_group_that_transformers_says(both_sides, buckets, farthest):
+def test_every_distance_falls_into_the_group_that_transformers_says(bidirectional, buckets, max_distance):
     from transformers.models.t5.modeling_t5 import T5Attention
 
     ahead = torch.arange(-300, 301)
-    ours = DistanceBias(T5Config(buckets=buckets, farthest=farthest), both_sides).group(ahead)
-    assert torch.equal(ours, T5Attention._relative_position_bucket(ahead, both_sides, buckets, farthest))
+    ours = RelativePositionBias(T5Config(buckets=buckets, max_distance=max_distance), bidirectional).bucket(ahead)
+    assert torch.equal(ours, T5Attention._relative_position_bucket(ahead, bidirectional, buckets, max_distance))
 
 
 def test_sizes_of_flan_t5_xl():

@@ -25,7 +25,7 @@ def bert(parts):
 
 @pytest.fixture
 def small():
-    return Tokenizer.words(["a red circle, left of a blue square.", "two green stars"])
+    return Tokenizer.from_texts(["a red circle, left of a blue square.", "two green stars"])
 
 
 def test_ids_equal_transformers_on_real_captions(bert, parts, captions):
@@ -45,26 +45,26 @@ def test_round_trip_of_real_captions(bert, captions):
 
 
 def test_dec_is_the_last_id(bert, small):
-    assert (bert.start, bert.end, bert.pad_id, bert.dec, len(bert)) == ([101], 102, 0, 30522, 30523)
-    assert small.dec == len(small) - 1 and small.backend.id_to_token(small.dec) is None
-    words = small.tokens("a red star")
-    assert small.decode([small.dec, *words, small.end, 5, 6]) == small.decode(words)
+    assert (bert.bos_id, bert.eos_id, bert.pad_id, bert.dec_id, len(bert)) == ([101], 102, 0, 30522, 30523)
+    assert small.dec_id == len(small) - 1 and small.backend.id_to_token(small.dec_id) is None
+    words = small.token_ids("a red star")
+    assert small.decode([small.dec_id, *words, small.eos_id, 5, 6]) == small.decode(words)
 
 
 def test_words_reads_every_word_and_round_trips(small):
     text = "two red circle , left of a blue square . stars"
-    ids = small.tokens(text)
+    ids = small.token_ids(text)
     assert small.backend.token_to_id("[UNK]") not in ids and len(ids) == len(text.split())
     assert re.sub(r"\s", "", small.decode(small.encode(text))) == re.sub(r"\s", "", text)
-    assert small.tokens("purple") == [small.backend.token_to_id("[UNK]")]
+    assert small.token_ids("purple") == [small.backend.token_to_id("[UNK]")]
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 5, 12])
 def test_truncation_keeps_start_and_end(small, max_length):
     ids = small.encode("a blue square", prompt="two green stars", max_length=max_length)
-    assert len(ids) == min(max_length, 8) and ids[:1] == small.start and ids[-1] == small.end
+    assert len(ids) == min(max_length, 8) and ids[:1] == small.bos_id and ids[-1] == small.eos_id
     assert small.encode_prompt("two green stars") == small.encode("", prompt="two green stars")[:-1]
-    assert ids[:-1] == [*small.start, *small.tokens("two green stars a blue square")][: max_length - 1]
+    assert ids[:-1] == [*small.bos_id, *small.token_ids("two green stars a blue square")][: max_length - 1]
 
 
 def test_padding_on_either_side(small):
@@ -78,12 +78,12 @@ def test_padding_on_either_side(small):
 
 
 def test_save_and_load(small, bert, tmp_path):
-    for_an_encoder = Tokenizer(small.backend, [], small.end, small.pad_id, prompt_end=[small.end])
+    for_an_encoder = Tokenizer(small.backend, [], small.eos_id, small.pad_id, prompt_end=[small.eos_id])
     for tokenizer in (small, bert, for_an_encoder):
         tokenizer.save(tmp_path / "tokenizer.json")
         again = Tokenizer.load(tmp_path / "tokenizer.json")
         assert len(again) == len(tokenizer) and vars(again).keys() == vars(tokenizer).keys()
-        for name in ("start", "end", "pad_id", "dec", "prompt_end"):
+        for name in ("bos_id", "eos_id", "pad_id", "dec_id", "prompt_end"):
             assert getattr(again, name) == getattr(tokenizer, name)
         assert again.encode("Two green stars!") == tokenizer.encode("Two green stars!")
 
@@ -112,10 +112,10 @@ def test_a_save_that_fails_keeps_the_old_file(small, tmp_path, monkeypatch):
 
 def test_language_model_folder(parts):
     lm = Tokenizer.from_folder(parts / "SmolLM2-135M-Instruct")
-    assert lm.dec is None and lm.end == 2 and len(lm) == 49152
+    assert lm.dec_id is None and lm.eos_id == 2 and len(lm) == 49152
     assert lm.decode(lm.encode("A dog — naïve, 東京!")) == "A dog — naïve, 東京!"
     settings = json.loads((parts / "SmolLM2-135M-Instruct" / "tokenizer_config.json").read_text())
-    assert lm.backend.token_to_id(settings["eos_token"]) == lm.end
+    assert lm.backend.token_to_id(settings["eos_token"]) == lm.eos_id
 
 
 def folder(path, **files):
@@ -148,10 +148,11 @@ def test_opts_vocabulary_and_merges_are_gpt2s_form(tmp_path):
         {"bos_token": {"content": "</s>"}, "eos_token": {"content": "</s>"}, "pad_token": {"content": "<pad>"}}))
     ours = Tokenizer.from_folder(tmp_path)
     original = GPT2Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
-    assert ours.tokens(text) == original.encode(text, add_special_tokens=False) and len(ours.tokens(text)) < len(text)
-    assert (ours.start, ours.end, ours.pad_id) == ([2], 2, 1)
-    assert ours.encode(text, max_length=99) == [2, *ours.tokens(text), 2]
-    assert ours.decode(ours.tokens(text)) == text.strip() and ours.decode([1, *ours.tokens("at")]) == "at"
+    assert ours.token_ids(text) == original.encode(text,
+                                                   add_special_tokens=False) and len(ours.token_ids(text)) < len(text)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == ([2], 2, 1)
+    assert ours.encode(text, max_length=99) == [2, *ours.token_ids(text), 2]
+    assert ours.decode(ours.token_ids(text)) == text.strip() and ours.decode([1, *ours.token_ids("at")]) == "at"
     (tmp_path / "merges.txt").write_text("#version: 0.2\nx\n")
     with pytest.raises(UserError, match="vocab.json is not a tokenizer file"):
         Tokenizer.from_folder(tmp_path)
@@ -162,7 +163,7 @@ def test_opts_vocabulary_and_merges_are_gpt2s_form(tmp_path):
     ({"config": {"eos_token_id": 1}}, 1), ({"config": {"eos_token_id": [2, 1]}}, 2)], ids=str)
 def test_the_end_may_be_named_in_several_ways(tmp_path, files, end):
     tokenizer = Tokenizer.from_folder(folder(tmp_path, **files))
-    assert (tokenizer.end, tokenizer.pad_id, tokenizer.start) == (end, end, [])
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_id) == (end, end, [])
 
 
 @pytest.mark.parametrize("spoil, names", [

@@ -30,7 +30,7 @@ from tests.tiny_training import CONFIG, Numbers, Toy, toy_losses
 
 
 def test_learning_rate_rises_then_follows_the_cosine_to_its_floor():
-    config = TrainConfig(steps=110, learning_rate=2.0, warmup=10, floor=0.1)
+    config = TrainConfig(steps=110, learning_rate=2.0, warmup=10, min_lr_ratio=0.1)
     assert [learning_rate(step, config) for step in (0, 4, 9)] == pytest.approx([0.2, 1.0, 2.0])
     assert learning_rate(60, config) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
     assert learning_rate(110, config) == pytest.approx(0.2)
@@ -41,8 +41,9 @@ def test_learning_rate_rises_then_follows_the_cosine_to_its_floor():
 def test_only_trainable_matrices_decay_and_the_fresh_learn_faster():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2).requires_grad_(False), nn.Linear(4, 5))
     model.temperature = nn.Parameter(torch.tensor(0.07))
-    groups = {(group["weight_decay"], group["gain"]): [tuple(p.shape) for p in group["params"]]
-              for group in parameter_groups(model, TrainConfig(steps=1, weight_decay=0.05, fresh="3.", gain=40.0))}
+    groups = {(group["weight_decay"], group["lr_scale"]): [tuple(p.shape) for p in group["params"]]
+              for group in parameter_groups(model,
+                                            TrainConfig(steps=1, weight_decay=0.05, new_params="3.", lr_scale=40.0))}
     assert groups == {(0.05, 1.0): [(4, 3)], (0.0, 1.0): [(), (4,), (4,), (4,)], (0.05, 40.0): [(5, 4)],
                       (0.0, 40.0): [(5,)]}
 
@@ -88,7 +89,7 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path):
     def trained(folder, accumulate, batch_size):
         torch.manual_seed(0)
         model = Toy(dropout=0.0)
-        config = replace(CONFIG, steps=5, accumulate=accumulate)
+        config = replace(CONFIG, steps=5, grad_accum=accumulate)
         train(model, toy_losses, Numbers(batch_size), config, tmp_path / folder)
         return model.state_dict()
 
@@ -157,7 +158,7 @@ def test_a_log_line_that_a_kill_cut_short_is_left_out(tmp_path):
 
 def test_how_it_is_computed_is_no_other_run(tmp_path):
     """A run goes on with or without recomputation: it changes memory and time, not what is learned."""
-    train(Toy(), toy_losses, Numbers(), replace(CONFIG, recompute=True), tmp_path)
+    train(Toy(), toy_losses, Numbers(), replace(CONFIG, checkpoint_blocks=True), tmp_path)
     again = Toy()
     assert len(train(again, toy_losses, Numbers(), CONFIG, tmp_path)) == CONFIG.steps
 
@@ -172,5 +173,5 @@ def test_the_host_asks_the_device_once_in_a_step(tmp_path, monkeypatch):
     def losses(model, batch):
         return {"loss": (model(batch.x) - batch.y).square().mean(), "other": model.layers[0].weight.mean()}
 
-    train(Toy(), losses, Numbers(), replace(CONFIG, steps=3, accumulate=2), tmp_path)
+    train(Toy(), losses, Numbers(), replace(CONFIG, steps=3, grad_accum=2), tmp_path)
     assert asked == ["tolist"] * 3

@@ -77,11 +77,11 @@ def test_equals_transformers(kind, sizes, seed, batch, tmp_path):
 @pytest.mark.parametrize("kind, corners", [("dinov2", False), ("clip", True), ("eva", False)])
 def test_positions_are_resized_as_blip2_does_for_each_encoder(kind, corners, tmp_path):
     ours, _ = pair(kind, SIZES[0], 0, tmp_path)
-    table = ours.positions[0, 1:].T.reshape(1, 24, 3, 3)
+    table = ours.position_embedding[0, 1:].T.reshape(1, 24, 3, 3)
     expected = F.interpolate(table, (6, 2), mode="bicubic", align_corners=corners).reshape(24, 12).T
     assert torch.equal(ours.positions_for(6, 2)[0, 1:], expected)
-    assert torch.equal(ours.positions_for(6, 2)[:, 0], ours.positions[:, 0])
-    assert ours.positions_for(3, 3) is ours.positions
+    assert torch.equal(ours.positions_for(6, 2)[:, 0], ours.position_embedding[:, 0])
+    assert ours.positions_for(3, 3) is ours.position_embedding
 
 
 @pytest.mark.parametrize("kind", ["clip", "eva"])

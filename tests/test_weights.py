@@ -59,8 +59,8 @@ def test_only_what_is_read_arrives_and_sizes_are_told_before(hub, tmp_path, caps
         return "y"
 
     fetch(hub, tmp_path / "parts", yes=False, ask=ask)
-    ((question, told, fetched),) = asked
-    assert question == "Fetch them? [y/N] " and told == "facebook/dinov2-small: 0.00 GB, licence: Apache 2.0\n"
+    ((question, output, fetched),) = asked
+    assert question == "Fetch them? [y/N] " and output == "facebook/dinov2-small: 0.00 GB, licence: Apache 2.0\n"
     assert fetched == 0
     folder = tmp_path / "parts" / "dinov2-small"
     assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors",

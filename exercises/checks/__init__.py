@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRESS = ROOT / "runs" / "progress.json"
 DONE, WRONG, OPEN = "done", "not right yet", "not done yet"
 # Whose lines are not the learner's: the checks', the module's, Python's and those of the packages.
-NOT_HERS = (str(Path(__file__).parent), str(ROOT / "exercises" / "own.py"), str(ROOT / "minblip2"), "<frozen",
-            *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+LIBRARY_PATHS = (str(Path(__file__).parent), str(ROOT / "exercises" / "own.py"), str(ROOT / "minblip2"), "<frozen",
+                 *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 SIGNS = {DONE: "✓", WRONG: "✗", OPEN: "○"}
 
 
@@ -47,7 +47,8 @@ class Verdict:
 def stopped(error: Exception) -> str:
     """What went wrong, and the learner's last line on the way there: not PyTorch's, where it came to light."""
     said = " ".join(str(error).split())
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(NOT_HERS)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if not frame.filename.startswith(LIBRARY_PATHS)]
     where = (f"in {frames[-1].name}, line {frames[-1].lineno}: {frames[-1].line}" if frames
              else "at the call, before its first line: does it take what the exercise says?")
     return f"{type(error).__name__}: {said} ({where})"
@@ -117,8 +118,8 @@ def expect(right: bool, message: str) -> None:
         raise Wrong(message)
 
 
-def a_tensor(value: Any, shape: Sequence[int] | None = None, what: str = "the result", axes: str = "",
-             kind: torch.dtype | None = None) -> Tensor:
+def expect_tensor(value: Any, shape: Sequence[int] | None = None, what: str = "the result", axes: str = "",
+                  kind: torch.dtype | None = None) -> Tensor:
     """The value, if it is a tensor of this shape (named by its `axes`) and kind of number without nan."""
     note = f" {axes}" if axes else ""
     expect(value is not None, f"{what} is None: does every way through your function end in a return?")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from . import a_tensor, close, exercise, expect
+from . import close, exercise, expect, expect_tensor
 
 
 def sizes() -> tuple[int, int, int, int, int]:
@@ -51,11 +51,11 @@ def spread(predict: Callable[[int, float, float], float]) -> None:
     """The standard deviation of a score, before it is divided by anything."""
     drawn = [(random.randint(5, 300), random.uniform(1.5, 4), random.uniform(0.2, 0.7)) for _ in range(4)]
     for d, of_query, of_key in [(64, 3.0, 0.5), *drawn]:
-        told = predict(d, of_query, of_key)
-        expect(isinstance(told, int | float) and not isinstance(told, bool),
-               f"your function gives a {type(told).__name__} and should give a number.")
+        output = predict(d, of_query, of_key)
+        expect(isinstance(output, int | float) and not isinstance(output, bool),
+               f"your function gives a {type(output).__name__} and should give a number.")
         variance = sum((of_query * of_key) ** 2 for _ in range(d))  # of independent terms: they add up
-        if abs(told - math.sqrt(variance)) <= 0.05 * math.sqrt(variance):
+        if abs(output - math.sqrt(variance)) <= 0.05 * math.sqrt(variance):
             continue
         slips = [(variance, "that is the variance."),
                  (d * of_query * of_key, "that grows like d, as if all the products had the same sign. They do not: "
@@ -68,9 +68,9 @@ def spread(predict: Callable[[int, float, float], float]) -> None:
                  (math.sqrt(d) * of_query, "the key's deviation counts as well."),
                  (math.sqrt(d) * of_key, "the query's deviation counts as well.")]
         scores = (torch.randn(4000, d) * of_query * torch.randn(4000, d) * of_key).sum(dim=1)
-        meaning = next((text for value, text in slips if abs(told - value) <= 0.01 * value),
+        meaning = next((text for value, text in slips if abs(output - value) <= 0.01 * value),
                        "begin with one product, then ask what happens to the variance when you add d of them.")
-        expect(False, f"with d = {d} and deviations {of_query:.2f} and {of_key:.2f} you predict {told:.3g}; measured "
+        expect(False, f"with d = {d} and deviations {of_query:.2f} and {of_key:.2f} you predict {output:.3g}; measured "
                       f"on 4000 scores it is about {float(scores.std()):.2g}: {meaning}")
 
 
@@ -111,7 +111,7 @@ def attention(attend: Callable) -> None:
 
 def _result(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """The learner's result, after its form was checked."""
-    return a_tensor(attend(query, key, value, mask), query.shape, "the result", "(b h s d)")
+    return expect_tensor(attend(query, key, value, mask), query.shape, "the result", "(b h s d)")
 
 
 def _masked(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> None:
@@ -137,15 +137,17 @@ def _masked(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: T
            "over the allowed keys. Is each batch entry under its own mask, and each row?")
     nothing = mask.clone()
     nothing[0, 0, row] = False
-    told = attend(query, key, value, nothing)
-    expect(isinstance(told, Tensor) and not bool(told.isnan().any()), "a query that may look at nothing gets nan: all "
+    output = attend(query, key, value, nothing)
+    expect(isinstance(output, Tensor) and not bool(output.isnan().any()),
+           "a query that may look at nothing gets nan: all "
            "its scores were struck out, and zero was divided by zero.")
-    told = a_tensor(told, query.shape, "the result", "(b h s d)")
-    empty = told[0, :, row]
+    output = expect_tensor(output, query.shape, "the result", "(b h s d)")
+    empty = output[0, :, row]
     expect(not close(empty, value[0].detach().mean(dim=1)), "a query that may look at nothing gets the average of all "
            "values, forbidden as they are: scores that are all equally small are all equal.")
     expect(not bool(empty.any()), "a query that may look at nothing gets something: asked for are zeros.")
-    expect(close(told, attended(query, key, value.detach(), nothing)), "one query may look at nothing, and the result "
+    expect(close(output, attended(query, key, value.detach(), nothing)),
+           "one query may look at nothing, and the result "
            "of another one is wrong.")
 
 
@@ -158,11 +160,11 @@ def in_heads(apply: Callable) -> None:
 
         def work(cut: Tensor, given: list = given, answer: Tensor = answer) -> Tensor:
             """Keep what comes, and give back something else, so that cutting and joining are seen apart."""
-            given.append(a_tensor(cut, answer.shape, "what you give to work", "(b h s d)").clone())
+            given.append(expect_tensor(cut, answer.shape, "what you give to work", "(b h s d)").clone())
             return answer
 
         before = x.clone()
-        result = a_tensor(apply(x, heads, work), x.shape, "the result", "(b s e)")
+        result = expect_tensor(apply(x, heads, work), x.shape, "the result", "(b s e)")
         expect(torch.equal(before, x), "your function changed the x that it was given.")
         expect(len(given) == 1, f"work was called {len(given)} times; asked for is once, for all heads together.")
         cut, joined = torch.zeros_like(answer), torch.zeros_like(x)
@@ -214,15 +216,16 @@ def cross_attention(layer_class: Callable) -> None:
             weight.copy_(torch.randn_like(weight) * 0.5)  # nothing is zero: zeros hide mistakes
     for b, q, v in ((2, 3, 5), (1, 4, 2), (2, 1, 7)):
         x, context = torch.randn(b, q, width), torch.randn(b, v, wide)
-        seen = a_tensor(layer(x, context), x.shape, "the result", "(b q e): as long as x, however long the context is")
+        seen = expect_tensor(layer(x, context), x.shape, "the result",
+                             "(b q e): as long as x, however long the context is")
         order = torch.arange(v).roll(1)
         expect(close(layer(x, context[:, order]), seen), "the result depends on the order in which the context stands.")
         mask = some_mask(b, q, v)
-        masked = a_tensor(layer(x, context, mask), x.shape, "the result under a mask", "(b q e)")
-        for told, may in ((seen, None), (masked, mask)):
+        masked = expect_tensor(layer(x, context, mask), x.shape, "the result under a mask", "(b q e)")
+        for output, may in ((seen, None), (masked, mask)):
             with torch.no_grad():
-                if not close(told, _looked(parts, x, context, may, heads)):
-                    _explain(told, parts, x, context, may, heads)
+                if not close(output, _looked(parts, x, context, may, heads)):
+                    _explain(output, parts, x, context, may, heads)
 
 
 def _looked(parts: dict[str, nn.Module], x: Tensor, context: Tensor, mask: Tensor | None, heads: int,
@@ -239,7 +242,7 @@ def _looked(parts: dict[str, nn.Module], x: Tensor, context: Tensor, mask: Tenso
     return parts["out"](mixed) if out else mixed
 
 
-def _explain(told: Tensor, parts: dict[str, nn.Module], x: Tensor, context: Tensor, mask: Tensor | None,
+def _explain(output: Tensor, parts: dict[str, nn.Module], x: Tensor, context: Tensor, mask: Tensor | None,
              heads: int) -> None:
     """Raise Wrong with what a wrong result means."""
     width = x.shape[2]
@@ -252,13 +255,14 @@ def _explain(told: Tensor, parts: dict[str, nn.Module], x: Tensor, context: Tens
              (dict(scale=1.0), parts, "the scores were not divided by anything."),
              (dict(), twin, "the values are made by the map that makes the keys.")]
     for settings, maps, meaning in known:
-        expect(not close(told, _looked(maps, x, context, mask, heads, **settings)), meaning)
-    expect(not close(told, _looked(parts, x, context, mask, 1)), f"there should be {heads} heads; your result is that "
+        expect(not close(output, _looked(maps, x, context, mask, heads, **settings)), meaning)
+    expect(not close(output, _looked(parts, x, context, mask, 1)),
+           f"there should be {heads} heads; your result is that "
            "of a single one over the whole width.")
     if mask is not None:
-        expect(not close(told, _looked(parts, x, context, None, heads)), "with a mask the result is the same as "
+        expect(not close(output, _looked(parts, x, context, None, heads)), "with a mask the result is the same as "
                "without: it is not used.")
-        expect(not close(told, _looked(parts, x, context, ~mask, heads)), "only what is forbidden is looked at: True "
+        expect(not close(output, _looked(parts, x, context, ~mask, heads)), "only what is forbidden is looked at: True "
                "means may look.")
     expect(False, f"{'with' if mask is not None else 'without'} a mask the numbers are not those of one head after "
            "another: queries from x, keys and values from the context, each head its slice, then out.")
@@ -276,12 +280,12 @@ def mended(weights_of: Callable) -> None:
     expect(not (isinstance(weights, Tensor) and bool(weights.isnan().any())), "a fault is left: there is nan where "
            "nobody may look at a key. Every row sees somebody, so only a column can be empty, and a column is not what "
            "shares itself out.")
-    a_tensor(weights, (b, h, s, k), "your matrix of weights", "(b h s k)")
+    expect_tensor(weights, (b, h, s, k), "your matrix of weights", "(b h s k)")
     unchanged(before, (query, key, mask))
     expect(not bool(weights.masked_select(~mask).any()), "some weight falls on a forbidden key.")
     for row in range(s):
-        alone = a_tensor(weights_of(query[:, :, row:row + 1], key, mask[:, :, row:row + 1]), (b, h, 1, k),
-                         "your matrix of weights", "(b h s k)")
+        alone = expect_tensor(weights_of(query[:, :, row:row + 1], key, mask[:, :, row:row + 1]), (b, h, 1, k),
+                              "your matrix of weights", "(b h s k)")
         expect(close(alone, weights[:, :, row:row + 1]), "a fault is left: a query's weights depend on which other "
                "queries stand beside it.")
     moved = key.clone()

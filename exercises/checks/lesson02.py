@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import Wrong, a_tensor, exercise, expect
+from . import Wrong, exercise, expect, expect_tensor
 
 QUERIES, LENGTHS = 3, (4, 2, 1)  # three captions in one batch, so that two of them are padded
 
@@ -24,7 +24,7 @@ def tried(mask_of: Callable, queries: int = QUERIES, text_mask: Tensor | None = 
     b, t = text_mask.shape
     before = text_mask.clone()
     mask = mask_of(queries, text_mask)
-    a_tensor(mask, (b, 1, queries + t, queries + t), "the mask", "(b 1 s s)", torch.bool)
+    expect_tensor(mask, (b, 1, queries + t, queries + t), "the mask", "(b 1 s s)", torch.bool)
     expect(torch.equal(before, text_mask), "your function changed the text_mask that it was given.")
     is_text = torch.arange(queries + t) >= queries
     is_padding = torch.cat([torch.zeros(b, queries, dtype=torch.bool), ~text_mask], dim=1)
@@ -57,12 +57,13 @@ def bidirectional(mask_of: Callable) -> None:
     expect(bool(is_padding.any()) and not torch.equal(mask, is_padding[:, None, :].expand_as(mask)),
            "your mask is the opposite of what is asked for: in this house True means may look.")
     common(mask, is_text, is_padding)
-    visible = ~is_padding
-    rows = mask[visible]
-    expect(bool((rows == visible.repeat_interleave(visible.sum(dim=1), dim=0)).all()),
+    attention_mask = ~is_padding
+    rows = mask[attention_mask]
+    expect(bool((rows == attention_mask.repeat_interleave(attention_mask.sum(dim=1), dim=0)).all()),
            "a token that is no padding cannot see everyone who is none: in matching, queries and words see each other, "
            "in both directions.")
-    expect(torch.equal(mask, visible[:, None, :].expand_as(mask)), "the rows of padding differ from the others: what "
+    expect(torch.equal(mask, attention_mask[:, None, :].expand_as(mask)),
+           "the rows of padding differ from the others: what "
            "padding looks at is nobody's concern, so keep the mask simple and close columns only.")
 
 
@@ -124,10 +125,10 @@ def allowed(count: Callable[[int, int], int]) -> None:
     """How many fields of the multimodal causal mask are open."""
     drawn = [(random.randint(1, 40), random.randint(1, 40)) for _ in range(4)]
     for queries, words in [(5, 8), (1, 1), (32, 20), *drawn]:
-        told, right = count(queries, words), queries**2 + words * queries + words * (words + 1) // 2
-        expect(isinstance(told, int | float) and not isinstance(told, bool),
-               f"your function gives a {type(told).__name__} and should give a number.")
-        if told == right:
+        output, right = count(queries, words), queries**2 + words * queries + words * (words + 1) // 2
+        expect(isinstance(output, int | float) and not isinstance(output, bool),
+               f"your function gives a {type(output).__name__} and should give a number.")
+        if output == right:
             continue
         slips = {(queries + words) ** 2: "that is every field: the future is closed to words, and words to queries.",
                  queries**2 + words**2: "that is the uni-modal mask.",
@@ -136,8 +137,8 @@ def allowed(count: Callable[[int, int], int]) -> None:
                  queries**2 + words * (words + 1) // 2: "words see the queries, too.",
                  queries**2 + 2 * words * queries + words * (words + 1) // 2: "queries do not see words.",
                  (queries + words) * (queries + words + 1) // 2: "queries see each other in both directions."}
-        meaning = slips.get(int(told), "count the four quarters of the picture one by one.")
-        expect(False, f"with {queries} queries and {words} words you count {told:g}; {meaning}")
+        meaning = slips.get(int(output), "count the four quarters of the picture one by one.")
+        expect(False, f"with {queries} queries and {words} words you count {output:g}; {meaning}")
 
 
 @exercise("02.5", "lesson 02, sections 2 and 4")
@@ -151,13 +152,14 @@ def which_loss(name_of: Callable[[Tensor, int], str]) -> None:
         causal = ~is_text[None, :] | (torch.ones(s, s).tril().bool() & is_text[:, None])
         leak = causal | (~is_text[:, None] & is_text[None, :])
         for kind, mask in {"itc": side, "itm": torch.ones(s, s, dtype=torch.bool), "itg": causal, "leak": leak}.items():
-            told = name_of(mask.clone(), queries)
-            expect(isinstance(told, str) and told in kinds,
-                   f"your function answers {told!r}; the answers are {', '.join(map(repr, kinds))}.")
-            if told != kind:
-                expect({told, kind} != {"itg", "leak"}, "you take a leaking mask and the causal one for each other: "
+            output = name_of(mask.clone(), queries)
+            expect(isinstance(output, str) and output in kinds,
+                   f"your function answers {output!r}; the answers are {', '.join(map(repr, kinds))}.")
+            if output != kind:
+                expect({output, kind} != {"itg", "leak"}, "you take a leaking mask and the causal one for each other: "
                        "look at the queries' rows.")
-                expect({told, kind} != {"itm", "leak"}, "you take a leaking mask and the bi-directional one for "
+                expect({output, kind} != {"itm", "leak"}, "you take a leaking mask and the bi-directional one for "
                        "each other: look at the words' rows.")
-                expect(False, f"with {queries} queries and {words} words you call the mask of {kind.upper()} {told!r}: "
+                expect(False,
+                       f"with {queries} queries and {words} words you call the mask of {kind.upper()} {output!r}: "
                        "look at each of its four quarters.")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import a_tensor, close, exercise, expect
+from . import close, exercise, expect, expect_tensor
 
 
 @exercise("03.1", "lesson 03, section 1")
@@ -21,11 +21,11 @@ def patch_tokens(embed: Callable) -> None:
     gh, gw = random.sample(range(2, 6), 2)
     image, weight, bias = torch.randn(b, 3, gh * p, gw * p), torch.randn(e, 3, p, p), torch.randn(e)
     before = image.clone(), weight.clone(), bias.clone()
-    tokens = a_tensor(embed(image, weight, bias), (b, gh * gw, e), "the result", "(b v e)")
+    tokens = expect_tensor(embed(image, weight, bias), (b, gh * gw, e), "the result", "(b v e)")
     expect(all(torch.equal(one, other) for one, other in zip(before, (image, weight, bias), strict=True)),
            "your function changed a tensor that it was given.")
     _which_token(embed, image, weight, bias, gh, gw)
-    expect(close(a_tensor(embed(image[:1], weight, bias), (1, gh * gw, e), "the result", "(b v e)"), tokens[:1]),
+    expect(close(expect_tensor(embed(image[:1], weight, bias), (1, gh * gw, e), "the result", "(b v e)"), tokens[:1]),
            "a picture alone gives other tokens than among others.")
     right = _by_squares(image, weight, bias)
     expect(not close(tokens + bias, right) and not close(tokens, right - bias), "the bias is missing.")
@@ -40,13 +40,13 @@ def patch_tokens(embed: Callable) -> None:
            "squares: a sum over colour, row and column of weight times pixel, plus the bias. Are both unrolled alike?")
 
 
-def _by_squares(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _by_squares(image_features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Square after square, as one reads: (b v e)."""
     p = weight.shape[2]
     tokens = []
-    for top in range(0, image.shape[2], p):
-        for left in range(0, image.shape[3], p):
-            square = image[:, None, :, top:top + p, left:left + p]
+    for top in range(0, image_features.shape[2], p):
+        for left in range(0, image_features.shape[3], p):
+            square = image_features[:, None, :, top:top + p, left:left + p]
             tokens.append((weight * square).sum(dim=(2, 3, 4)) + bias)
     return torch.stack(tokens, dim=1)
 
@@ -57,23 +57,25 @@ def _as_if_colours_last(weight: Tensor) -> Tensor:
     return weight.reshape(e, p, p, c).permute(0, 3, 1, 2)
 
 
-def _which_token(embed: Callable, image: Tensor, weight: Tensor, bias: Tensor, gh: int, gw: int) -> None:
+def _which_token(embed: Callable, image_features: Tensor, weight: Tensor, bias: Tensor, gh: int, gw: int) -> None:
     """A pixel belongs to one token, and to which one is a matter of rows and columns."""
     p, seen = weight.shape[2], []
     for trial in range(6):
         row, column = random.randrange(1, gh), random.randrange(gw)
         down, across = (random.randrange(p), random.randrange(p)) if trial else (0, 0)  # at a corner first
-        changed = image.clone()
+        changed = image_features.clone()
         changed[:, random.randrange(3), row * p + down, column * p + across] += 3
-        moved = (embed(changed, weight, bias) - embed(image, weight, bias)).detach().abs().amax(dim=(0, 2)) > 1e-4
-        told = moved.nonzero().flatten().tolist()
+        moved = (embed(changed, weight, bias) - embed(image_features, weight, bias)).detach().abs().amax(dim=(0,
+                                                                                                              2)) > 1e-4
+        output = moved.nonzero().flatten().tolist()
         where = f"of {gh} x {gw} patches, a pixel of the one in row {row} and column {column} changes"
-        expect(bool(told), f"{where} no token at all: some pixels are not read.")
-        expect(len(told) == 1, f"{where} {len(told)} tokens; it should change one. Patches do not overlap, and no "
+        expect(bool(output), f"{where} no token at all: some pixels are not read.")
+        expect(len(output) == 1, f"{where} {len(output)} tokens; it should change one. Patches do not overlap, and no "
                "token looks at others yet.")
-        seen.append((told[0], row * gw + column, column * gh + row, f"{where} token {told[0]}"))
-    wrong = next((where for told, right, _, where in seen if told != right), "")
-    expect(not wrong or any(told != columns for told, _, columns, _ in seen), f"{wrong}: you count down the columns. "
+        seen.append((output[0], row * gw + column, column * gh + row, f"{where} token {output[0]}"))
+    wrong = next((where for output, right, _, where in seen if output != right), "")
+    expect(not wrong or any(output != columns for output, _, columns, _ in seen),
+           f"{wrong}: you count down the columns. "
            "Tokens stand in the order in which one reads.")
     expect(not wrong, f"{wrong}. Do the pixels of a token form a square, or are they a stretch of memory? And are the "
            "squares numbered as one reads?")
@@ -91,7 +93,7 @@ def resize_positions(resize: Callable) -> None:
     sizes = (grid + random.randint(1, 3), grid - 1), (2, grid + random.randint(1, 4)), (grid, grid), (1, 1)
     for gh, gw in sizes:
         what = f"for {gh} x {gw} patches the result"
-        made = a_tensor(resize(positions, gh, gw), (1, 1 + gh * gw, e), what, "(1 v e)")
+        made = expect_tensor(resize(positions, gh, gw), (1, 1 + gh * gw, e), what, "(1 v e)")
         expect(torch.equal(before, positions), "your function changed the positions that it was given.")
         first, kept = made[0, 0].detach(), positions[0, 0]
         expect(close(first, kept) or not close(made[0, -1], kept), "the class token's position stands at the end; it "
@@ -108,7 +110,7 @@ def resize_positions(resize: Callable) -> None:
             _not_bicubic(made[0, 1:], positions, grid, gh, gw)
     half = positions.bfloat16()
     gh, gw = grid + 1, grid
-    made = a_tensor(resize(half, gh, gw), (1, 1 + gh * gw, e), "the result", "(1 v e)", torch.bfloat16)
+    made = expect_tensor(resize(half, gh, gw), (1, 1 + gh * gw, e), "the result", "(1 v e)", torch.bfloat16)
     expect(close(made[0, 1:].float(), _bicubic(half[0, 1:].float(), grid, gh, gw), 0.03),
            "in bfloat16 the result is far from that in float32.")
 
@@ -117,7 +119,7 @@ def _slopes(resize: Callable, grid: int, gh: int, gw: int) -> None:
     """Positions that tell their row must still do so, and say nothing of columns."""
     rows = torch.arange(grid).float()[:, None].expand(grid, grid).reshape(1, -1, 1)
     ramp = torch.cat([torch.zeros(1, 1, 1), rows], dim=1)
-    made = a_tensor(resize(ramp, gh, gw), (1, 1 + gh * gw, 1), "the result", "(1 v e)").detach()
+    made = expect_tensor(resize(ramp, gh, gw), (1, 1 + gh * gw, 1), "the result", "(1 v e)").detach()
     made = made[0, 1:, 0].reshape(gh, gw)
     across = float((made - made[:, :1]).abs().max())
     down = float((made - made[:1]).abs().max())
@@ -147,7 +149,7 @@ def _bicubic(positions: Tensor, grid: int, gh: int, gw: int) -> Tensor:
     return torch.stack([down @ channel.reshape(grid, grid) @ across.T for channel in positions.T]).flatten(1).T
 
 
-def _not_bicubic(told: Tensor, positions: Tensor, grid: int, gh: int, gw: int) -> None:
+def _not_bicubic(output: Tensor, positions: Tensor, grid: int, gh: int, gw: int) -> None:
     """Raise Wrong with what wrong positions are instead."""
     table = positions[0, 1:].T.reshape(1, -1, grid, grid)
     known = [(dict(mode="bicubic", align_corners=True), "the outermost positions stay at the outermost patches; asked "
@@ -162,7 +164,7 @@ def _not_bicubic(told: Tensor, positions: Tensor, grid: int, gh: int, gw: int) -
              (dict(mode="bicubic", antialias=True), "the table was blurred before it was made smaller. For pictures "
               "that is right; the encoders' own code resizes positions without.")]
     for how, meaning in known:
-        expect(not close(told, F.interpolate(table, size=(gh, gw), **how)[0].flatten(1).T, 1e-3), meaning)
+        expect(not close(output, F.interpolate(table, size=(gh, gw), **how)[0].flatten(1).T, 1e-3), meaning)
     expect(False, f"from {grid} x {grid} to {gh} x {gw} the positions are not the old ones, resized bicubically. Does "
                   "every channel stay on its own, and does each position come from its own neighbourhood?")
 
@@ -181,18 +183,18 @@ def brightest(box_of: Callable) -> None:
         if trial % 3 == 2:
             weights[0] = 2 * weights.max()  # the class token gets the most, as it often does
             weights = weights / weights.sum()
-        told = box_of(weights.clone(), gh * patch, gw * patch, patch)
-        expect(isinstance(told, tuple | list) and len(told) == 4
-               and all(isinstance(number, int | float) for number in told),
-               f"your function answers {told!r}; asked for are four numbers: left, top, right, bottom.")
+        output = box_of(weights.clone(), gh * patch, gw * patch, patch)
+        expect(isinstance(output, tuple | list) and len(output) == 4
+               and all(isinstance(number, int | float) for number in output),
+               f"your function answers {output!r}; asked for are four numbers: left, top, right, bottom.")
         patches = weights.tolist()[class_token:]
         place = patches.index(max(patches))
-        if tuple(told) != _square(place, gw, patch):
+        if tuple(output) != _square(place, gw, patch):
             slips = _slips(weights.tolist(), place, gh, gw, patch)
-            meant.append({meaning for box, meaning in slips if box == tuple(told)})
+            meant.append({meaning for box, meaning in slips if box == tuple(output)})
             order = [meaning for _, meaning in slips]
             wrong = (f"with {len(weights)} weights for {gh} x {gw} patches of {patch} pixels you "
-                     f"answer {tuple(told)}")
+                     f"answer {tuple(output)}")
     if wrong:  # one mistake that explains every wrong answer, if there is one
         shared = sorted(set.intersection(*meant), key=order.index)
         expect(False, f"{wrong}: {(shared or ['find the row and the column of that patch first.'])[0]}")
@@ -239,16 +241,16 @@ class SomeViT(nn.Module):
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.norm.weight, mean=1.0, std=0.3)
 
-    def steps(self, image: Tensor) -> list[Tensor]:
+    def steps(self, image_features: Tensor) -> list[Tensor]:
         """What enters the blocks, and what leaves each: (b v e)."""
-        x = [self.something(image.flatten(2).mT)]
+        x = [self.something(image_features.flatten(2).mT)]
         for block in self.blocks:
             x.append(block(x[-1]))
         return x
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image_features: Tensor) -> Tensor:
         """image (b c H W) -> (b v e)."""
-        return self.norm(self.steps(image)[-1])
+        return self.norm(self.steps(image_features)[-1])
 
 
 @exercise("03.4", "lesson 03, section 8")
@@ -259,7 +261,7 @@ def second_to_last(features_of: Callable) -> None:
         image = torch.randn(random.randint(1, 3), 3, 2, random.randint(3, 5))
         parts, weights = list(vit.modules()), deepcopy(vit.state_dict())
         steps, final = vit.steps(image), vit(image)
-        told = a_tensor(features_of(vit, image), final.shape, "the result", "(b v e)")
+        output = expect_tensor(features_of(vit, image), final.shape, "the result", "(b v e)")
         expect(list(vit.modules()) == parts, "your function has changed the encoder: its parts are not those that it "
                "had. Whoever runs it next gets something else.")
         expect(all(torch.equal(value, weights[name]) for name, value in vit.state_dict().items()),
@@ -275,9 +277,9 @@ def second_to_last(features_of: Callable) -> None:
                   "BLIP-2 gives the bridge a norm of its own."),
                  (steps[0], "that is what enters the first block."),
                  (steps[-3], "that is one block too early: is it what enters that block, or what leaves it?")]
-        if close(told, steps[-2]):
+        if close(output, steps[-2]):
             continue
-        meaning = next((text for step, text in slips if close(told, step)), "it is not what leaves any block.")
+        meaning = next((text for step, text in slips if close(output, step)), "it is not what leaves any block.")
         expect(False, f"of an encoder with {depth} blocks: {meaning}")
     _another(features_of)
 
@@ -287,9 +289,9 @@ def _another(features_of: Callable) -> None:
     vit = SomeViT(3, 6).eval().requires_grad_(False)
     for _ in range(2):
         image = torch.randn(2, 3, 2, 2)
-        told = features_of(vit, image)
-        a_tensor(told, (2, 4, 6), "the result", "(b v e)")
-        expect(close(told, vit.steps(image)[-2]), "called a second time, with another picture, you return something "
+        output = features_of(vit, image)
+        expect_tensor(output, (2, 4, 6), "the result", "(b v e)")
+        expect(close(output, vit.steps(image)[-2]), "called a second time, with another picture, you return something "
                "that is left over from the first.")
 
 
@@ -317,11 +319,13 @@ def frozen(freeze: Callable) -> None:
     expect(not wanting, f"{len(wanting)} parameters still want a gradient, {', '.join(wanting[:2])} among them: an "
            "attribute that is set on a module does not reach its parameters by itself.")
     with torch.no_grad():
-        told = a_tensor(made(images), expected.shape, "what the frozen encoder gives")
-    expect(close(told, expected), "before any training the features are not those of the encoder in eval mode: dropout "
+        output = expect_tensor(made(images), expected.shape, "what the frozen encoder gives")
+    expect(close(output, expected),
+           "before any training the features are not those of the encoder in eval mode: dropout "
            "rolls dice, or batch norm looks at the batch.")
     with torch.no_grad():
-        expect(close(made(images), told), "the same pictures, encoded a second time, give other features: something in "
+        expect(close(made(images), output),
+               "the same pictures, encoded a second time, give other features: something in "
                "the encoder is written down each time.")
     _trained(made, images, expected)
     now = encoder.state_dict()

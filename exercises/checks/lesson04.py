@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minblip2 import masks
 from minblip2.lm.opt import OPT, OPTConfig
 
-from . import a_tensor, close, exercise, expect
+from . import close, exercise, expect, expect_tensor
 
 
 def greedy(word: str, vocabulary: dict[str, int]) -> list[str]:
@@ -41,16 +41,18 @@ def wordpiece(encode: Callable[[str, dict[str, int]], list[int]]) -> None:
 
     def cut(caption: str) -> list[str]:
         given = dict(vocabulary)
-        told = encode(caption, given)
+        output = encode(caption, given)
         expect(given == vocabulary, "your function changed the vocabulary that it was given.")
-        expect(isinstance(told, list), f"your function gives a {type(told).__name__} and should give a list of ids.")
-        expect(all(isinstance(i, int) for i in told), "the list holds something that is no whole number: asked for are "
+        expect(isinstance(output, list),
+               f"your function gives a {type(output).__name__} and should give a list of ids.")
+        expect(all(isinstance(i, int) for i in output),
+               "the list holds something that is no whole number: asked for are "
                "ids, not pieces.")
         names = {i: piece for piece, i in vocabulary.items()}
-        strangers = [i for i in told if i not in names]
+        strangers = [i for i in output if i not in names]
         expect(not strangers, f"the id {strangers[:1]} is nobody's in this vocabulary: also the ids of the special "
                "tokens stand in it, and need not be small.")
-        return [names[i] for i in told]
+        return [names[i] for i in output]
 
     frame = cut(a)
     expect(frame[:1] == ["[CLS]"], "the text does not begin with [CLS].")
@@ -74,16 +76,16 @@ def wordpiece(encode: Callable[[str, dict[str, int]], list[int]]) -> None:
             (f"{a} {strange} {b}", "an unknown word holds one place among its neighbours, and they do not suffer."),
             (g * 3, "a word may need more than two pieces, and the same one twice.")):
         right = ["[CLS]", *(piece for word in caption.split() for piece in greedy(word, vocabulary)), "[SEP]"]
-        told = cut(caption)
-        expect(told == right, f"from the pieces {' '.join(piece for piece in pieces[4:])} you make of {caption!r}: "
-               f"{' '.join(told)}; {meaning}")
+        output = cut(caption)
+        expect(output == right, f"from the pieces {' '.join(piece for piece in pieces[4:])} you make of {caption!r}: "
+               f"{' '.join(output)}; {meaning}")
     for _ in range(60):
         caption = " ".join("".join(random.choices([a, b, c, d, e, f, g, u, d[0], strange[0]], k=random.randint(1, 4)))
                            for _ in range(random.randint(1, 3)))
         right = ["[CLS]", *(piece for word in caption.split() for piece in greedy(word, vocabulary)), "[SEP]"]
-        told = cut(caption)
-        expect(told == right, f"from the pieces {' '.join(piece for piece in pieces[4:])} you make of {caption!r}: "
-               f"{' '.join(told)}. Go through it by hand, from the left, longest piece first.")
+        output = cut(caption)
+        expect(output == right, f"from the pieces {' '.join(piece for piece in pieces[4:])} you make of {caption!r}: "
+               f"{' '.join(output)}. Go through it by hand, from the left, longest piece first.")
 
 
 @exercise("04.2", "lesson 04, section 4")
@@ -95,18 +97,19 @@ def turned(turn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
 
     def tried(x: Tensor, positions: Tensor) -> Tensor:
         before = x.clone(), positions.clone()
-        told = a_tensor(turn(x, positions, theta), x.shape, "the result", "(b h s d)", x.dtype)
+        output = expect_tensor(turn(x, positions, theta), x.shape, "the result", "(b h s d)", x.dtype)
         expect(torch.equal(before[0], x) and torch.equal(before[1], positions),
                "your function changed x or the positions that it was given.")
-        return told
+        return output
 
-    told = tried(x, places)
+    output = tried(x, places)
     columns = torch.arange(s).expand(b, s)
-    expect(not close(told, tried(x, columns)), "your result does not depend on the positions: with padding on the "
+    expect(not close(output, tried(x, columns)), "your result does not depend on the positions: with padding on the "
            "left, or a cache, a token's position is not its column.")
     expect(close(tried(x, torch.zeros_like(places)), x), "at position 0 a vector comes out changed: no turn, no "
            "change.")
-    expect(close(told.norm(dim=-1), x.norm(dim=-1)), "lengths change: an arrow that is turned stays as long as it is. "
+    expect(close(output.norm(dim=-1), x.norm(dim=-1)),
+           "lengths change: an arrow that is turned stays as long as it is. "
            "Both coordinates of an arrow are turned by the same angle, and signs matter.")
     q, k = torch.randn(2, 1, 1, 1, d)
 
@@ -137,7 +140,7 @@ def turned(turn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         angle, one, two = places[i, p].item() * right[n], x[i, j, p, n].item(), x[i, j, p, n + half].item()
         truth[i, j, p, n] = one * math.cos(angle) - two * math.sin(angle)
         truth[i, j, p, n + half] = one * math.sin(angle) + two * math.cos(angle)
-    expect(close(told, truth, 1e-3), "with several heads and texts the turns are not those of each token's own "
+    expect(close(output, truth, 1e-3), "with several heads and texts the turns are not those of each token's own "
            "position: does the batch meet the batch, and the position the position?")
     far = torch.tensor([[random.randint(300, 900) * 2 + 1]])
     coarse, fine = (tried(vector, far) for vector in (q.bfloat16(), q.bfloat16().float()))
@@ -161,10 +164,10 @@ def next_word_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         ids, real, size = texts(lengths)
         logits = (2 * torch.randn(*ids.shape, size)).requires_grad_()
         given = ids.clone(), real.clone()
-        told = a_tensor(loss_of(logits, *given), (), "the loss")
+        output = expect_tensor(loss_of(logits, *given), (), "the loss")
         expect(torch.equal(given[0], ids) and torch.equal(given[1], real), "your function changed the ids or the mask "
                "that it was given.")
-        expect(told.requires_grad, "no gradient reaches the logits: nothing could be learned from this loss.")
+        expect(output.requires_grad, "no gradient reaches the logits: nothing could be learned from this loss.")
         asked = [(i, p) for i in range(len(lengths)) for p in range(lengths[i] - 1)]
         chance = logits.detach().softmax(dim=-1)
 
@@ -182,10 +185,10 @@ def next_word_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
                                 "no logarithm was taken of the probability."),
                                (over(lambda i, p, word, logits=logits: -float(logits[i, p, word].detach())),
                                 "the logits were never made into probabilities.")):
-            expect(abs(told.item() - value) > 1e-4 or abs(value - right) < 1e-3, meaning)
-        _asked(torch.autograd.grad(told, logits, allow_unused=True)[0], chance, ids, real, asked)
-        expect(abs(told.item() - right) < 1e-3 * max(right, 1), "the right words are asked for, and weighed alike, "
-               f"but the loss is {told.item():.4f} where {right:.4f} is right.")
+            expect(abs(output.item() - value) > 1e-4 or abs(value - right) < 1e-3, meaning)
+        _asked(torch.autograd.grad(output, logits, allow_unused=True)[0], chance, ids, real, asked)
+        expect(abs(output.item() - right) < 1e-3 * max(right, 1), "the right words are asked for, and weighed alike, "
+               f"but the loss is {output.item():.4f} where {right:.4f} is right.")
 
 
 def _asked(slope: Tensor | None, chance: Tensor, ids: Tensor, real: Tensor, asked: list[tuple[int, int]]) -> None:
@@ -231,11 +234,12 @@ def at_the_start(predict: Callable[[int, int, float], tuple[float, float]]) -> N
     """Loss and perplexity of a language model before its first step."""
     drawn = [(random.randint(2000, 60000), random.randint(300, 500), 0.03) for _ in range(2)]
     for vocabulary, width, std in [(50272, 768, 0.02), (30522, 1600, 0.02), *drawn]:
-        told = predict(vocabulary, width, std)
-        expect(isinstance(told, tuple | list) and len(told) == 2, "your function should give two numbers, the loss and "
+        output = predict(vocabulary, width, std)
+        expect(isinstance(output, tuple | list) and len(output) == 2,
+               "your function should give two numbers, the loss and "
                "the perplexity.")
-        loss, perplexity = told
-        expect(all(isinstance(value, int | float) and not isinstance(value, bool) for value in told),
+        loss, perplexity = output
+        expect(all(isinstance(value, int | float) and not isinstance(value, bool) for value in output),
                f"your function gives {type(loss).__name__} and {type(perplexity).__name__}; asked for are two numbers.")
         flat, spread = math.log(vocabulary), std * math.sqrt(width)
         case = f"with {vocabulary} words, width {width} and standard deviation {std} you predict a loss of {loss:.3f}; "
@@ -272,7 +276,7 @@ class Talker(OPT):
     """A small random OPT that writes something else after every prompt; in float64, so that no two words tie."""
 
     def __init__(self) -> None:
-        super().__init__(OPTConfig(vocabulary=60, width=32, layers=2, heads=2, mlp_width=48, positions=40))
+        super().__init__(OPTConfig(vocab_size=60, width=32, layers=2, heads=2, mlp_width=48, max_positions=40))
         self.words = nn.Linear(32, 50, bias=False)  # untied, or it would repeat itself; ids from 50 on are not written
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
@@ -280,7 +284,7 @@ class Talker(OPT):
                 nn.init.normal_(parameter, std=1.0 if table else 1.3 * parameter.shape[1] ** -0.5)
         self.double().eval().requires_grad_(False)
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def lm_logits(self, hidden: Tensor) -> Tensor:
         """Logits (... 50) of hidden states (... e)."""
         return self.words(hidden)
 
@@ -290,7 +294,7 @@ def written_alone(model: OPT, prompt: Sequence[int], steps: int) -> list[int]:
     ids = list(prompt)
     for _ in range(steps):
         seen = torch.ones(1, len(ids), dtype=torch.bool)
-        ids.append(int(model.head(model(model.embed(torch.tensor([ids])), masks.causal(seen))[0, -1]).argmax()))
+        ids.append(int(model.lm_logits(model(model.embed(torch.tensor([ids])), masks.causal(seen))[0, -1]).argmax()))
     return ids[len(prompt):]
 
 
@@ -305,14 +309,15 @@ def write_on(write: Callable[[OPT, list[list[int]], int, int], Tensor]) -> None:
 
     def rows_wrong(given: list[list[int]], pad: int) -> tuple[list[int], Tensor]:
         copy = [list(row) for row in given]
-        told = a_tensor(write(model, copy, pad, steps), (len(given), steps), "what is written", "(b steps)",
-                        torch.int64)
+        output = expect_tensor(write(model, copy, pad, steps), (len(given), steps), "what is written", "(b steps)",
+                               torch.int64)
         expect(copy == given, "your function changed the prompts that it was given.")
-        return [i for i, row in enumerate(given) if told[i].tolist() != written_alone(model, row, steps)], told
+        return [i for i, row in enumerate(given) if output[i].tolist() != written_alone(model, row, steps)], output
 
     ones = [prompts(length) for length in 2 * (5, 3, 6, 1, 2, 4)]
     tried = [(one[0], rows_wrong(one, pad)) for one in ones]
-    expect(all(told[0, 0] == written_alone(model, row, 1)[0] for row, (_, told) in tried), "one prompt, no padding: "
+    expect(all(output[0, 0] == written_alone(model, row, 1)[0] for row, (_, output) in tried),
+           "one prompt, no padding: "
            "already the first word is not the likeliest. Which state predicts what comes after a text?")
     expect(not any(wrong for _, (wrong, _) in tried), "one prompt, no padding: the first word is right, a later one is "
            "not. Does the model get back what it has written, and may it see that?")

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from minblip2 import masks
 from minblip2.attention import FeedForward, MultiHeadAttention
-from minblip2.qformer import Block, QFormer, QFormerConfig
+from minblip2.qformer import QFormer, QFormerBlock, QFormerConfig
 
-from . import Wrong, a_tensor, close, exercise, expect
+from . import Wrong, close, exercise, expect, expect_tensor
 
 # --- 05.1 -------------------------------------------------------------------------------------------------------------
 
@@ -66,35 +66,35 @@ def run_block(run: Callable) -> None:
     cases = [(3, 4, True), (2, 5, False), (4, 0, True), (0, 3, True), (1, 1, True)]
     for queries, words, reads in cases:
         parts, b = Parts(width, reads), random.choice([1, 2, 3])
-        x, picture = torch.randn(b, queries + words, width), torch.randn(b, v, width) if queries and reads else None
+        x, image = torch.randn(b, queries + words, width), torch.randn(b, v, width) if queries and reads else None
         mask = masks.multimodal_causal(queries, torch.ones(b, words, dtype=torch.bool))
         before = x.clone()
         try:
-            told = run(parts, x, queries, picture, mask)
+            output = run(parts, x, queries, image, mask)
         except TypeError as error:
             if "NoneType" not in str(error) or reads:
                 raise
             raise Wrong("in a block that does not read, cross_attention and cross_norm are None, and yours calls "
                         "one.") from error
         ran, count = list(parts.ran), queries + words
-        a_tensor(told, x.shape, "the result", "(b s e)", x.dtype)
+        expect_tensor(output, x.shape, "the result", "(b s e)", x.dtype)
         expect(torch.equal(before, x), "your function changed the x that it was given.")
         _ran(ran, queries, words, reads)
         attended = parts.self_norm(x + parts.self_attention(x, mask))
         sides = []
         for side, state in (("query", attended[:, :queries]), ("text", attended[:, queries:count])):
             if side == "query" and queries and reads:
-                state = parts.cross_norm(state + parts.cross_attention(state, context=picture))
+                state = parts.cross_norm(state + parts.cross_attention(state, context=image))
             if state.shape[1]:
                 state = getattr(parts, f"{side}_norm")(state + getattr(parts, f"{side}_mlp")(state))
             sides.append(state)
         right = torch.cat(sides, dim=1)
-        if close(told, right, 1e-3):
+        if close(output, right, 1e-3):
             continue
-        expect(not (queries and words and close(told, torch.cat(sides[::-1], dim=1), 1e-3)),
+        expect(not (queries and words and close(output, torch.cat(sides[::-1], dim=1), 1e-3)),
                "text stands before the queries in your result: they come back in the order in which they came.")
-        expect(queries == 0 or words == 0 or close(told[:, :queries], right[:, :queries], 1e-3) or
-               not close(told[:, queries:], right[:, queries:], 1e-3),
+        expect(queries == 0 or words == 0 or close(output[:, :queries], right[:, :queries], 1e-3) or
+               not close(output[:, queries:], right[:, queries:], 1e-3),
                "the text is right, the queries are not: does each of their parts start from what the part before gave, "
                "and add to it?")
         expect(False, f"the right parts run, but with {queries} queries and {words} words the numbers are wrong. Each "
@@ -142,11 +142,11 @@ def _ran(ran: list[tuple[str, int]], queries: int, words: int, reads: bool) -> N
 def fresh_queries(make: Callable[[int, int, float], nn.Parameter]) -> None:
     """Queries that no two of are alike."""
     for queries, width, std in ((32, 64, 0.02), (16, 128, random.choice([0.05, 0.3])), (1, 2048, 0.02)):
-        told = a_tensor(make(queries, width, std), (1, queries, width), "the result", "(1 q e)")
-        expect(isinstance(told, nn.Parameter), "the result is a tensor but no parameter: an optimiser that is given "
+        output = expect_tensor(make(queries, width, std), (1, queries, width), "the result", "(1 q e)")
+        expect(isinstance(output, nn.Parameter), "the result is a tensor but no parameter: an optimiser that is given "
                "model.parameters() would never hear of it.")
-        expect(told.requires_grad, "the queries take no gradient: they could not learn.")
-        rows, values = told.detach()[0], told.detach().flatten()
+        expect(output.requires_grad, "the queries take no gradient: they could not learn.")
+        rows, values = output.detach()[0], output.detach().flatten()
         expect(bool(values.any()), "all queries are zero, and so all alike: they ask the same question, get the same "
                "gradient, and stay alike.")
         expect(queries == 1 or not close(rows, rows[:1].expand_as(rows), 1e-3), "all queries are alike, though not "
@@ -159,7 +159,7 @@ def fresh_queries(make: Callable[[int, int, float], nn.Parameter]) -> None:
         expect(0.88 < spread / std < 1.12, f"with std {std} the numbers have standard deviation {spread:.4f}: next to "
                "BERT's words they are too " + ("large." if spread > std else "small."))
         expect(abs(mean) < 0.2 * std, f"the numbers' mean is {mean:.4f} where zero is expected.")
-        expect(not torch.equal(told, make(queries, width, std)), "two calls give the same numbers: a seed is fixed "
+        expect(not torch.equal(output, make(queries, width, std)), "two calls give the same numbers: a seed is fixed "
                "inside your function, and would be so for whatever is drawn after it.")
 
 
@@ -187,11 +187,11 @@ HOMES = {"self_attention": "attention", "self_norm": "attention_norm", "text_mlp
 
 
 @exercise("05.3", "lesson 05, section 6")
-def begin_as_bert(fill: Callable[[Block, BertBlock], object]) -> None:
+def begin_as_bert(fill: Callable[[QFormerBlock, BertBlock], object]) -> None:
     """A block filled from BERT's: copies, for both sides, and nothing for cross-attention."""
     for reads in (True, False):
         config = QFormerConfig(width=12, heads=2, mlp_width=20, image_width=12)  # as wide as a picture: all would fit
-        block, bert = randomised(Block(config, reads)), randomised(BertBlock(12, 2, 20))
+        block, bert = randomised(QFormerBlock(config, reads)), randomised(BertBlock(12, 2, 20))
         kept, given = ({name: value.clone() for name, value in module.state_dict().items()} for module in (block, bert))
         fill(block, bert)
         now = block.state_dict()
@@ -217,7 +217,7 @@ def begin_as_bert(fill: Callable[[Block, BertBlock], object]) -> None:
         _apart(block, bert)
 
 
-def _apart(block: Block, bert: BertBlock) -> None:
+def _apart(block: QFormerBlock, bert: BertBlock) -> None:
     """Whether the parts are parameters of their own."""
     places: dict[int, str] = {parameter.data_ptr(): f"BERT's {name}" for name, parameter in bert.named_parameters()}
     for name, parameter in block.named_parameters(remove_duplicate=False):
@@ -235,8 +235,8 @@ PASSES = ("text alone", "queries alone", "apart, text", "apart, queries", "fused
 
 def slopes(name: str, layers: int) -> Tensor:
     """The largest gradient in each part (columns) of each block (rows) after a pass; nan: no gradient at all."""
-    config = QFormerConfig(width=8, layers=layers, heads=2, mlp_width=8, queries=3, image_width=6, vocabulary=9,
-                           positions=8, dropout=0.0)
+    config = QFormerConfig(width=8, layers=layers, heads=2, mlp_width=8, num_queries=3, image_width=6, vocab_size=9,
+                           max_positions=8, dropout=0.0)
     model, words = randomised(QFormer(config)), torch.ones(1, 4, dtype=torch.bool)
     how, _, side = name.partition(", ")
     side = side or how.split()[0]
@@ -261,21 +261,23 @@ def which_pass(name_of: Callable[[Tensor], str]) -> None:
     """Tell from the gradients of all parts what was run, and whose states the loss was taken on."""
     for layers in (2, random.choice([3, 4])):
         for name in random.sample(PASSES, len(PASSES)):
-            told = name_of(slopes(name, layers))
-            expect(isinstance(told, str) and told in PASSES,
-                   f"your function answers {told!r}; the answers are {', '.join(map(repr, PASSES))}.")
-            if told == name:
+            output = name_of(slopes(name, layers))
+            expect(isinstance(output, str) and output in PASSES,
+                   f"your function answers {output!r}; the answers are {', '.join(map(repr, PASSES))}.")
+            if output == name:
                 continue
-            ways = {each.split(", ")[0] for each in (told, name)}
+            ways = {each.split(", ")[0] for each in (output, name)}
             expect(ways != {"text alone", "apart"} and ways != {"queries alone", "apart"},
-                   f"you take {name!r} for {told!r}: nan says that a part took no part at all, zero that it ran and "
+                   f"you take {name!r} for {output!r}: nan says that a part took no part at all, zero that it ran and "
                    "did not matter. They are two different answers.")
-            expect(ways != {"apart", "fused"} or told.split(", ")[1] != name.split(", ")[1],
-                   f"you take {name!r} for {told!r}: where one side looks at the other, what the other side did in "
+            expect(ways != {"apart", "fused"} or output.split(", ")[1] != name.split(", ")[1],
+                   f"you take {name!r} for {output!r}: where one side looks at the other, what the other side did in "
                    "earlier blocks matters. After the last block nobody looks any more, so the last row cannot tell.")
-            expect(ways != {"fused"}, f"you take {name!r} for {told!r}: look at the last block. Whose feed-forward can "
+            expect(ways != {"fused"},
+                   f"you take {name!r} for {output!r}: look at the last block. Whose feed-forward can "
                    "still matter there?")
-            expect(False, f"you take {name!r} for {told!r}. In which columns does a gradient stand, in which zeros, in "
+            expect(False,
+                   f"you take {name!r} for {output!r}. In which columns does a gradient stand, in which zeros, in "
                    "which nothing at all? Blocks 1, 3, ... have no cross-attention; the map has nan there always.")
 
 
@@ -289,12 +291,12 @@ def reading_cost(count: Callable[[int, int, int, int, int], int]) -> None:
               random.choice([2, 4, 8])) for _ in range(4)]
     for q, v, each, wide, heads in [(32, 257, 64, 1408, 12), (1, 1, 4, 8, 2), *drawn]:
         e = each * heads
-        told = count(q, v, e, wide, heads)
-        expect(isinstance(told, int | float) and not isinstance(told, bool),
-               f"your function gives a {type(told).__name__} and should give a number.")
+        output = count(q, v, e, wide, heads)
+        expect(isinstance(output, int | float) and not isinstance(output, bool),
+               f"your function gives a {type(output).__name__} and should give a number.")
         keys, ends, looks = 2 * v * wide * e, 2 * q * e * e, 2 * q * v * e
         right = keys + ends + looks
-        if told == right:
+        if output == right:
             continue
         slips = {2 * right: "you count multiplications and additions as two; one multiply-add is both.",
                  keys + ends + heads * looks: "more heads do not make more products: each is narrower.",
@@ -309,7 +311,8 @@ def reading_cost(count: Callable[[int, int, int, int, int], int]) -> None:
                  4 * q * e * e + 2 * q * q * e: "that is self-attention among the queries.",
                  2 * (wide * e + e) + 2 * (e * e + e): "that counts parameters; how often is each one used?",
                  2 * wide * e + 2 * e * e: "that counts weights; how often is each one used?"}
-        meaning = slips.get(int(told), "go through it in order: what is projected, from which width to which, for how "
+        meaning = slips.get(int(output),
+                            "go through it in order: what is projected, from which width to which, for how "
                             "many; what is compared with what; what is mixed.")
         expect(False, f"with {q} queries, {v} patches, width {e}, pictures of width {wide} and {heads} heads you count "
-               f"{told:,.0f}; {meaning}")
+               f"{output:,.0f}; {meaning}")

@@ -10,7 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from . import a_tensor, close, exercise, expect
+from . import close, exercise, expect, expect_tensor
 
 
 def unit(*shape: int) -> Tensor:
@@ -35,8 +35,8 @@ SLIPS = {  # what is made of the cosines of one picture's queries with one sente
 
 def over_queries(images: Tensor, texts: Tensor, make: Callable[[list[float]], float]) -> Tensor:
     """(b n): what `make` does with the cosines of every query, in loops."""
-    return torch.tensor([[make([sum(x * y for x, y in zip(query, text, strict=True)) for query in picture])
-                          for text in texts.tolist()] for picture in images.tolist()])
+    return torch.tensor([[make([sum(x * y for x, y in zip(query, text, strict=True)) for query in image])
+                          for text in texts.tolist()] for image in images.tolist()])
 
 
 @exercise("06.1", "lesson 06, section 2")
@@ -45,29 +45,29 @@ def similarity(similarity_of: Callable[[Tensor, Tensor], Tensor]) -> None:
     for b, n, q, e in ((3, 5, 4, 6), (1, 1, 1, 3), (4, 2, 7, 5)):
         images, texts = unit(b, q, e), unit(n, e)
         given = images.clone(), texts.clone()
-        told = similarity_of(images, texts)
-        expect(not isinstance(told, Tensor) or b == n or tuple(told.shape) != (n, b),
+        output = similarity_of(images, texts)
+        expect(not isinstance(output, Tensor) or b == n or tuple(output.shape) != (n, b),
                "rows and columns are exchanged: a row belongs to a picture, a column to a sentence.")
-        a_tensor(told, (b, n), "the similarity", "(b n)", torch.float32)
+        expect_tensor(output, (b, n), "the similarity", "(b n)", torch.float32)
         expect(torch.equal(images, given[0]) and torch.equal(texts, given[1]),
                "your function changed what it was given.")
-        if close(told, over_queries(images, texts, max)):
+        if close(output, over_queries(images, texts, max)):
             continue
         for meaning, make in SLIPS.items():
-            expect(not close(told, over_queries(images, texts, make)), meaning)
-        expect(close(similarity_of(images[:, torch.randperm(q)], texts), told),
+            expect(not close(output, over_queries(images, texts, make)), meaning)
+        expect(close(similarity_of(images[:, torch.randperm(q)], texts), output),
                "the same queries in another order give other similarities: queries have no order.")
         expect(False, "with the loop over pictures, sentences and queries the numbers are others: which query counts?")
     images, texts = unit(2, 5, 4).requires_grad_(), unit(3, 4).requires_grad_()
-    told = similarity_of(images, texts)
-    expect(told.requires_grad, "no gradient flows: with .item(), .tolist(), .detach() or no_grad nothing is learned.")
-    slopes = torch.autograd.grad(told.sum(), (images, texts), allow_unused=True)
+    output = similarity_of(images, texts)
+    expect(output.requires_grad, "no gradient flows: with .item(), .tolist(), .detach() or no_grad nothing is learned.")
+    slopes = torch.autograd.grad(output.sum(), (images, texts), allow_unused=True)
     for slope, side in zip(slopes, ("pictures", "sentences"), strict=True):
         expect(slope is not None and bool(slope.any()), f"no gradient reaches the {side}: both sides are to learn.")
     winners = torch.einsum("bqe,ne->bnq", images, texts).argmax(dim=2)
-    for picture in range(2):
-        learns = slopes[0][picture].abs().amax(dim=1) > 0
-        expect(set(learns.nonzero()[:, 0].tolist()) == set(winners[picture].tolist()), "a query that wins for no "
+    for image in range(2):
+        learns = slopes[0][image].abs().amax(dim=1) > 0
+        expect(set(learns.nonzero()[:, 0].tolist()) == set(winners[image].tolist()), "a query that wins for no "
                "sentence gets a gradient, or one that wins gets none: only the winner of a pair is to learn from it.")
     expect(similarity_of(unit(2, 3, 4).double(), unit(2, 4).double()).dtype == torch.float64,
            "vectors of float64 give another kind of number: take the kind that comes in.")
@@ -141,7 +141,7 @@ ITC_PAIRS = {(one, other): ITC_SLIPS[one] | ITC_SLIPS[other] for one, other in c
 
 
 @exercise("06.2", "lesson 06, sections 3, 4 and 6")
-def contrastive_loss(loss_of: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
+def itc_loss(loss_of: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     """Both directions, divided by the temperature, smoothed, with shared targets."""
     given, losses = [], []
     for ids in ([0, 1, 2, 0, 3, 0], [4, 4, 1, 7, 1], [2, 0, 1, 2]):
@@ -150,11 +150,11 @@ def contrastive_loss(loss_of: Callable[[Tensor, Tensor, Tensor, float], Tensor])
         same = torch.tensor(ids)[:, None] == torch.tensor(ids)
         cosine = 2 * torch.rand(b, b) - 1
         numbers = cosine.tolist(), same.tolist(), temperature.item(), smoothing
-        told = a_tensor(loss_of(cosine, same, temperature, smoothing), (), "the loss")
+        output = expect_tensor(loss_of(cosine, same, temperature, smoothing), (), "the loss")
         expect(cosine.tolist() == numbers[0] and same.tolist() == numbers[1],
                "your function changed what it was given.")
         given.append(numbers)
-        losses.append(told.item())
+        losses.append(output.item())
 
     def like(**slip: str) -> bool:
         """Whether the losses are those of the loops with such a slip: all of them, as one may be so by chance."""
@@ -175,14 +175,15 @@ def contrastive_loss(loss_of: Callable[[Tensor, Tensor, Tensor, float], Tensor])
     one = loss_of(torch.rand(1, 1), eye[:1, :1], torch.tensor(0.07), 0.1).item()
     expect(abs(one) < 1e-5, f"a batch of one has nothing to choose and pays 0; yours pays {one:.3f}.")
     sharp = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).roll(random.randint(0, 1), 0)
-    told, right = loss_of(sharp, eye[:2, :2], torch.tensor(0.005), 0.1).item(), slow_itc(
+    output, right = loss_of(sharp, eye[:2, :2], torch.tensor(0.005), 0.1).item(), slow_itc(
         sharp.tolist(), eye[:2, :2].tolist(), 0.005, 0.1)
-    expect(math.isclose(told, right, rel_tol=1e-3), f"at the temperature 0.005 your loss is {told:.4g}, and should be "
+    expect(math.isclose(output, right, rel_tol=1e-3),
+           f"at the temperature 0.005 your loss is {output:.4g}, and should be "
            f"{right:.4g}: an exponential has overflowed, or the logarithm of a vanished probability was taken.")
     cosine, temperature = (2 * torch.rand(4, 4) - 1).requires_grad_(), torch.tensor(0.3, requires_grad=True)
-    told = loss_of(cosine, eye[:4, :4], temperature, 0.1)
-    expect(told.requires_grad, "no gradient flows from the loss: did .item(), .detach() or no_grad come between?")
-    slopes = torch.autograd.grad(told, (cosine, temperature), allow_unused=True)
+    output = loss_of(cosine, eye[:4, :4], temperature, 0.1)
+    expect(output.requires_grad, "no gradient flows from the loss: did .item(), .detach() or no_grad come between?")
+    slopes = torch.autograd.grad(output, (cosine, temperature), allow_unused=True)
     expect(slopes[0] is not None and bool((slopes[0] != 0).all()), "some cosine gets no gradient: every pair of the "
            "batch takes part, in its row and in its column.")
     expect(slopes[1] is not None and bool(slopes[1] != 0), "the temperature gets no gradient: it is a parameter and "
@@ -204,13 +205,13 @@ def start_and_floor(predict: Callable[[int, float], tuple[float, float]]) -> Non
     for batch, smoothing in [(32, 0.1), *drawn, (2, 0.1), (16, 0.0), (1, 0.1)]:
         said = f"with a batch of {batch} and smoothing {smoothing:.3g}"
         try:
-            told = predict(batch, smoothing)
+            output = predict(batch, smoothing)
         except (ValueError, ZeroDivisionError) as error:
             expect(False, f"{said} your function stops ({error}). What has the probability 0 takes no part: p ln p "
                    "goes to 0 with p. And in a batch of one there is no wrong candidate.")
-        expect(isinstance(told, tuple | list) and len(told) == 2,
-               f"your function gives {told!r}; asked for are two numbers, start and floor.")
-        start, floor = (float(number) for number in told)
+        expect(isinstance(output, tuple | list) and len(output) == 2,
+               f"your function gives {output!r}; asked for are two numbers, start and floor.")
+        start, floor = (float(number) for number in output)
         right, share = 1 - smoothing + smoothing / batch, smoothing / batch
         lowest = -xlogx(right) - (batch - 1) * xlogx(share)
         if math.isclose(start, math.log(batch), abs_tol=1e-6) and math.isclose(floor, lowest, abs_tol=1e-6):
@@ -259,10 +260,11 @@ MISSED = {
 
 def black_box(bug: str) -> Callable[[Tensor, Tensor, float], Tensor]:
     """Somebody's logits (b n) of images (b q e) and texts (n e), with a bug or without."""
-    def logits_of(image: Tensor, text: Tensor, temperature: float) -> Tensor:
-        expect(image.ndim == 3 and text.ndim == 2, f"the box takes image (b q e) and text (n e); you fed it the shapes "
-               f"{tuple(image.shape)} and {tuple(text.shape)}.")
-        cosine = torch.einsum("bqe,ne->bnq", image, text)
+    def logits_of(image_features: Tensor, text: Tensor, temperature: float) -> Tensor:
+        expect(image_features.ndim == 3 and text.ndim == 2,
+               f"the box takes image (b q e) and text (n e); you fed it the shapes "
+               f"{tuple(image_features.shape)} and {tuple(text.shape)}.")
+        cosine = torch.einsum("bqe,ne->bnq", image_features, text)
         cosine = cosine[..., 0] if bug == "first query" else cosine.amax(dim=2)
         logits = cosine * temperature if bug == "multiplied" else cosine / temperature
         return logits.T if bug == "swapped" else logits
@@ -273,12 +275,13 @@ def black_box(bug: str) -> Callable[[Tensor, Tensor, float], Tensor]:
 def which_bug(name_of: Callable[[Callable[[Tensor, Tensor, float], Tensor]], str]) -> None:
     """Feed a black box what tells its bug."""
     for bug in random.sample(BUGS * 3, 3 * len(BUGS)):
-        told = name_of(black_box(bug))
-        expect(isinstance(told, str) and told in BUGS,
-               f"your function answers {told!r}; the answers are {', '.join(map(repr, BUGS))}.")
-        if told == bug:
+        output = name_of(black_box(bug))
+        expect(isinstance(output, str) and output in BUGS,
+               f"your function answers {output!r}; the answers are {', '.join(map(repr, BUGS))}.")
+        if output == bug:
             continue
-        expect(told != "right", MISSED.get(bug, ""))
-        expect(bug != "right", f"you call a right box {told!r}: what does the right one answer to what you fed it?")
-        expect(False, f"you call a box {told!r} whose bug is {bug!r}: the two answer alike to what you fed it, or you "
+        expect(output != "right", MISSED.get(bug, ""))
+        expect(bug != "right", f"you call a right box {output!r}: what does the right one answer to what you fed it?")
+        expect(False,
+               f"you call a box {output!r} whose bug is {bug!r}: the two answer alike to what you fed it, or you "
                "have taken their answers for each other.")

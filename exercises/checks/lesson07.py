@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from . import Wrong, a_tensor, close, exercise, expect
+from . import Wrong, close, exercise, expect, expect_tensor
 
 # --- hard negatives ---------------------------------------------------------------------------------------------------
 
@@ -17,16 +17,16 @@ from . import Wrong, a_tensor, close, exercise, expect
 def drawn(draw: Callable, similarity: Tensor, same_image: Tensor) -> tuple[Tensor, Tensor]:
     """What the learner drew, after its form was checked."""
     b, given = len(similarity), (similarity.clone(), same_image.clone())
-    told = draw(similarity, same_image)
-    expect(isinstance(told, tuple | list) and len(told) == 2,
-           f"your function gives a {type(told).__name__}; asked for are two tensors: an image for each text, and a "
+    output = draw(similarity, same_image)
+    expect(isinstance(output, tuple | list) and len(output) == 2,
+           f"your function gives a {type(output).__name__}; asked for are two tensors: an image for each text, and a "
            "text for each image.")
-    for chosen, what in zip(told, ("the images", "the texts"), strict=True):
-        a_tensor(chosen, (b,), what, "(b)", torch.int64)
+    for chosen, what in zip(output, ("the images", "the texts"), strict=True):
+        expect_tensor(chosen, (b,), what, "(b)", torch.int64)
         expect(bool(((chosen >= 0) & (chosen < b)).all()), f"{what} are no numbers of places in the batch.")
     expect(torch.equal(similarity, given[0]) and torch.equal(same_image, given[1]),
            "your function changed what it was given: the similarities are needed for the loss as well.")
-    return told[0], told[1]
+    return output[0], output[1]
 
 
 def never_the_same(draw: Callable) -> None:
@@ -91,12 +91,12 @@ def how_often(draw: Callable) -> None:
         seen = count / (b * calls)
         if abs(seen - share) < 0.09:  # more than five standard deviations
             continue
-        told = f"the more similar third of the wrong {side} was drawn in {seen:.2f} of cases; softmax gives {share:.2f}"
-        expect(abs(seen - near / (b - 1)) >= 0.1, f"{told}. That is as often as blind draws: similarity plays no "
+        output = f"the more similar third of the wrong {side} was drawn in {seen:.2f} of cases; softmax gives {share:.2f}"
+        expect(abs(seen - near / (b - 1)) >= 0.1, f"{output}. That is as often as blind draws: similarity plays no "
                "part, or as good as none.")
-        expect(seen > near / (b - 1), f"{told}: the less similar, the likelier.")
-        expect(seen > share, f"{told}: similarity counts for too little.")
-        expect(False, f"{told}: you draw too eagerly. The logits have been divided by the temperature already.")
+        expect(seen > near / (b - 1), f"{output}: the less similar, the likelier.")
+        expect(seen > share, f"{output}: similarity counts for too little.")
+        expect(False, f"{output}: you draw too eagerly. The logits have been divided by the temperature already.")
 
 
 def nobody_left(draw: Callable) -> None:
@@ -140,15 +140,15 @@ def match_triple(triple: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor
             rest = torch.randperm(b - 1)[:2] + 1  # two different steps away from one's own
             wrong_image, wrong_text = (own + rest[0]) % b, (own + rest[1]) % b
         given = wrong_image.clone(), wrong_text.clone()
-        told = triple(wrong_image, wrong_text)
-        expect(isinstance(told, tuple | list) and len(told) == 3,
-               f"your function gives a {type(told).__name__}; asked for are three tensors: images, texts, labels.")
-        for part, what in zip(told, ("images", "texts", "labels"), strict=True):
-            a_tensor(part, (3 * b,), what, "(3b)")
+        output = triple(wrong_image, wrong_text)
+        expect(isinstance(output, tuple | list) and len(output) == 3,
+               f"your function gives a {type(output).__name__}; asked for are three tensors: images, texts, labels.")
+        for part, what in zip(output, ("images", "texts", "labels"), strict=True):
+            expect_tensor(part, (3 * b,), what, "(3b)")
             expect(part.dtype == torch.int64, f"{what} hold {part.dtype}; places in a batch and classes are int64.")
         expect(torch.equal(wrong_image, given[0]) and torch.equal(wrong_text, given[1]),
                "your function changed what it was given.")
-        images, texts, labels = told
+        images, texts, labels = output
         true = images == texts
         expect(int(true.sum()) == b, f"of your {3 * b} pairs {int(true.sum())} are a picture with its own text; "
                f"it should be {b}: in each wrong pair one side is wrong, and one is one's own.")
@@ -180,38 +180,42 @@ def match_logits(logits_of: Callable[[Tensor, int, nn.Linear], Tensor]) -> None:
     for b, q, t, e in ((3, 4, 5, 6), (1, 1, 2, 3), (2, 7, 1, 4)):
         states, head = torch.randn(b, q + t, e), nn.Linear(e, 2)
         nn.init.normal_(head.bias)
-        told = a_tensor(logits_of(states, q, head), (b, 2), "the logits", "(b 2)", torch.float32)
+        output = expect_tensor(logits_of(states, q, head), (b, 2), "the logits", "(b 2)", torch.float32)
         weight, bias = head.weight.tolist(), head.bias.tolist()
         said = [[[sum(w * x for w, x in zip(row, state, strict=True)) + bias[side] for side, row in enumerate(weight)]
                  for state in one[:q]] for one in states.tolist()]  # (b q 2)
         right = torch.tensor(said).mean(dim=1)
-        if close(told, right):
+        if close(output, right):
             continue
         other = torch.cat([states[:, :q], torch.randn(b, t, e)], dim=1)
-        expect(close(logits_of(other, q, head), told), "the answer changes with the states of words: it is to be read "
+        expect(close(logits_of(other, q, head), output),
+               "the answer changes with the states of words: it is to be read "
                "from the queries alone, which stand before the text.")
         mixed = torch.cat([states[:, :q].roll(1, dims=1), states[:, q:]], dim=1)
-        expect(not close(told, torch.tensor(said)[:, 0]), "only the first query is asked.")
-        expect(not close(told, q * right), "the queries' logits are added: with twice as many queries everything would "
+        expect(not close(output, torch.tensor(said)[:, 0]), "only the first query is asked.")
+        expect(not close(output, q * right),
+               "the queries' logits are added: with twice as many queries everything would "
                "be twice as sure. Asked for is their mean.")
-        expect(not close(told, torch.tensor(said).softmax(dim=2).mean(dim=1)), "you average probabilities: "
+        expect(not close(output, torch.tensor(said).softmax(dim=2).mean(dim=1)), "you average probabilities: "
                "cross-entropy and ranking want logits, so softmax comes after the mean, if at all.")
-        expect(not close(told, right.softmax(dim=1)), "these are probabilities; asked for are logits: cross-entropy "
+        expect(not close(output, right.softmax(dim=1)), "these are probabilities; asked for are logits: cross-entropy "
                "makes probabilities itself.")
-        expect(not close(told, right.log_softmax(dim=1)), "these are logarithms of probabilities; the re-ranking adds "
+        expect(not close(output, right.log_softmax(dim=1)),
+               "these are logarithms of probabilities; the re-ranking adds "
                "the bare logit of a match, so leave them as they come.")
-        expect(not close(told, torch.tensor(said).amax(dim=1)), "the largest over the queries counts in ITC; in ITM "
+        expect(not close(output, torch.tensor(said).amax(dim=1)), "the largest over the queries counts in ITC; in ITM "
                "all have the same say.")
-        expect(not close(told + head.bias, right) and not close(told, right + (q - 1) * head.bias),
+        expect(not close(output + head.bias, right) and not close(output, right + (q - 1) * head.bias),
                "the head's bias is missing, or counted more than once.")
-        expect(not close(told, right.flip(1)), "the two logits are exchanged: they come as the head gives them.")
-        expect(close(logits_of(mixed, q, head), told), "the same queries in another order give another answer: queries "
+        expect(not close(output, right.flip(1)), "the two logits are exchanged: they come as the head gives them.")
+        expect(close(logits_of(mixed, q, head), output),
+               "the same queries in another order give another answer: queries "
                "have no order.")
         expect(False, f"with {q} queries and {t} words your logits are others than those of the loop over the queries.")
     states, head = torch.randn(2, 5, 4, requires_grad=True), nn.Linear(4, 2)
-    told = logits_of(states, 3, head)
-    expect(told.requires_grad, "no gradient flows from the logits.")
-    slopes = torch.autograd.grad(told[:, 1].sum(), (states, head.weight), allow_unused=True)
+    output = logits_of(states, 3, head)
+    expect(output.requires_grad, "no gradient flows from the logits.")
+    slopes = torch.autograd.grad(output[:, 1].sum(), (states, head.weight), allow_unused=True)
     expect(slopes[0] is not None and slopes[1] is not None, "the queries or the head get no gradient: both learn.")
     expect(bool(slopes[0][:, :3].any(dim=2).all()), "some query gets no gradient: all have a say.")
 
@@ -230,12 +234,12 @@ def base_rate(predict: Callable[[int], tuple[float, float, float]]) -> None:
     for wrong in (3, 2, 1, *(random.randint(3, 30) for _ in range(3)), 0):
         ratio = f"with {wrong} wrong pairs for each true one"
         try:
-            told = predict(wrong)
+            output = predict(wrong)
         except (ValueError, ZeroDivisionError) as error:
             expect(False, f"{ratio} your function stops ({error}): p ln p goes to 0 with p.")
-        expect(isinstance(told, tuple | list) and len(told) == 3,
-               f"your function gives {told!r}; asked for are three numbers: probability, loss, accuracy.")
-        said, loss, accuracy = (float(number) for number in told)
+        expect(isinstance(output, tuple | list) and len(output) == 3,
+               f"your function gives {output!r}; asked for are three numbers: probability, loss, accuracy.")
+        said, loss, accuracy = (float(number) for number in output)
         p = 1 / (1 + wrong)
         lowest = -xlogx(p) - xlogx(1 - p)
 
@@ -316,31 +320,33 @@ def rerank(rank: Callable[[Tensor, Callable[[Tensor], Tensor], int], Tensor]) ->
 
         given = cosine.clone()
         try:
-            told = rank(cosine, look, k)
+            output = rank(cosine, look, k)
         except (RuntimeError, IndexError) as error:
             if k <= n or isinstance(error, NotImplementedError):
                 raise
             raise Wrong(f"asked for the first {k} of {n} candidates your function stops ({error}): then nothing is "
                         "wrong, there are only fewer to look at.") from None
-        expect(not isinstance(told, Tensor) or told.shape != (k,) or k >= n, f"of {n} candidates {k} are left. Those "
+        expect(not isinstance(output, Tensor) or output.shape != (k,) or k >= n,
+               f"of {n} candidates {k} are left. Those "
                "that were not looked at again still have their place, behind the others.")
-        a_tensor(told, (n,), "the order", "(n)", torch.int64)
+        expect_tensor(output, (n,), "the order", "(n)", torch.int64)
         expect(torch.equal(cosine, given), "your function changed the cosines that it was given.")
         expect(len(asked) <= min(k, n), f"`match` was asked about {len(asked)} candidates: it is expensive, and k "
                f"is {k}.")
         order = cosine.argsort(descending=True)
         right = by(order, cosine + match, k)
-        if torch.equal(told, right):
+        if torch.equal(output, right):
             continue
         suspects = {why: slip for why, slip in suspects.items()
-                    if torch.equal(slip(right, cosine + match, cosine, match, k), told)}
+                    if torch.equal(slip(right, cosine + match, cosine, match, k), output)}
         wrong = True
         if suspects:
             continue  # several slips may look alike on one draw: the next tells more
-        expect(torch.equal(told.sort().values, torch.arange(n)), "some candidate is missing or stands twice: the order "
+        expect(torch.equal(output.sort().values, torch.arange(n)),
+               "some candidate is missing or stands twice: the order "
                "names each of them once, by its number.")
         expect(set(asked) == set(order[:k].tolist()), "`match` was asked about others than the k most similar.")
-        expect(set(told[:k].tolist()) == set(right[:k].tolist()), "among your first k is one that ITC has not put "
+        expect(set(output[:k].tolist()) == set(right[:k].tolist()), "among your first k is one that ITC has not put "
                "there: ITM can only reorder what ITC found.")
         expect(False, f"with {n} candidates and k = {k} your order is another: the first k by logit plus cosine, the "
                "rest as ITC has them.")

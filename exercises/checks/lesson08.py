@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Wrong, a_tensor, exercise, expect
+from . import Wrong, exercise, expect, expect_tensor
 
 IGNORED = -100  # where nothing is asked; F.cross_entropy passes over it
 VOCABULARY = 23
@@ -37,11 +37,12 @@ def in_and_asked(rows_of: Callable[[list[str], int], tuple[list[str], list[str]]
         words = random.sample(WORDS, count)
         length = count + 2 + padding
         given = list(words)
-        told = rows_of(words, length)
+        output = rows_of(words, length)
         expect(words == given, "your function changed the list of words that it was given.")
-        expect(isinstance(told, tuple | list) and len(told) == 2 and all(isinstance(row, tuple | list) for row in told),
+        expect(isinstance(output, tuple | list) and len(output) == 2
+               and all(isinstance(row, tuple | list) for row in output),
                "your function should give two lists: what goes in, and what is asked for.")
-        into, asked = list(told[0]), list(told[1])
+        into, asked = list(output[0]), list(output[1])
         said = f"for the words {' '.join(words) or '(none)'} in {length} places"
         for row, what in ((into, "goes in"), (asked, "is asked for")):
             expect(len(row) == length, f"{said}: what {what} has {len(row)} places.")
@@ -76,19 +77,23 @@ def decoder_ids(ids_of: Callable[[Tensor, int], Tensor]) -> None:
         if ids.shape[1] > 3:
             ids[0, 2] = 1  # the number of [CLS] once more, in the middle
         before = ids.clone()
-        told = ids_of(ids, dec)
+        output = ids_of(ids, dec)
         expect(torch.equal(ids, before), "the ids that you were given have changed: they are the labels, too, and the "
                "other two losses read them. Or do both tensors share their memory?")
-        expect(not isinstance(told, Tensor) or told.shape != (len(ids), ids.shape[1] + 1), "there is one token more "
+        expect(not isinstance(output, Tensor) or output.shape != (len(ids), ids.shape[1] + 1),
+               "there is one token more "
                "than before: [DEC] does not stand in front of [CLS].")
-        a_tensor(told, ids.shape, "what goes in", "(b t)", torch.int64)
-        expect(bool((told[:, 0] == dec).all()), f"the first tokens are {told[:, 0].tolist()}; nothing there says that "
+        expect_tensor(output, ids.shape, "what goes in", "(b t)", torch.int64)
+        expect(bool((output[:, 0] == dec).all()),
+               f"the first tokens are {output[:, 0].tolist()}; nothing there says that "
                "we are to decode.")
-        expect(not torch.equal(told[:, 1:], torch.cat([ids[:, :1], ids[:, 1:-1]], dim=1)), "[CLS] has moved to the "
+        expect(not torch.equal(output[:, 1:], torch.cat([ids[:, :1], ids[:, 1:-1]], dim=1)), "[CLS] has moved to the "
                "second place and pushed out the end of the longest caption.")
         ends = ids == 2
-        expect(not bool((told[ends] != 2).any()), "some [SEP] has been replaced: it stays, as the end that is learned.")
-        expect(torch.equal(told[:, 1:], ids[:, 1:]), "a token behind the first has changed: only the first place is a "
+        expect(not bool((output[ends] != 2).any()),
+               "some [SEP] has been replaced: it stays, as the end that is learned.")
+        expect(torch.equal(output[:, 1:], ids[:, 1:]),
+               "a token behind the first has changed: only the first place is a "
                "matter of [DEC], whatever numbers stand elsewhere.")
 
 
@@ -101,24 +106,25 @@ def next_words(labels_of: Callable[[Tensor, Tensor], Tensor]) -> None:
     for lengths, pad in (((6, 3, 4), 0), ((6, 3, 4), None), ((5,), 0), ((2, 4), None), ((3, 3), 0)):
         ids, mask = captions(lengths, pad)
         given = ids.clone(), mask.clone()
-        told = labels_of(ids, mask)
+        output = labels_of(ids, mask)
         b, t = ids.shape
-        expect(not isinstance(told, Tensor) or told.shape != (b, t - 1), f"there are {t - 1} labels for {t} places: "
+        expect(not isinstance(output, Tensor) or output.shape != (b, t - 1),
+               f"there are {t - 1} labels for {t} places: "
                "the last place gets one as well, that says that nothing is asked.")
-        a_tensor(told, (b, t), "the labels", "(b t)", torch.int64)
+        expect_tensor(output, (b, t), "the labels", "(b t)", torch.int64)
         expect(torch.equal(ids, given[0]) and torch.equal(mask, given[1]), "your function changed what it was given.")
         right = torch.tensor([[int(ids[i, j + 1]) if j + 1 < lengths[i] else IGNORED for j in range(t)]
                               for i in range(b)])
-        if torch.equal(told, right):
+        if torch.equal(output, right):
             continue
-        asked = told != IGNORED
+        asked = output != IGNORED
         inside = mask & (torch.arange(t) > 0)
-        expect(not torch.equal(told[inside], ids[inside]), "each place is asked for the token that it has just been "
+        expect(not torch.equal(output[inside], ids[inside]), "each place is asked for the token that it has just been "
                "given: that is copying, and no reading.")
         back = ids.roll(1, dims=1)
-        expect(not torch.equal(told[inside], back[inside]), "each place is asked for the token before it: the shift "
+        expect(not torch.equal(output[inside], back[inside]), "each place is asked for the token before it: the shift "
                "goes the other way.")
-        expect(bool((told[:, -1] == IGNORED).all()), "the last place asks for something, and nothing comes after it: "
+        expect(bool((output[:, -1] == IGNORED).all()), "the last place asks for something, and nothing comes after it: "
                "does the beginning come round from the other side?")
         wanted = right != IGNORED
         expect(not bool((asked & ~wanted).any()), f"at {int((asked & ~wanted).sum())} places something is asked for "
@@ -158,7 +164,7 @@ def mean(numbers: Sequence[float]) -> float:
 
 
 @exercise("08.4", "lesson 08, sections 2 and 4")
-def generation_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+def itg_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Cross-entropy over the words that are asked for."""
     for lengths in ((6, 2, 3), (1, 5), (4,)):
         t, v, smoothing = max(lengths) + 1, random.randint(5, 12), random.uniform(0.1, 0.3)
@@ -166,11 +172,11 @@ def generation_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         labels = torch.randint(v, (len(lengths), t)).masked_fill(
             torch.arange(t) >= torch.tensor(lengths)[:, None], IGNORED)
         given = logits.clone(), labels.clone()
-        told = a_tensor(loss_of(logits, labels, smoothing), (), "the loss")
+        output = expect_tensor(loss_of(logits, labels, smoothing), (), "the loss")
         expect(torch.equal(logits, given[0]) and torch.equal(labels, given[1]),
                "your function changed what it was given.")
         costs = places(logits, labels, smoothing)
-        flat, number = [cost for row in costs for cost in row], told.item()
+        flat, number = [cost for row in costs for cost in row], output.item()
         right = mean(flat)
         if math.isclose(number, right, rel_tol=1e-4):
             continue
@@ -200,9 +206,9 @@ def generation_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         expect(False, f"your loss is {number:.4f}, that of the loops {right:.4f}; it is none of the usual slips. Begin "
                "with one caption and no smoothing.")
     logits, labels = torch.randn(2, 4, 6).requires_grad_(), torch.tensor([[1, 2, 3, IGNORED], [5, 0, *2 * [IGNORED]]])
-    told = loss_of(logits, labels, 0.1)
-    expect(told.requires_grad, "no gradient flows from the loss: did .item(), .detach() or no_grad come between?")
-    slope, = torch.autograd.grad(told, logits, allow_unused=True)
+    output = loss_of(logits, labels, 0.1)
+    expect(output.requires_grad, "no gradient flows from the loss: did .item(), .detach() or no_grad come between?")
+    slope, = torch.autograd.grad(output, logits, allow_unused=True)
     expect(slope is not None and bool(slope[labels != IGNORED].any(dim=1).all()), "some word that is asked for gives "
            "no gradient.")
     expect(not bool(slope[labels == IGNORED].any()), "a place where nothing is asked gives a gradient.")
@@ -216,13 +222,14 @@ def generation_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def as_lists(told: Any) -> list[list[int]]:
+def as_lists(output: Any) -> list[list[int]]:
     """Rows of ids as plain lists."""
-    expect(not isinstance(told, Tensor), "your function gives one tensor; captions differ in length, so asked for is a "
+    expect(not isinstance(output, Tensor),
+           "your function gives one tensor; captions differ in length, so asked for is a "
            "list of lists.")
-    expect(isinstance(told, tuple | list), f"your function gives a {type(told).__name__}, not a list of lists.")
+    expect(isinstance(output, tuple | list), f"your function gives a {type(output).__name__}, not a list of lists.")
     rows = []
-    for row in told:
+    for row in output:
         expect(isinstance(row, tuple | list) or isinstance(row, Tensor) and row.ndim == 1,
                f"a caption is a {type(row).__name__}, not a list of ids.")
         rows.append([int(one) for one in row])
@@ -240,12 +247,12 @@ def until_end(cut: Callable[[Tensor, int], list[list[int]]]) -> None:
     for order in (list(range(len(rows))), [2], [0], [3], random.sample(range(len(rows)), 4)):
         ids = written[order]
         given = ids.clone()
-        told, right = as_lists(cut(ids, end)), [rows[k] for k in order]
+        output, right = as_lists(cut(ids, end)), [rows[k] for k in order]
         expect(torch.equal(ids, given), "your function changed the ids that it was given.")
-        if told == right:
+        if output == right:
             continue
-        expect(len(told) == len(right), f"of {len(right)} captions {len(told)} are left.")
-        for k, one, wanted in zip(order, told, right, strict=True):
+        expect(len(output) == len(right), f"of {len(right)} captions {len(output)} are left.")
+        for k, one, wanted in zip(order, output, right, strict=True):
             said = f"[SEP] is {end}; of {written[k].tolist()} you keep {one}"
             expect(one == wanted or one != [*wanted, end], f"{said}: [SEP] itself is no word of the caption.")
             expect(k != 2 or one == wanted, f"{said}: the model was cut off before it said [SEP]; all of it is words.")
@@ -270,18 +277,19 @@ def mended_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         ids, mask = captions(lengths, pad)
         b, t = ids.shape
         ids[:, 0] = VOCABULARY - 1  # [DEC]
-        told = {}
+        output = {}
         for who, tokens in (("copier", ids), ("prophet", ids.roll(-1, dims=1)), ("memory", ids.roll(1, dims=1))):
-            told[who] = a_tensor(loss_of(sure_of(tokens), ids, mask), (), "the loss").item()
-        expect(told["copier"] > 2, f"a model that repeats the token it was just given pays {told['copier']:.2f}: "
+            output[who] = expect_tensor(loss_of(sure_of(tokens), ids, mask), (), "the loss").item()
+        expect(output["copier"] > 2, f"a model that repeats the token it was just given pays {output['copier']:.2f}: "
                "copying is still rewarded.")
-        expect(told["memory"] > 2, f"a model that says the token *before* the one it was given pays "
-               f"{told['memory']:.2f}: now the shift goes the other way.")
-        expect(told["prophet"] < 5, f"a model that always knows the next word pays {told['prophet']:.2f}: then what is "
+        expect(output["memory"] > 2, f"a model that says the token *before* the one it was given pays "
+               f"{output['memory']:.2f}: now the shift goes the other way.")
+        expect(output["prophet"] < 5,
+               f"a model that always knows the next word pays {output['prophet']:.2f}: then what is "
                "asked for is neither the token given nor the next.")
         logits = torch.randn(b, t, VOCABULARY)
         given = logits.clone(), ids.clone(), mask.clone()
-        number = a_tensor(loss_of(logits, ids, mask), (), "the loss").item()
+        number = expect_tensor(loss_of(logits, ids, mask), (), "the loss").item()
         expect(all(torch.equal(*two) for two in zip(given, (logits, ids, mask), strict=True)),
                "your function changed what it was given.")
         log_p = logits.double().log_softmax(dim=2).tolist()
@@ -304,6 +312,6 @@ def mended_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         expect(False, f"the next word is asked for, but the loss is {number:.4f}, and in loops {right:.4f}.")
     logits = torch.randn(2, 4, VOCABULARY, requires_grad=True)
     ids, mask = captions((4, 3))
-    told = loss_of(logits, ids, mask)
-    if not told.requires_grad:
+    output = loss_of(logits, ids, mask)
+    if not output.requires_grad:
         raise Wrong("no gradient flows from the loss: did .item(), .detach() or no_grad come between?")

@@ -69,29 +69,29 @@ def rate(rate_of: Callable[[int, int, int, float, float], float]) -> None:
     """Linear warm-up, then half a cosine."""
     for steps, warmup in ((random.randint(60, 90), random.randint(7, 20)), (random.randint(31, 50), 1), (50, 0)):
         peak, floor = random.uniform(1e-4, 1e-2), random.uniform(0.1, 0.3)
-        told = [a_number(rate_of(step, steps, warmup, peak, floor), f"the rate of step {step}") / peak
-                for step in range(steps)]
+        output = [a_number(rate_of(step, steps, warmup, peak, floor), f"the rate of step {step}") / peak
+                  for step in range(steps)]
         with_what = f"with {steps} steps, {warmup} of them warm-up, and floor {floor:.2f}"
         if warmup > 1:
-            expect(told[0] > 0, f"{with_what} the rate of step 0 is {told[0]:.3g}: steps are counted from 0, and a "
+            expect(output[0] > 0, f"{with_what} the rate of step 0 is {output[0]:.3g}: steps are counted from 0, and a "
                    "step at the rate 0 is wasted.")
-            expect(told[0] < 0.9, f"{with_what} the first step has {told[0]:.0%} of the full rate: where is the "
+            expect(output[0] < 0.9, f"{with_what} the first step has {output[0]:.0%} of the full rate: where is the "
                    "warm-up?")
-            jump = told[1] - told[0]
-            expect(all(math.isclose(told[i + 1] - told[i], jump, rel_tol=1e-4) for i in range(warmup - 1)),
+            jump = output[1] - output[0]
+            expect(all(math.isclose(output[i + 1] - output[i], jump, rel_tol=1e-4) for i in range(warmup - 1)),
                    f"{with_what} the rate does not rise in equal steps while it warms up.")
-            top = told[warmup - 1]
+            top = output[warmup - 1]
             expect(math.isclose(top, 1, rel_tol=1e-4), f"{with_what} the last step of the warm-up, number "
                                                        f"{warmup - 1}, "
                    f"has {top:.3f} of the full rate: it should be there, neither short of it nor lowered by the "
                    "cosine.")
-        falls = told[warmup:]
+        falls = output[warmup:]
         right = [slow_rate(step, steps, warmup, 1.0, floor) for step in range(warmup, steps)]
         gaps = [abs(one - other) for one, other in zip(falls, right, strict=True)]
         if max(gaps) < 1e-4:
             continue
         worst = warmup + gaps.index(max(gaps))
-        said = f"{with_what} the rate of step {worst} is {told[worst]:.4f} of the peak: "
+        said = f"{with_what} the rate of step {worst} is {output[worst]:.4f} of the peak: "
         for slip, meaning in _slips_of_rate(steps, warmup, peak, floor):
             expect(max(abs(one - slip(i)) for i, one in enumerate(falls)) > 1e-3, said + meaning)
         expect(False, f"{said}asked for is {right[worst - warmup]:.4f}. What share of the way behind the warm-up is "
@@ -107,9 +107,9 @@ def rate(rate_of: Callable[[int, int, int, float, float], float]) -> None:
 def slow_hits(similarity: list[list[float]], owner: list[int], k: int, tie: str = "behind") -> list[bool]:
     """For each picture, by counting, whether one of its captions is among the first k."""
     hits = []
-    for picture, row in enumerate(similarity):
-        own = [score for score, of in zip(row, owner, strict=True) if of == picture]
-        others = [score for score, of in zip(row, owner, strict=True) if of != picture]
+    for image, row in enumerate(similarity):
+        own = [score for score, of in zip(row, owner, strict=True) if of == image]
+        others = [score for score, of in zip(row, owner, strict=True) if of != image]
         ahead = sum(1 for score in others if own and (score > max(own) or (tie == "behind" and score == max(own))))
         hits.append(bool(own) and ahead < k)
     return hits
@@ -122,7 +122,7 @@ def _slips_of_recall(rows: list[list[float]], owner: list[int], k: int) -> dict[
     """What the usual mistakes would give."""
     b, n = len(rows), len(owner)
     ranked = [sorted(range(n), key=lambda j, row=row: -row[j])[:k] for row in rows]
-    own = [[j for j in range(n) if owner[j] == picture] for picture in range(b)]
+    own = [[j for j in range(n) if owner[j] == image] for image in range(b)]
     found = [sum(j in some for j in mine) for some, mine in zip(ranked, own, strict=True)]
     columns = [sorted(range(b), key=lambda i, j=j: -rows[i][j])[:k] for j in range(n)]
     worst = [sorted(range(n), key=lambda j, row=row: row[j])[:k] for row in rows]
@@ -167,39 +167,40 @@ def recall(recall_of: Callable[[Tensor, Tensor, int], float]) -> None:
     def told_of(similarity: Tensor, owner: Tensor, k: int) -> float:
         """The learner's recall, after it was seen that nothing was changed."""
         given = similarity.clone(), owner.clone()
-        told = a_number(recall_of(similarity, owner, k), "the recall")
+        output = a_number(recall_of(similarity, owner, k), "the recall")
         expect(torch.equal(similarity, given[0]) and torch.equal(owner, given[1]),
                "your function changed what it was given.")
-        return told
+        return output
 
     for _ in range(3):
         similarity, owner, k, right, slips = _telling()
-        told = told_of(similarity, owner, k)
-        if math.isclose(told, right, abs_tol=1e-4):
+        output = told_of(similarity, owner, k)
+        if math.isclose(output, right, abs_tol=1e-4):
             continue
-        said = f"{len(similarity)} pictures, {len(owner)} captions, K = {k}: you say {told:.3f}; "
+        said = f"{len(similarity)} pictures, {len(owner)} captions, K = {k}: you say {output:.3f}; "
         for meaning, value in slips.items():
-            expect(not math.isclose(told, value, abs_tol=1e-4), said + meaning)
+            expect(not math.isclose(output, value, abs_tol=1e-4), said + meaning)
         expect(False, f"{said}counting gives {right:.3f}. Take one row, and write down which columns are its own and "
                       "how many others stand before the best of them.")
     owner = torch.tensor([1, 0, 0, 2, 2, 1, 2])
     k = random.randint(8, 20)
     try:
-        told = told_of(torch.rand(3, 7), owner, k)
+        output = told_of(torch.rand(3, 7), owner, k)
     except (RuntimeError, IndexError) as error:
         expect(False, f"there are 7 captions and K is {k}: your function stops ({str(error)[:60]}). The first {k} of 7 "
                       "are all 7.")
-    expect(told == 1, f"K is {k} and there are only 7 captions: then each picture is found, and you say {told:.3f}.")
+    expect(output == 1,
+           f"K is {k} and there are only 7 captions: then each picture is found, and you say {output:.3f}.")
     few = told_of(torch.rand(4, 7), owner, 10)  # nobody wrote anything about picture 3
     expect(math.isclose(few, 0.75, abs_tol=1e-4), f"one picture of four has no caption at all, K is larger than the "
            f"number of captions, and you say {few:.3f}: a picture without captions is not found, and it counts.")
     alike = torch.full((6, 6), 0.3)
     order = torch.randperm(6)
-    told = told_of(alike, order, 1)
-    expect(told == 0, f"a model that finds all pairs equally similar gets {told:.2f} from you: a tie with a wrong "
+    output = told_of(alike, order, 1)
+    expect(output == 0, f"a model that finds all pairs equally similar gets {output:.2f} from you: a tie with a wrong "
                       "caption is none of the model's doing, so the wrong one stands before the own one.")
-    told = told_of(torch.tensor([[0.7, 0.7, 0.2]]), torch.tensor([0, 0, 1]), 1)
-    expect(told == 1, "two captions of one picture tie with each other before all others, and you call it a miss: "
+    output = told_of(torch.tensor([[0.7, 0.7, 0.2]]), torch.tensor([0, 0, 1]), 1)
+    expect(output == 1, "two captions of one picture tie with each other before all others, and you call it a miss: "
                       "only a tie with a caption of another picture counts against it.")
 
 
@@ -244,8 +245,8 @@ def freeze(freeze_it: Callable[[nn.Module], nn.Module]) -> None:
     model = Holder(width).train()
     expert = model.expert
     before, x = copy.deepcopy(expert.state_dict()), torch.randn(8, width, requires_grad=True)
-    told = freeze_it(expert)
-    expect(told is expert, "your function gives back " + ("None" if told is None else "something "
+    output = freeze_it(expert)
+    expect(output is expert, "your function gives back " + ("None" if output is None else "something "
                                                                                       "else") + ": asked for is "
            "the module that it was given, frozen in its place.")
     left = [name for name, weight in expert.named_parameters() if weight.requires_grad]
@@ -270,8 +271,8 @@ def freeze(freeze_it: Callable[[nn.Module], nn.Module]) -> None:
                                                                 "frozen "
            "module is in training mode again: whoever trains the rest calls that, and wakes its dropout.")
     expect(all(weight.requires_grad for weight in model.twin.parameters()), "a module that nobody froze is frozen.")
-    told = called(expert.train, "`.train()` may be called without an argument, and then means True")
-    expect(told is expert, ".train() of a frozen module should still give back the module, as every .train() "
+    output = called(expert.train, "`.train()` may be called without an argument, and then means True")
+    expect(output is expert, ".train() of a frozen module should still give back the module, as every .train() "
            "does.")
     expect(not any(part.training for part in expert.modules()), "its own .train() wakes the frozen module.")
     seen = expert(x)
@@ -292,10 +293,10 @@ def accumulated(predict: Callable[[int, int, int], tuple[int, float, int]]) -> N
     """Whole steps in an epoch, ITC's chance, and how many wrong pictures ITM may draw from."""
     drawn = [(random.randint(900, 5000), random.randint(5, 60), random.randint(2, 7)) for _ in range(4)]
     for pairs, batch, times in [(1000, 32, 1), (1000, 32, 4), *drawn]:
-        told = predict(pairs, batch, times)
-        expect(isinstance(told, tuple | list) and len(told) == 3,
-               f"your function gives {told!r}; asked for are three numbers: steps, chance and candidates.")
-        named = zip(told, ("the number of steps", "the chance line", "the number of pictures"), strict=True)
+        output = predict(pairs, batch, times)
+        expect(isinstance(output, tuple | list) and len(output) == 3,
+               f"your function gives {output!r}; asked for are three numbers: steps, chance and candidates.")
+        named = zip(output, ("the number of steps", "the chance line", "the number of pictures"), strict=True)
         steps, chance, wrong = (a_number(value, what) for value, what in named)
         said = f"with {pairs} pairs, batches of {batch} and accumulation over {times}"
         right = pairs // (batch * times)
@@ -377,10 +378,10 @@ def diagnose(name_of: Callable[[list[dict], int], str]) -> None:
     for kind in random.sample(KINDS * 4, 4 * len(KINDS)):
         batch = random.choice((4, 8, 32, 128, 1024))
         log = _log(kind, batch)
-        told = name_of([dict(line) for line in log], batch)
-        expect(isinstance(told, str) and told in KINDS,
-               f"your function answers {told!r}; the answers are {', '.join(map(repr, KINDS))}.")
-        if told == kind:
+        output = name_of([dict(line) for line in log], batch)
+        expect(isinstance(output, str) and output in KINDS,
+               f"your function answers {output!r}; the answers are {', '.join(map(repr, KINDS))}.")
+        if output == kind:
             continue
         few = 20
         first, last = ({name: sum(line[name] for line in some) / few for name in log[0]}
@@ -389,8 +390,8 @@ def diagnose(name_of: Callable[[list[dict], int], str]) -> None:
                           for name in ("itc", "itm", "itg"))
         single = max(abs(log[i][name] / mean[name] - 1) for i, mean in ((0, first), (-1, last))
                      for name in ("itc", "itg"))
-        hint = next((text for pair, text in CONFUSED.items() if set(pair) == {kind, told}),
+        hint = next((text for pair, text in CONFUSED.items() if set(pair) == {kind, output}),
                     "compare each loss with what a blind model pays.")
         expect(False, f"a log of {len(log)} steps with batches of {batch} ({shown}, accuracy at the end "
                       f"{last['itm_accuracy']:.2f}, all averaged over {few} lines) is {kind!r}, and you call it "
-                      f"{told!r}: {hint} And mind that a single line is off by up to {single:.0%}: average some.")
+                      f"{output!r}: {hint} And mind that a single line is off by up to {single:.0%}: average some.")

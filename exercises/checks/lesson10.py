@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minblip2.data.scene_captions import judge
 from minblip2.data.scenes import Scene
 
-from . import a_tensor, close, exercise, expect
+from . import close, exercise, expect, expect_tensor
 
 IGNORED = -100
 
@@ -30,18 +30,21 @@ def sequence(join: Callable[[Tensor, nn.Linear, Tensor, Tensor], Tensor]) -> Non
         projection, queries = nn.Linear(narrow, wide), torch.randn(b, q, narrow)
         prompt, text = torch.randn(b, given, wide).to(kind), torch.randn(b, t, wide).to(kind)
         before = queries.clone(), prompt.clone(), text.clone()
-        told = join(queries, projection, prompt, text)
-        if kind != torch.float32 and isinstance(told, Tensor):
-            expect(told.dtype == kind, f"words come in {kind} and the sequence is {told.dtype}: PyTorch has promoted "
+        output = join(queries, projection, prompt, text)
+        if kind != torch.float32 and isinstance(output, Tensor):
+            expect(output.dtype == kind,
+                   f"words come in {kind} and the sequence is {output.dtype}: PyTorch has promoted "
                                        "it without a word, and the first layer of the frozen model will refuse it.")
-        a_tensor(told, (b, q + given + t, wide), "the sequence", "(b s e) with s = queries + prompt + text", kind)
+        expect_tensor(output, (b, q + given + t, wide), "the sequence", "(b s e) with s = queries + prompt + text",
+                      kind)
         expect(all(torch.equal(one, other) for one, other in zip(before, (queries, prompt, text), strict=True)),
                "your function changed what it was given.")
         soft = torch.stack([torch.stack([projection.weight @ one + projection.bias for one in row]) for row in queries])
         soft = soft.detach().to(kind)
         near = 1e-4 if kind == torch.float32 else 2e-2
-        begins = told[:, :q].detach()
-        expect(not close(told[:, -q:].detach(), soft, near) and not close(told[:, given:given + q].detach(), soft, near)
+        begins = output[:, :q].detach()
+        expect(not close(output[:, -q:].detach(), soft, near)
+               and not close(output[:, given:given + q].detach(), soft, near)
                or close(begins, soft, near), "the soft prompt does not stand in front: what comes before it cannot "
                                              "see it, since the language model is causal.")
         bare = soft - projection.bias.detach()
@@ -50,11 +53,11 @@ def sequence(join: Callable[[Tensor, nn.Linear, Tensor, Tensor], Tensor]) -> Non
         expect(not close(begins, unit, near), "the soft prompt is normalised: that is ITC's business, words of a "
                                               "language model are not all of one length.")
         expect(close(begins, soft, near), "the first positions are not the projected queries, in their order.")
-        expect(torch.equal(told[:, q:].detach(), torch.cat([prompt, text], dim=1)), "behind the soft prompt there "
+        expect(torch.equal(output[:, q:].detach(), torch.cat([prompt, text], dim=1)), "behind the soft prompt there "
                                                                                     "should "
                "be the prompt and then the text, as they came.")
-        expect(told.requires_grad, "no gradient reaches the projection, which is what stage 2 adds and trains.")
-        slope, = torch.autograd.grad(told.float().sum(), projection.weight, allow_unused=True)
+        expect(output.requires_grad, "no gradient reaches the projection, which is what stage 2 adds and trains.")
+        slope, = torch.autograd.grad(output.float().sum(), projection.weight, allow_unused=True)
         expect(slope is not None and bool(slope.any()), "no gradient reaches the projection.")
 
 
@@ -81,11 +84,12 @@ def labels(labels_of: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]) -
         prompt, prompt_mask = words(b, p, end, "left") if p else (torch.empty(b, 0).long(), torch.empty(b, 0).bool())
         text, text_mask = words(b, t, end)
         given = [tensor.clone() for tensor in (prompt, prompt_mask, text, text_mask)]
-        told = a_tensor(labels_of(queries, prompt, prompt_mask, text, text_mask), (b, queries + p + t), "the labels",
-                        "(b s) with s = queries + prompt + text", torch.long)
+        output = expect_tensor(labels_of(queries, prompt, prompt_mask, text, text_mask), (b, queries + p + t),
+                               "the labels",
+                               "(b s) with s = queries + prompt + text", torch.long)
         expect(all(torch.equal(one, other) for one, other in zip(given, (prompt, prompt_mask, text, text_mask),
                                                                  strict=True)), "your function changed its input.")
-        soft, asked, answer = told[:, :queries], told[:, queries:queries + p], told[:, queries + p:]
+        soft, asked, answer = output[:, :queries], output[:, queries:queries + p], output[:, queries + p:]
         wanted = torch.tensor([[int(one) if real else IGNORED for one, real in zip(row, marks, strict=True)]
                                for row, marks in zip(text, text_mask, strict=True)])
         if torch.equal(answer, wanted):
@@ -102,7 +106,7 @@ def labels(labels_of: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]) -
                "padding was told by its id, and here the end has the same one. Only the mask knows.")
         last = torch.where(right.roll(-1, 1) & right, wanted, IGNORED)
         expect(not torch.equal(answer, last), "the last token of a text has no label: the model never learns to stop.")
-        moved = torch.cat([told[:, :1] * 0 + IGNORED, told[:, :-1]], dim=1)[:, queries + p:]
+        moved = torch.cat([output[:, :1] * 0 + IGNORED, output[:, :-1]], dim=1)[:, queries + p:]
         expect(not torch.equal(moved, wanted), "the labels are one place too early: here they stand at their words' "
                                                "own places, and the loss does the shift. Both would shift twice.")
         early = torch.cat([wanted[:, 1:], torch.full((b, 1), IGNORED)], dim=1)
@@ -117,13 +121,13 @@ def labels(labels_of: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]) -
 def slow_loss(logits: Tensor, targets: Tensor, shift: int = 1, each: str = "word") -> float:
     """The mean surprise, in loops: position i is asked for the label of i + shift."""
     paid: list[list[float]] = []
-    for row, told in zip(logits.double().tolist(), targets.tolist(), strict=True):
+    for row, output in zip(logits.double().tolist(), targets.tolist(), strict=True):
         paid.append([])
         for place, numbers in enumerate(row):
-            if 0 <= place + shift < len(told) and told[place + shift] != IGNORED:
+            if 0 <= place + shift < len(output) and output[place + shift] != IGNORED:
                 top = max(numbers)
                 total = top + math.log(sum(math.exp(x - top) for x in numbers))
-                paid[-1].append(total - numbers[told[place + shift]])
+                paid[-1].append(total - numbers[output[place + shift]])
     flat = [x for row in paid for x in row]
     return {"word": sum(flat) / max(1, len(flat)), "sum": sum(flat),
             "row": sum(sum(row) / max(1, len(row)) for row in paid) / len(paid),
@@ -153,21 +157,22 @@ def shifted_loss(loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
             if not any(math.isclose(*two, rel_tol=0.01) for two in pairwise(found)):
                 break
         given = logits.clone(), targets.clone()
-        told = a_tensor(loss_of(logits, targets), (), "the loss")
+        output = expect_tensor(loss_of(logits, targets), (), "the loss")
         expect(torch.equal(given[0], logits) and torch.equal(given[1], targets), "your function changed its input.")
-        if math.isclose(told.item(), right, rel_tol=1e-4):
+        if math.isclose(output.item(), right, rel_tol=1e-4):
             continue
         for meaning, slip in slips.items():
-            expect(not math.isclose(told.item(), slow_loss(logits, targets, *slip), rel_tol=1e-4), meaning)
-        expect(not math.isclose(told.item(), slow_loss(logits, targets, 1, "place less one"), rel_tol=1e-4),
+            expect(not math.isclose(output.item(), slow_loss(logits, targets, *slip), rel_tol=1e-4), meaning)
+        expect(not math.isclose(output.item(), slow_loss(logits, targets, 1, "place less one"), rel_tol=1e-4),
                "the mean is taken over all positions, also those that are not supervised.")
-        expect(False, f"your loss is {told.item():.4f}, that of the loops {right:.4f}. Which logits meet which label?")
+        expect(False,
+               f"your loss is {output.item():.4f}, that of the loops {right:.4f}. Which logits meet which label?")
     logits = torch.randn(2, 6, 5, requires_grad=True)
     targets = torch.full((2, 6), IGNORED)
     targets[:, 3] = 1
-    told = loss_of(logits, targets)
-    expect(told.requires_grad, "no gradient flows from the loss.")
-    slope, = torch.autograd.grad(told, logits)
+    output = loss_of(logits, targets)
+    expect(output.requires_grad, "no gradient flows from the loss.")
+    slope, = torch.autograd.grad(output, logits)
     touched = slope.abs().sum(dim=(0, 2)) > 0
     expect(touched.tolist() == [False, False, True, False, False, False],
            "only the position before a supervised word should feel the loss.")
@@ -177,23 +182,23 @@ def shifted_loss(loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
 
 
 @exercise("10.4", "lesson 10, sections 3 and 12, 'A frozen model that drops out'")
-def hear(run: Callable[[nn.Module, Tensor], Tensor]) -> None:
+def lm_logits(run: Callable[[nn.Module, Tensor], Tensor]) -> None:
     """Through a frozen model the gradient passes, and leaves nothing behind."""
     for b, s in ((2, 3), (1, 1)):
         e = random.randint(6, 9)
         lm = nn.Sequential(nn.Linear(e, 4 * e), nn.GELU(), nn.Dropout(0.5), nn.Linear(4 * e, e)).train()
         embeds = torch.randn(b, s, e, requires_grad=True)
         before = {name: value.clone() for name, value in lm.state_dict().items()}
-        told = a_tensor(run(lm, embeds), (b, s, e), "the result", "(b s e)")
+        output = expect_tensor(run(lm, embeds), (b, s, e), "the result", "(b s e)")
         inner = torch.nn.functional.gelu(embeds @ lm[0].weight.T + lm[0].bias) @ lm[3].weight.T + lm[3].bias
         again = run(lm, embeds)
-        expect(torch.equal(told, again), "the same sequence gives other states the second time: the frozen model's "
+        expect(torch.equal(output, again), "the same sequence gives other states the second time: the frozen model's "
                "dropout is on.")
-        expect(close(told, inner), "the result is not what the language model makes of the sequence.")
-        expect(told.requires_grad, "the wire is cut: the result does not know where it comes from, so that neither "
+        expect(close(output, inner), "the result is not what the language model makes of the sequence.")
+        expect(output.requires_grad, "the wire is cut: the result does not know where it comes from, so that neither "
                "queries nor projection hear of the loss. Not to train a model is one thing, to forget what it did "
                "another.")
-        told.square().sum().backward()
+        output.square().sum().backward()
         expect(embeds.grad is not None, "the wire is cut: no gradient comes out below the language model.")
         asked, = torch.autograd.grad(inner.square().sum(), embeds)
         expect(close(embeds.grad, asked), "the gradient that comes out below is not that of the language model: part "
@@ -213,11 +218,11 @@ def places(predict: Callable[[int, int, int], tuple[int, int, int]]) -> None:
     """Length, the position that predicts the first word, and how many positions are paid for."""
     drawn = [(random.randint(5, 40), random.randint(2, 9), random.randint(3, 20)) for _ in range(4)]
     for queries, given, written in [(32, 1, 8), *drawn]:
-        told = predict(queries, given, written)
-        expect(isinstance(told, tuple | list) and len(told) == 3
-               and all(isinstance(one, int | float) for one in told),
-               f"your function gives {told!r}; asked for are three numbers: length, first and paid.")
-        length, first, paid = told
+        output = predict(queries, given, written)
+        expect(isinstance(output, tuple | list) and len(output) == 3
+               and all(isinstance(one, int | float) for one in output),
+               f"your function gives {output!r}; asked for are three numbers: length, first and paid.")
+        length, first, paid = output
         said = f"with {queries} queries, {given} given tokens and {written} to be written"
         lengths = {given + written: "queries take places, too.", queries + written: "what is given takes places, too.",
                    queries + given + written + 2: "start and end are counted already.",
@@ -262,16 +267,17 @@ def own_bridge(bridge_of: Callable[[], Caption]) -> None:
     """A bridge of the learner's pieces says what is in pictures that it has never seen, and not what is in others."""
     from own import exam  # which itself builds on the checks
 
-    pictures, scenes, _ = exam()
+    images, scenes, _ = exam()
     caption = bridge_of()
     expect(callable(caption), f"your function gives {'None' if caption is None else f'a {type(caption).__name__}'}; "
            "asked for is what captions pictures: own.captioner makes it of a trained stage 2.")
-    told = caption(pictures)
-    expect(isinstance(told, list | tuple) and len(told) == len(pictures) and all(isinstance(one, str) for one in told),
-           f"of {len(pictures)} pictures should come as many captions, each a text.")
-    n = len(told)
-    empty, stuck = sum(not one.split() for one in told), sum(map(stutters, told))
-    endless, kinds = sum(len(one.split()) >= LONG for one in told), len(set(told))
+    output = caption(images)
+    expect(isinstance(output, list | tuple) and len(output) == len(images)
+           and all(isinstance(one, str) for one in output),
+           f"of {len(images)} pictures should come as many captions, each a text.")
+    n = len(output)
+    empty, stuck = sum(not one.split() for one in output), sum(map(stutters, output))
+    endless, kinds = sum(len(one.split()) >= LONG for one in output), len(set(output))
     expect(empty < n / 2, f"{empty} of {n} captions are empty: the end is said before any word. Which word is the "
            "first that the loss asks for, and who predicts it (10.2, 10.3, 10.5)?")
     expect(stuck < n / 2, f"{stuck} of {n} captions say one word again and again: so does a model that was taught to "
@@ -280,8 +286,8 @@ def own_bridge(bridge_of: Callable[[], Caption]) -> None:
     expect(kinds > n / 20, f"{n} pictures get {kinds} different captions: nothing of the picture arrives. Do the "
            "queries read it (05.1), does the prompt stand in front (10.1), and does the gradient come back through the "
            "language model (10.4)?")
-    right = share(told, scenes)
-    other = sum(share([*told[by:], *told[:by]], scenes) for by in range(1, 6)) / 5
+    right = share(output, scenes)
+    other = sum(share([*output[by:], *output[:by]], scenes) for by in range(1, 6)) / 5
     seen = (f"{right:.0%} of your captions name exactly what is in their picture, and {other:.0%} what is in another "
             "one")
     expect(right > other + ENOUGH / 4, f"{seen}: fluent, and blind. Does stage 2 begin with the stage 1 that you have "

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import a_tensor, close, exercise, expect
+from . import close, exercise, expect, expect_tensor
 
 # --- the nucleus ------------------------------------------------------------------------------------------------------
 
@@ -47,13 +47,13 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
     for scores, top_p in [*drawn, (torch.tensor([0.2, 0.4, 0.3, 0.1]).log()[torch.randperm(4)][None], 0.6)]:
         n, k = scores.shape
         given = scores.clone()
-        told = a_tensor(nucleus_of(scores, top_p), (n, k), "the result", "(n k)")
+        output = expect_tensor(nucleus_of(scores, top_p), (n, k), "the result", "(n k)")
         expect(torch.equal(scores, given), "your function changed the scores that it was given.")
-        expect(bool((told > FORBIDDEN).any(dim=1).all()), f"with top_p = {top_p:.3g} a row is left with nothing to "
+        expect(bool((output > FORBIDDEN).any(dim=1).all()), f"with top_p = {top_p:.3g} a row is left with nothing to "
                "draw from. Where a model is sure, one token alone crosses the line: what becomes of it?")
-        expect(not bool((told > FORBIDDEN).all()) or bool((told == 0).any()),
+        expect(not bool((output > FORBIDDEN).all()) or bool((output == 0).any()),
                "all tokens stay, in rows with a clear favourite, too.")
-        for row, said, probabilities in zip(given, told, given.double().softmax(dim=1).tolist(), strict=True):
+        for row, said, probabilities in zip(given, output, given.double().softmax(dim=1).tolist(), strict=True):
             right = slow_nucleus(probabilities, top_p)
             kept = set((said > FORBIDDEN).nonzero()[:, 0].tolist())
             ordered = sorted((round(p, 3) for p in probabilities), reverse=True)
@@ -99,11 +99,11 @@ def tokens_computed(predict: Callable[[int, int], tuple[int, int]]) -> None:
     """How many tokens go through the model, without a cache and with one."""
     for prompt, written in [*(telling_lengths() for _ in range(4)), (32, 1), (1, 2)]:
         said = f"with {prompt} tokens given and {written} written"
-        told = predict(prompt, written)
-        expect(isinstance(told, tuple | list) and len(told) == 2,
-               f"your function gives {told!r}; asked for are two numbers, without a cache and with one.")
+        output = predict(prompt, written)
+        expect(isinstance(output, tuple | list) and len(output) == 2,
+               f"your function gives {output!r}; asked for are two numbers, without a cache and with one.")
         right, kept, slow, fast = counts(prompt, written)
-        without, cached = (float(number) for number in told)
+        without, cached = (float(number) for number in output)
         if (without, cached) == (right, kept):
             continue
         expect((without, cached) != (kept, right), "the two are exchanged: first without a cache, then with one.")
@@ -160,11 +160,13 @@ def telling_beams(n: int, k: int, beams: int) -> tuple[Tensor, Tensor]:
         scores = -2 * torch.rand(n) if n > 1 else torch.zeros(1)
         numbers = log_p.tolist(), scores.tolist()
         right = slow_step(*numbers, beams)
-        chosen, forgetful = ({one[1:] for one in some} for some in (right, slow_step(numbers[0], [0.0] * n, beams)))
-        several = beams < 3 or all(1 < len({parent for parent, _ in some}) < beams for some in (chosen, forgetful))
+        chosen, checkpointed_forward = ({one[1:] for one in some}
+                                        for some in (right, slow_step(numbers[0], [0.0] * n, beams)))
+        several = beams < 3 or all(1 < len({parent for parent, _ in some}) < beams
+                                   for some in (chosen, checkpointed_forward))
         levels = sorted(one[0] for one in slow_step(*numbers, beams + 1))
         apart = min(b - a for a, b in itertools.pairwise(levels)) > 1e-3
-        if apart and (n == 1 or (several and chosen != forgetful)):
+        if apart and (n == 1 or (several and chosen != checkpointed_forward)):
             return log_p, scores
 
 
@@ -174,16 +176,16 @@ def beam_step(step_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Ten
     for n, k, beams in ((3, 6, 3), (1, 5, 3), (4, 9, 4), (3, 8, 4), (2, 7, 1)):
         log_p, scores = telling_beams(n, k, beams)
         given = log_p.clone(), scores.clone()
-        told = step_of(log_p, scores, beams)
+        output = step_of(log_p, scores, beams)
         expect(torch.equal(log_p, given[0]) and torch.equal(scores, given[1]),
                "your function changed what it was given.")
-        expect(isinstance(told, tuple | list) and len(told) == 3,
-               f"your function gives {type(told).__name__}; asked for are three tensors: scores, parents, tokens.")
-        for part, what in zip(told, ("the scores", "the parents", "the tokens"), strict=True):
-            a_tensor(part, (beams,), f"with {n} beams so far, {k} tokens and {beams} to keep, {what}")
-        for part, what in zip(told[1:], ("parents", "tokens"), strict=True):
+        expect(isinstance(output, tuple | list) and len(output) == 3,
+               f"your function gives {type(output).__name__}; asked for are three tensors: scores, parents, tokens.")
+        for part, what in zip(output, ("the scores", "the parents", "the tokens"), strict=True):
+            expect_tensor(part, (beams,), f"with {n} beams so far, {k} tokens and {beams} to keep, {what}")
+        for part, what in zip(output[1:], ("parents", "tokens"), strict=True):
             expect(not part.is_floating_point(), f"the {what} hold {part.dtype}; indices are whole numbers.")
-        said, parents, tokens = (part.tolist() for part in told)
+        said, parents, tokens = (part.tolist() for part in output)
         right = slow_step(log_p.tolist(), scores.tolist(), beams)
         expect(all(0 <= parent < n for parent in parents) and all(0 <= token < k for token in tokens),
                f"there are {n} beams and {k} tokens, and your parents are {parents}, your tokens {tokens}: an index "
@@ -250,24 +252,24 @@ def text_scores(scores_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         mask = torch.arange(t) < torch.tensor(lengths)[:, None]
         log_p = -3 * torch.rand(b, t) - 0.1  # padding has numbers as well: nobody promised zeros
         given = log_p.clone(), mask.clone()
-        told = a_tensor(scores_of(log_p, mask, power), (b,), "the scores", "(b)")
+        output = expect_tensor(scores_of(log_p, mask, power), (b,), "the scores", "(b)")
         expect(torch.equal(log_p, given[0]) and torch.equal(mask, given[1]), "your function changed what it was given.")
         some = [row[:length] for row, length in zip(log_p.tolist(), lengths, strict=True)]
         right = [sum(row) / len(row) ** power for row in some]
-        if close(told, torch.tensor(right)):
+        if close(output, torch.tensor(right)):
             continue
         at = f"with length_penalty {power:.3g}: "
         for meaning, make in TEXT_SLIPS.items():
-            expect(not close(told, torch.tensor([make(row, power, t) for row in some])), at + meaning)
+            expect(not close(output, torch.tensor([make(row, power, t) for row in some])), at + meaning)
         padded = torch.tensor([sum(row) / n**power for row, n in zip(log_p.tolist(), lengths, strict=True)])
         everything = torch.tensor([sum(row) / t**power for row in log_p.tolist()])
-        expect(not close(told, padded) and not close(told, everything), "what stands at the places of padding is "
+        expect(not close(output, padded) and not close(output, everything), "what stands at the places of padding is "
                "added: it is no part of the text.")
         expect(False, f"{at}for a text with the log-probabilities {[round(x, 2) for x in some[-1]]} you give "
-               f"{told[-1].item():.3f}, and it should be {right[-1]:.3f}.")
+               f"{output[-1].item():.3f}, and it should be {right[-1]:.3f}.")
     one, power = torch.full((1, 4), -0.7), 1.0
-    told = scores_of(one.double(), torch.ones(1, 4, dtype=torch.bool), power)
-    expect(told.dtype == torch.float64, "numbers of float64 give another kind: take the kind that comes in.")
+    output = scores_of(one.double(), torch.ones(1, 4, dtype=torch.bool), power)
+    expect(output.dtype == torch.float64, "numbers of float64 give another kind: take the kind that comes in.")
 
 
 # --- rows that end ----------------------------------------------------------------------------------------------------
@@ -277,25 +279,25 @@ class Told:
     """A model that knows by heart what it says: row after row, also after the end."""
 
     def __init__(self, lengths: list[int], end: int, vocabulary: int, longest: int):
-        self.end, self.vocabulary, self.longest = end, vocabulary, longest
+        self.eos_id, self.vocab_size, self.longest = end, vocabulary, longest
         words = [index for index in range(vocabulary) if index != end]
         self.plan = [random.choices(words, k=longest + 2) for _ in lengths]
         for row, length in zip(self.plan, lengths, strict=True):
             row[length:length + 1] = [end]  # what comes after it is babble
 
     def __call__(self, ids: Tensor) -> Tensor:
-        a_tensor(ids, (len(self.plan), ids.shape[1]), "what you feed the model", "(b t)")
+        expect_tensor(ids, (len(self.plan), ids.shape[1]), "what you feed the model", "(b t)")
         expect(ids.shape[1] < self.longest, f"with max_length {self.longest} the model is asked for a word when "
                f"{ids.shape[1]} are written.")
-        expect(bool(((ids >= 0) & (ids < self.vocabulary)).all()), "the model is fed ids that are no words of it.")
+        expect(bool(((ids >= 0) & (ids < self.vocab_size)).all()), "the model is fed ids that are no words of it.")
         place = torch.tensor([row[ids.shape[1]] for row in self.plan])
-        return torch.nn.functional.one_hot(place, self.vocabulary).float() * 5 + torch.rand(len(place), self.vocabulary)
+        return torch.nn.functional.one_hot(place, self.vocab_size).float() * 5 + torch.rand(len(place), self.vocab_size)
 
     def texts(self) -> list[list[int]]:
         """What is to be written, each row closed and filled with the end."""
-        ends = [row.index(self.end) if self.end in row else self.longest for row in self.plan]
+        ends = [row.index(self.eos_id) if self.eos_id in row else self.longest for row in self.plan]
         width = min(self.longest, max(ends) + 1)
-        return [[*row[:length], *[self.end] * width][:width] for row, length in zip(self.plan, ends, strict=True)]
+        return [[*row[:length], *[self.eos_id] * width][:width] for row, length in zip(self.plan, ends, strict=True)]
 
 
 @exercise("11.5", "lesson 11, section 3")
@@ -305,12 +307,13 @@ def write(write_of: Callable[[Callable[[Tensor], Tensor], int, int, int], Tensor
         end = random.randrange(6)
         model = Told(lengths, end, 6, longest)
         right = model.texts()
-        told = write_of(model, len(lengths), end, longest)
-        a_tensor(told, what="the result")
-        expect(told.ndim == 2 and len(told) == len(lengths), f"the result has the shape {tuple(told.shape)}; asked for "
+        output = write_of(model, len(lengths), end, longest)
+        expect_tensor(output, what="the result")
+        expect(output.ndim == 2 and len(output) == len(lengths),
+               f"the result has the shape {tuple(output.shape)}; asked for "
                f"are {len(lengths)} rows (b t).")
-        expect(not told.is_floating_point(), f"the result holds {told.dtype}; ids are whole numbers.")
-        said = told.tolist()
+        expect(not output.is_floating_point(), f"the result holds {output.dtype}; ids are whole numbers.")
+        said = output.tolist()
         at = f"with {len(lengths)} texts of {lengths} words and max_length {longest}"
         expect(said[0][:1] == right[0][:1], f"{at} the first word of the first text is {right[0][0]}, and you write "
                f"{said[0][:1]}: is it the likeliest token?")

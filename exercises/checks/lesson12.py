@@ -11,45 +11,45 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from . import a_tensor, close, exercise, expect
+from . import close, exercise, expect, expect_tensor
 
 # --- the group of a distance ------------------------------------------------------------------------------------------
 
 Group = Callable[[int, bool, int, int], int]
 
 
-def far_place(distance: int, groups: int, farthest: int) -> float:
+def far_place(distance: int, groups: int, max_distance: int) -> float:
     """Where a far distance lies among the groups of one side, by its logarithm."""
     exact = groups // 2
-    return exact + math.log(max(1, distance) / exact) / math.log(farthest / exact) * (groups - exact)
+    return exact + math.log(max(1, distance) / exact) / math.log(max_distance / exact) * (groups - exact)
 
 
-def slow_group(ahead: int, both_sides: bool, groups: int, farthest: int, rounding: Callable[[float], int] = math.floor,
-               most: int = -1, linear: bool = False) -> int:
+def slow_group(ahead: int, bidirectional: bool, groups: int, max_distance: int,
+               rounding: Callable[[float], int] = math.floor, most: int = -1, linear: bool = False) -> int:
     """The group of a distance; what is given by name is a slip."""
-    side = groups // 2 if both_sides else groups
-    distance = abs(ahead) if both_sides else max(0, -ahead)
-    far = far_place(distance, side, farthest)
+    side = groups // 2 if bidirectional else groups
+    distance = abs(ahead) if bidirectional else max(0, -ahead)
+    far = far_place(distance, side, max_distance)
     if linear:
-        far = side // 2 + (distance - side // 2) / (farthest - side // 2) * (side - side // 2)
+        far = side // 2 + (distance - side // 2) / (max_distance - side // 2) * (side - side // 2)
     group = distance if distance < side // 2 else min(rounding(far + 1e-9), side + most)
-    return group + side * (both_sides and ahead > 0)
+    return group + side * (bidirectional and ahead > 0)
 
 
-BY_HAND = (0, 1, 2, 3, 5, 10, 40, 500)  # how far before the query, for 8 groups on one side and `farthest` 64
+BY_HAND = (0, 1, 2, 3, 5, 10, 40, 500)  # how far before the query, for 8 groups on one side and `max_distance` 64
 
 
 def on_paper(groups_of: Callable[[], list[int]]) -> None:
     """Say which of the eight groups that were worked out by hand are right."""
     try:
-        told = groups_of()
+        output = groups_of()
     except NotImplementedError:
         print("○ on paper: nothing yet")
         return
-    if not isinstance(told, list | tuple) or len(told) != len(BY_HAND):
-        print(f"✗ on paper: {told!r}; asked for are {len(BY_HAND)} groups")
+    if not isinstance(output, list | tuple) or len(output) != len(BY_HAND):
+        print(f"✗ on paper: {output!r}; asked for are {len(BY_HAND)} groups")
         return
-    wrong = [far for far, one in zip(BY_HAND, told, strict=True) if one != slow_group(-far, False, 8, 64)]
+    wrong = [far for far, one in zip(BY_HAND, output, strict=True) if one != slow_group(-far, False, 8, 64)]
     print(f"{'✗' if wrong else '✓'} on paper: {len(BY_HAND) - len(wrong)} of {len(BY_HAND)}"
           + (f"; think again of {', '.join(map(str, wrong))}" if wrong else ""))
 
@@ -57,14 +57,14 @@ def on_paper(groups_of: Callable[[], list[int]]) -> None:
 GROUP_SLIPS: dict[str, Group] = {
     "the sides are exchanged: `ahead` is positive where the key stands after the query.":
         lambda ahead, *rest: slow_group(-ahead, *rest),
-    "without `both_sides` one looks back only: what stands ahead is not told apart from the token itself.":
+    "without `bidirectional` one looks back only: what stands ahead is not told apart from the token itself.":
         lambda ahead, both, groups, far: slow_group(ahead if both else -abs(ahead), both, groups, far),
     "you do not tell the two sides apart: half of the groups are for keys after the query.":
         lambda ahead, both, groups, far: slow_group(-abs(ahead), both, groups, far),
     "the groups are not halved where both sides have to share them.":
         lambda ahead, both, groups, far: slow_group(-abs(ahead), False, groups, far) + groups * (ahead > 0) if both
         else slow_group(ahead, both, groups, far),
-    "without `both_sides` all groups are for the one side that is looked at.":
+    "without `bidirectional` all groups are for the one side that is looked at.":
         lambda ahead, both, groups, far: slow_group(ahead if both else min(0, ahead), True, groups, far),
     "far groups are equally wide in your function; they are to grow, in equal steps of the logarithm.":
         lambda *given: slow_group(*given, linear=True),
@@ -81,21 +81,22 @@ GROUP_SLIPS: dict[str, Group] = {
 def group(group_of: Group) -> None:
     """Near distances one by one, far ones in groups that grow."""
     drawn = (random.choice((True, False)), random.choice((8, 12, 20)), random.randint(40, 90))
-    for both_sides, groups, farthest in ((True, 32, 128), (False, 32, 128), (True, 16, 50), (False, 8, 64), drawn):
-        places = [*range(-20, 21), *random.sample(range(-250, 250), 40), -farthest, farthest, -900, 900]
-        told = {ahead: group_of(ahead, both_sides, groups, farthest) for ahead in places}
-        at = f"with {groups} groups for {'both sides' if both_sides else 'one side'} and farthest {farthest}: "
-        for ahead, found in told.items():
+    for bidirectional, groups, max_distance in ((True, 32, 128), (False, 32, 128), (True, 16, 50), (False, 8, 64),
+                                                drawn):
+        places = [*range(-20, 21), *random.sample(range(-250, 250), 40), -max_distance, max_distance, -900, 900]
+        output = {ahead: group_of(ahead, bidirectional, groups, max_distance) for ahead in places}
+        at = f"with {groups} groups for {'both sides' if bidirectional else 'one side'} and farthest {max_distance}: "
+        for ahead, found in output.items():
             expect(isinstance(found, int) and not isinstance(found, bool),
                    f"{at}the group of {ahead} is {found!r}; groups have whole numbers.")
             expect(0 <= found < groups, f"{at}{ahead} gets the group {found}; they are numbered 0 to {groups - 1}, and "
                    "what is farther than `farthest` shares the last one of its side.")
-        side = groups // 2 if both_sides else groups
+        side = groups // 2 if bidirectional else groups
         wrong = []
-        for ahead, found in told.items():
-            place = far_place(abs(ahead), side, farthest)
+        for ahead, found in output.items():
+            place = far_place(abs(ahead), side, max_distance)
             edge = abs(place - round(place)) < 1e-4 and abs(ahead) >= side // 2  # here rounding may decide
-            right = {slow_group(ahead, both_sides, groups, farthest)}
+            right = {slow_group(ahead, bidirectional, groups, max_distance)}
             if edge:
                 right |= {min(right) - 1} if place <= side - 1 + 1e-4 else set()
             if found not in right:
@@ -103,13 +104,13 @@ def group(group_of: Group) -> None:
         if not wrong:
             continue
         for meaning, slip in GROUP_SLIPS.items():
-            missed = [ahead for ahead in places if told[ahead] != slip(ahead, both_sides, groups, farthest)]
+            missed = [ahead for ahead in places if output[ahead] != slip(ahead, bidirectional, groups, max_distance)]
             expect(len(missed) > 4, at + meaning)
-        near = [ahead for ahead in wrong if abs(ahead) < side // 2 and (both_sides or ahead < 0)]
+        near = [ahead for ahead in wrong if abs(ahead) < side // 2 and (bidirectional or ahead < 0)]
         for ahead in near:
-            expect(False, f"{at}{ahead} gets the group {told[ahead]}: half of the groups of a side are for single "
+            expect(False, f"{at}{ahead} gets the group {output[ahead]}: half of the groups of a side are for single "
                    "steps, beginning with the distance 0.")
-        expect(False, f"{at}{wrong[0]} gets the group {told[wrong[0]]}. A side's far half of groups begins where "
+        expect(False, f"{at}{wrong[0]} gets the group {output[wrong[0]]}. A side's far half of groups begins where "
                "single steps end, and reaches `farthest` in equal steps of the logarithm.")
 
 
@@ -128,12 +129,12 @@ def teach(teach_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> N
         if t > 3:
             ids[0, 2] = start  # the same id may stand for a token
         given = ids.clone(), mask.clone()
-        told = teach_of(ids, mask, start)
+        output = teach_of(ids, mask, start)
         expect(torch.equal(ids, given[0]) and torch.equal(mask, given[1]), "your function changed what it was given.")
-        expect(isinstance(told, tuple | list) and len(told) == 2,
-               f"your function gives {type(told).__name__}; asked for are two tensors, inputs and labels.")
-        inputs, labels = (a_tensor(part, (b, t), f"with ids (b t) = {(b, t)}: {what}", kind=torch.long)
-                          for part, what in zip(told, ("inputs", "labels"), strict=True))
+        expect(isinstance(output, tuple | list) and len(output) == 2,
+               f"your function gives {type(output).__name__}; asked for are two tensors, inputs and labels.")
+        inputs, labels = (expect_tensor(part, (b, t), f"with ids (b t) = {(b, t)}: {what}", kind=torch.long)
+                          for part, what in zip(output, ("inputs", "labels"), strict=True))
         wanted, ignored = given[0].masked_fill(~mask, -100), given[0]
         expect(not bool((inputs < 0).any()), "the decoder is to read −100: there is no such word. The number is for "
                "the loss only.")
@@ -181,11 +182,12 @@ def cut(cut_of: Cut) -> None:
         cuts: Counter[int] = Counter()
         for draw in draws:
             given = list(words)
-            told = cut_of(given, end, draw)
+            output = cut_of(given, end, draw)
             expect(given == words, "your function changed the list that it was given.")
-            expect(isinstance(told, tuple | list) and len(told) == 2 and all(isinstance(part, list) for part in told),
-                   f"your function gives {told!r}; asked for are two lists.")
-            prefix, rest = told
+            expect(isinstance(output, tuple | list) and len(output) == 2
+                   and all(isinstance(part, list) for part in output),
+                   f"your function gives {output!r}; asked for are two lists.")
+            prefix, rest = output
             at = f"of {words} with the draw {draw:.3g} and the end {end} you make {prefix} and {rest}: "
             expect(prefix[-1:] == [end], at + "what the encoder is given is not closed by an end.")
             expect(rest[-1:] == [end], at + "what is to be written is not closed by an end: the decoder would never "
@@ -227,24 +229,25 @@ def encoder_input(input_of: Given) -> None:
         mask[0, 0], mask[0, 1:] = False, True  # padding on the left, between picture and words
         mask[-1, -1] = b == 1  # and on the right
         kept = mask.clone()
-        told = input_of(soft, words, mask)
+        output = input_of(soft, words, mask)
         expect(torch.equal(mask, kept), "your function changed the mask that it was given.")
-        expect(isinstance(told, tuple | list) and len(told) == 3,
-               f"your function gives {type(told).__name__}; asked for are three tensors: embeds, visible, places.")
-        embeds = a_tensor(told[0], (b, q + t, e), "embeds", "(b s e) with s = q + t")
-        visible = a_tensor(told[1], (b, q + t), "visible", "(b s) with s = q + t", torch.bool)
-        places = a_tensor(told[2], (b, q + t), "places", "(b s) with s = q + t")
+        expect(isinstance(output, tuple | list) and len(output) == 3,
+               f"your function gives {type(output).__name__}; asked for are three tensors: embeds, visible, places.")
+        embeds = expect_tensor(output[0], (b, q + t, e), "embeds", "(b s e) with s = q + t")
+        attention_mask = expect_tensor(output[1], (b, q + t), "visible", "(b s) with s = q + t", torch.bool)
+        places = expect_tensor(output[2], (b, q + t), "places", "(b s) with s = q + t")
         expect(not places.is_floating_point() and places.dtype != torch.bool,
                f"places hold {places.dtype}; asked for are whole numbers.")
         expect(not close(embeds, torch.cat([words, soft], dim=1)), "the words stand before the picture.")
         expect(close(embeds, torch.cat([soft, words], dim=1)), "embeds are not the soft prompt and then the words.")
         learns = embeds.requires_grad and torch.autograd.grad(embeds.sum(), soft, allow_unused=True)[0] is not None
         expect(learns, "no gradient reaches the soft prompt: then the bridge learns nothing.")
-        expect(not bool((~visible[:, :q]).all()), "nobody may look at the picture: all pictures would get one caption.")
-        expect(bool(visible[:, :q].all()), "some of the soft prompt is hidden: it has no padding.")
-        expect(not bool(visible.all()), "padding may be seen.")
-        expect(not torch.equal(visible[:, q:], ~kept), "what may be seen and what may not is exchanged.")
-        expect(torch.equal(visible[:, q:], kept), "of the words, others may be seen than are real.")
+        expect(not bool((~attention_mask[:, :q]).all()),
+               "nobody may look at the picture: all pictures would get one caption.")
+        expect(bool(attention_mask[:, :q].all()), "some of the soft prompt is hidden: it has no padding.")
+        expect(not bool(attention_mask.all()), "padding may be seen.")
+        expect(not torch.equal(attention_mask[:, q:], ~kept), "what may be seen and what may not is exchanged.")
+        expect(torch.equal(attention_mask[:, q:], kept), "of the words, others may be seen than are real.")
         for row in range(b):
             steps = places[row][torch.cat([torch.ones(q, dtype=torch.bool), kept[row]])].tolist()
             apart = [later - earlier for earlier, later in pairwise(steps)]

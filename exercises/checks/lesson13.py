@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import a_tensor, close, exercise, expect
+from . import close, exercise, expect, expect_tensor
 
 # --- where a token lies -----------------------------------------------------------------------------------------------
 
@@ -35,15 +35,15 @@ def place_of(place: Place) -> None:
     for rows, columns in ((4, 4), (3, 5), (6, 2), (1, 7), (random.randint(2, 9), random.randint(10, 16))):
         for class_token in (True, False):
             tokens = range(rows * columns + class_token)
-            told = {token: place(token, rows, columns, class_token) for token in tokens}
+            output = {token: place(token, rows, columns, class_token) for token in tokens}
             at = f"on a grid of {rows} × {columns}, {'with' if class_token else 'without'} a class token: "
             if class_token:
-                expect(told.pop(0) is None, at + "the class token comes first and lies nowhere: its answer is None.")
-            for token, found in told.items():
+                expect(output.pop(0) is None, at + "the class token comes first and lies nowhere: its answer is None.")
+            for token, found in output.items():
                 expect(isinstance(found, tuple | list) and len(found) == 2,
                        f"{at}for token {token} your function gives {found!r}; asked for are a row and a column.")
-            right = {token: divmod(token - class_token, columns) for token in told}
-            said = {token: tuple(int(one) for one in found) for token, found in told.items()}
+            right = {token: divmod(token - class_token, columns) for token in output}
+            said = {token: tuple(int(one) for one in found) for token, found in output.items()}
             if said == right:
                 continue
             for meaning, slip in PLACE_SLIPS.items():
@@ -81,22 +81,22 @@ def weighted_map(map_of: Callable[[list[Tensor], Tensor], Tensor]) -> None:
         score = sum((line * a + bend * a.square()).flatten(1).sum(dim=1)
                     for line, bend, a in zip(lines, bends, attention, strict=True))
         slopes = [line + 2 * bend * a.detach() for line, bend, a in zip(lines, bends, attention, strict=True)]
-        told = a_tensor(map_of(attention, score), (b, v), "the map", "(b v)")
+        output = expect_tensor(map_of(attention, score), (b, v), "the map", "(b v)")
         fixed = [a.detach() for a in attention]
         right = torch.zeros(b, v)
         for a, slope in zip(fixed, slopes, strict=True):
             for head in range(h):
                 for query in range(q):
                     right += a[:, head, query] * slope[:, head, query].clamp(min=0)
-        if close(told, right):
+        if close(output, right):
             continue
         for meaning, make in MAP_SLIPS.items():
             parts = [make(a, slope) for a, slope in zip(fixed, slopes, strict=True)]
-            expect(not close(told, sum(parts)), meaning)
-        expect(layers == 1 or not close(told, right / layers), "over layers the mean is taken; asked for is the sum.")
+            expect(not close(output, sum(parts)), meaning)
+        expect(layers == 1 or not close(output, right / layers), "over layers the mean is taken; asked for is the sum.")
         for number in range(layers):
             one = (fixed[number] * slopes[number].relu()).sum((1, 2))
-            expect(not close(told, one), f"only reading {number + 1} of {layers} counts: the score came out of all.")
+            expect(not close(output, one), f"only reading {number + 1} of {layers} counts: the score came out of all.")
         expect(False, "the map is another than that of the loop over layers, heads and queries.")
 
 
@@ -152,10 +152,10 @@ def points(points_of: Points) -> None:
         width, height = (random.uniform(0.2, 0.9) * side for side in size)
         box = (max(0.0, x - random.uniform(-0.3, 1.1) * width), max(0.0, y - random.uniform(-0.3, 1.1) * height), width,
                height)
-        told = points_of(heat, box, size)
-        expect(isinstance(told, bool | np.bool_) or (isinstance(told, Tensor) and told.numel() == 1),
-               f"your function gives {type(told).__name__}; asked for is True or False.")
-        said.append(bool(told))
+        output = points_of(heat, box, size)
+        expect(isinstance(output, bool | np.bool_) or (isinstance(output, Tensor) and output.numel() == 1),
+               f"your function gives {type(output).__name__}; asked for is True or False.")
+        said.append(bool(output))
         games.append((heat, box, size))
     right = [slow_points(*game) for game in games]
     if said == right:
@@ -178,22 +178,23 @@ def enlarge(enlarge_of: Callable[[Tensor, tuple[int, int], tuple[int, int]], Ten
     for gh, gw, patch in ((3, 5, 2), (4, 4, 3), (6, 2, 4), (1, 3, 2)):
         weights = torch.rand(gh * gw)
         given, size = weights.clone(), (gw * patch, gh * patch)
-        told = enlarge_of(weights, (gh, gw), size)
+        output = enlarge_of(weights, (gh, gw), size)
         expect(torch.equal(weights, given), "your function changed the weights that it was given.")
-        expect(not isinstance(told, Tensor) or gh == gw or tuple(told.shape) != size,
+        expect(not isinstance(output, Tensor) or gh == gw or tuple(output.shape) != size,
                "the map is lying on its side: a picture's tensor has rows first, so its height comes first.")
-        a_tensor(told, (gh * patch, gw * patch), "the map", "(height width)")
+        expect_tensor(output, (gh * patch, gw * patch), "the map", "(height width)")
         right = torch.tensor([[weights[y // patch * gw + x // patch].item() for x in range(gw * patch)]
                               for y in range(gh * patch)])
-        if close(told, right):
+        if close(output, right):
             continue
-        expect(gh != gw or not close(told, right.T), "rows and columns are exchanged: token 1 lies right of token 0, "
+        expect(gh != gw or not close(output, right.T), "rows and columns are exchanged: token 1 lies right of token 0, "
                "not below it.")
-        expect(set(told.flatten().tolist()) <= set(weights.tolist()), "there are values between those of the patches: "
+        expect(set(output.flatten().tolist()) <= set(weights.tolist()),
+               "there are values between those of the patches: "
                "each pixel is to have the weight of its own patch.")
         wrong = weights.reshape(gw, gh).T.repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-        expect(not close(told, wrong), "rows and columns are exchanged: token 1 lies right of token 0, not below it.")
-        expect(not close(told, right.flip(0)), "the picture stands on its head: row 0 is the top one.")
+        expect(not close(output, wrong), "rows and columns are exchanged: token 1 lies right of token 0, not below it.")
+        expect(not close(output, right.flip(0)), "the picture stands on its head: row 0 is the top one.")
         tiles = weights.reshape(gh, gw).repeat(patch, patch)
-        expect(not close(told, tiles), "the small map is repeated as tiles; each of its cells is to grow.")
+        expect(not close(output, tiles), "the small map is repeated as tiles; each of its cells is to grow.")
         expect(False, f"on a grid of {gh} rows and {gw} columns pixels have weights of other patches than their own.")

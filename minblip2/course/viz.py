@@ -48,9 +48,9 @@ def png(figure: Figure) -> bytes:
     raw, small = io.BytesIO(), io.BytesIO()
     figure.draw_without_rendering()  # the layout settles only in the second round
     figure.savefig(raw, format="png", dpi=1.5 * PIXELS_PER_INCH)
-    picture = Image.open(raw).convert("RGB")
-    palette = picture.quantize(256, method=Image.Quantize.FASTOCTREE)  # unlike the default, it keeps rare colours
-    picture.quantize(palette=palette).save(small, format="png", optimize=True)  # with a palette given, it dithers
+    image = Image.open(raw).convert("RGB")
+    palette = image.quantize(256, method=Image.Quantize.FASTOCTREE)  # unlike the default, it keeps rare colours
+    image.quantize(palette=palette).save(small, format="png", optimize=True)  # with a palette given, it dithers
     return small.getvalue()
 
 

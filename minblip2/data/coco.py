@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .. import UserError
 from .files import field, read_json
 from .pictures import load_image
-from .workers import ahead
+from .workers import prefetch
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class CocoCaptions:
                 self._skip("empty caption", f"{file}, image id {number}")
         boxes = self._boxes(file.with_name(file.name.replace("captions_", "instances_", 1)), set(images))
         licences = {entry.get("id"): entry for entry in content.get("licenses", ()) if isinstance(entry, dict)}
-        records = ahead(lambda entry: self._record(entry, folder, captions, boxes, file, check, licences),
-                        images.values(), 2)
+        records = prefetch(lambda entry: self._record(entry, folder, captions, boxes, file, check, licences),
+                           images.values(), 2)
         total = min(limit or len(images), len(images))
         with tqdm(total=total, desc=f"check {split}", unit="image", disable=not check) as bar:
             for reason, record in itertools.takewhile(lambda _: len(self.images) < total, records):

@@ -22,7 +22,7 @@ from .. import UserError
 from .files import write_json
 from .pictures import load_image
 from .transforms import Transform
-from .workers import ahead
+from .workers import prefetch
 
 PROCESSES_FROM = 256  # pictures: below, threads are done before processes have started
 
@@ -74,8 +74,8 @@ def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, path
 
     with (tqdm(total=len(paths), initial=done, desc="encode", unit="image", disable=not progress) as bar,
           ThreadPoolExecutor(1) as writer):
-        rest = ahead(functools.partial(_pixels, transform), paths[done:], workers or os.cpu_count() or 1,
-                     2 * batch_size, processes=len(paths) - done >= PROCESSES_FROM)
+        rest = prefetch(functools.partial(_pixels, transform), paths[done:], workers or os.cpu_count() or 1,
+                        2 * batch_size, processes=len(paths) - done >= PROCESSES_FROM)
         written = writer.submit(int)  # nothing yet
         while batch := list(itertools.islice(rest, batch_size)):
             features = encode(transform.normalise(np.stack(batch))).to("cpu", torch.float16)
@@ -105,7 +105,7 @@ def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, path
 
 def _pixels(transform: Transform, path: str | Path) -> np.ndarray:
     """What the encoder will see of a picture, (h w c) uint8: a quarter of the bytes of what `normalise` makes of it."""
-    return np.array(transform.shown(load_image(path)))
+    return np.array(transform.crop_and_resize(load_image(path)))
 
 
 def _reserve(path: Path) -> None:
@@ -123,11 +123,11 @@ def _reserve(path: Path) -> None:
 def _trusted(file: Path, note: Path, identity: dict, mode: str = "r") -> tuple[np.memmap, int] | None:
     """The mapped features (n v e) and how many are done, if note, shape and byte size agree; otherwise None."""
     try:
-        told = json.loads(note.read_text(encoding="utf-8"))
+        record = json.loads(note.read_text(encoding="utf-8"))
         array = np.load(file, mmap_mode=mode)
-        agrees = all(told[name] == value for name, value in identity.items()) and list(array.shape) == told["shape"]
+        agrees = all(record[name] == value for name, value in identity.items()) and list(array.shape) == record["shape"]
         if agrees and array.dtype == np.float16 and file.stat().st_size == array.offset + array.nbytes:
-            return array, told["done"]
+            return array, record["done"]
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         pass  # absent or garbled: not trusted, so built again
     return None

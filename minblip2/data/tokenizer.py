@@ -19,21 +19,21 @@ from .files import read_json, write_json
 class Tokenizer:
     """Encodes a text as [start] words [end].
 
-    For the Q-Former start is [CLS], end is [SEP] and `dec`, one more id at the end of the vocabulary, is [DEC], which
-    takes the place of [CLS] when the task is to generate (paper §3.1). A language model has its own start and end. A
-    prompt is closed by `prompt_end`: nothing, but for an encoder, which reads it as a text of its own.
+    For the Q-Former start is [CLS], end is [SEP] and `dec_id`, one more id at the end of the vocabulary, is [DEC],
+    which takes the place of [CLS] when the task is to generate (paper §3.1). A language model has its own start and
+    end. A prompt is closed by `prompt_end`: nothing, but for an encoder, which reads it as a text of its own.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, start: Sequence[int], end: int, pad: int,
-                 dec: int | None = None, prompt_end: Sequence[int] = ()):
-        self.backend, self.start, self.end, self.pad_id, self.dec = backend, list(start), end, pad, dec
+    def __init__(self, backend: tokenizers.Tokenizer, bos_id: Sequence[int], eos_id: int, pad: int,
+                 dec_id: int | None = None, prompt_end: Sequence[int] = ()):
+        self.backend, self.bos_id, self.eos_id, self.pad_id, self.dec_id = backend, list(bos_id), eos_id, pad, dec_id
         self.prompt_end = list(prompt_end)
         self.backend.no_padding()
         self.backend.no_truncation()
 
     def __len__(self) -> int:
         """Size of the vocabulary, [DEC] included."""
-        return self.backend.get_vocab_size() + (self.dec is not None)
+        return self.backend.get_vocab_size() + (self.dec_id is not None)
 
     @classmethod
     def bert(cls, backend: tokenizers.Tokenizer) -> Tokenizer:
@@ -41,10 +41,10 @@ class Tokenizer:
         start, end, pad = (backend.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]"))
         if None in (start, end, pad):
             raise UserError("the tokenizer lacks [CLS], [SEP] or [PAD]: give the folder of a BERT model")
-        return cls(backend, [start], end, pad, dec=backend.get_vocab_size())
+        return cls(backend, [start], end, pad, dec_id=backend.get_vocab_size())
 
     @classmethod
-    def words(cls, texts: Iterable[str]) -> Tokenizer:
+    def from_texts(cls, texts: Iterable[str]) -> Tokenizer:
         """A BERT tokenizer whose vocabulary is every word of `texts` (lower-cased), for small embedded languages."""
         found = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
         vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *found])}
@@ -109,8 +109,8 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one JSON file, read back by `load`."""
-        write_json(Path(path), dict(backend=json.loads(self.backend.to_str()), start=self.start, end=self.end,
-                                    pad=self.pad_id, dec=self.dec, prompt_end=self.prompt_end))
+        write_json(Path(path), dict(backend=json.loads(self.backend.to_str()), bos_id=self.bos_id, eos_id=self.eos_id,
+                                    pad=self.pad_id, dec_id=self.dec_id, prompt_end=self.prompt_end))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -121,24 +121,24 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for a malformed state
             raise UserError(f"{path} is not a saved tokenizer ({error!r}): save it again") from None
 
-    def tokens(self, text: str) -> list[int]:
+    def token_ids(self, text: str) -> list[int]:
         """The ids of the text alone."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode(self, text: str, prompt: str = "", max_length: int = 32) -> list[int]:
         """[start] prompt text [end], at most `max_length` ids; a long text loses its last words, never its end."""
-        inner = self.tokens(prompt) + self.tokens(text)
-        return [*self.start, *inner][: max_length - 1] + [self.end]
+        inner = self.token_ids(prompt) + self.token_ids(text)
+        return [*self.bos_id, *inner][: max_length - 1] + [self.eos_id]
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """[start] prompt: what stands before a text that a language model is to write."""
-        return [*self.start, *self.tokens(prompt), *self.prompt_end]
+        return [*self.bos_id, *self.token_ids(prompt), *self.prompt_end]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end token; special tokens are left out."""
         ids = [int(i) for i in ids]
-        ids = ids[: ids.index(self.end)] if self.end in ids else ids
-        return self.backend.decode([i for i in ids if i != self.dec], skip_special_tokens=True).strip()
+        ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids
+        return self.backend.decode([i for i in ids if i != self.dec_id], skip_special_tokens=True).strip()
 
     def pad(self, rows: Sequence[Sequence[int]], side: str = "right") -> tuple[Tensor, Tensor]:
         """Lists of ids as one rectangle: ids (b t) and mask (b t), True where there is a token."""

@@ -64,7 +64,7 @@ class Transform:
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} lacks or garbles {error}: give size, image_mean and image_std") from error
 
-    def shown(self, image: Image.Image) -> Image.Image:
+    def crop_and_resize(self, image: Image.Image) -> Image.Image:
         """The part of a picture that the encoder sees, size x size pixels."""
         if self.crop is not None:
             return self._random_crop(image)
@@ -94,10 +94,10 @@ class Transform:
         return ImageOps.mirror(image) if random.random() < 0.5 else image
 
     def normalise(self, pixels: np.ndarray) -> Tensor:
-        """What `shown` gives, as numbers 0..255 (... h w c), as the encoder wants it: (... c h w) float32."""
+        """What `crop_and_resize` gives, as numbers 0..255 (... h w c), as the encoder wants it: (... c h w) float32."""
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (torch.from_numpy(pixels).movedim(-1, -3).float() / 255 - mean) / std
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Resize, cut, scale to 0..1 and normalise. Returns (c size size) float32."""
-        return self.normalise(np.array(self.shown(image)))
+        return self.normalise(np.array(self.crop_and_resize(image)))

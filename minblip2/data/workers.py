@@ -17,8 +17,8 @@ from typing import Any
 from .. import UserError
 
 
-def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, window: int = 64,
-          processes: bool = False) -> Iterator[Any]:
+def prefetch(function: Callable[[Any], Any], items: Iterable[Any], workers: int, window: int = 64,
+             processes: bool = False) -> Iterator[Any]:
     """function of each item, in order, by threads at most `window` items ahead (`pool.map` would take all at once).
 
     With `processes` it runs in worker processes: function, items and results must pickle. Raises what the function

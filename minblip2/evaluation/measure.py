@@ -92,8 +92,8 @@ def evaluate_photos(bridge: Bridge, train: CocoCaptions, data: CocoCaptions, fea
 
 def evaluate_run(out: Path, bridge: Bridge, split: str, top: int = 16) -> dict[str, float]:
     """Measure a run on a split of its own data and keep the figures in results-{split}.json."""
-    told = read_json(out / "run.json")
-    root = Path(told["data"])
+    record = read_json(out / "run.json")
+    root = Path(record["data"])
     data = CocoCaptions(root, split)
     features = bridge.features(data, out / "cache")
     started = time.perf_counter()

@@ -19,7 +19,7 @@ from minblip2 import UserError
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")  # letters and digits, with apostrophes inside
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The lower-cased words of a text, without punctuation.
 
     The official COCO numbers use the Penn Treebank tokenizer (Java), which differs little: it splits "man's" in two.
@@ -73,7 +73,7 @@ def _tokenize(candidates: Sequence[str], references: Sequence[Sequence[str]]
     for index, texts in enumerate(references):
         if isinstance(texts, str) or not texts:
             raise UserError(f"the references of caption {index} are {texts!r}: give a list with at least one text")
-    return [(words(candidate), [words(text) for text in texts])
+    return [(split_words(candidate), [split_words(text) for text in texts])
             for candidate, texts in zip(candidates, references, strict=True)]
 
 

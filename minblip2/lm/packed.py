@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 COPIES = WeakTensorKeyDictionary()  # frozen matrix -> {(version, dtype): the same in oneDNN's order}, the last alone
 
 
-class Packed(TorchFunctionMode):
+class PackedLinears(TorchFunctionMode):
     """While open, and where no gradient is asked for, linear layers use packed copies of their frozen matrices.
 
     Who writes multiplies every matrix of the language model with one token of each text, and waits for memory more than

@@ -87,13 +87,13 @@ class DecoderOnly(Blocks):
     def teacher_forcing(self, given: Tensor, given_mask: Tensor, target: Tensor, target_mask: Tensor) -> Tensor:
         """States (b t e) that predict each word of `target`; see `LanguageModel`."""
         attention_mask = torch.cat([given_mask, target_mask], dim=1)
-        hidden = self(torch.cat([given, target], dim=1), masks.causal(attention_mask), masks.positions(attention_mask))
+        hidden = self(torch.cat([given, target], dim=1), masks.causal(attention_mask), masks.token_positions(attention_mask))
         # Each word is predicted by the token before it; for the first one that is the newest which is not padding.
         return torch.cat([newest(hidden[:, :given.shape[1]], given_mask), hidden[:, given.shape[1]:-1]], dim=1)
 
     def prefill(self, given: Tensor, given_mask: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
         """Read what is given into an empty cache; see `LanguageModel`."""
-        hidden = self(given, masks.causal(given_mask), masks.positions(given_mask), cache)
+        hidden = self(given, masks.causal(given_mask), masks.token_positions(given_mask), cache)
         return newest(hidden, given_mask)[:, 0], given_mask
 
 

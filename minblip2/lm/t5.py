@@ -137,7 +137,7 @@ class T5(nn.Module):
 
     def encode(self, given: Tensor, given_mask: Tensor) -> Memory:
         """What the encoder makes of given (b s e), mask (b s), projected once for each block of the decoder."""
-        positions = masks.positions(given_mask)
+        positions = masks.token_positions(given_mask)
         states = self.encoder(given, masks.bidirectional(0, given_mask), positions, positions)
         return Memory([block.cross_attention.project(states) for block in self.decoder.blocks],
                       rearrange(given_mask, "b k -> b 1 1 k"))
@@ -152,14 +152,14 @@ class T5(nn.Module):
         start, start_mask = self.start(given_mask)
         embeds = torch.cat([start, target[:, :-1]], dim=1)  # each word is predicted by the one before it
         mask = torch.cat([start_mask, target_mask[:, :-1]], dim=1)
-        positions = masks.positions(mask)
+        positions = masks.token_positions(mask)
         return self.decoder(embeds, masks.causal(mask), positions, positions, memory=self.encode(given, given_mask))
 
     def prefill(self, given: Tensor, given_mask: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
         """Encode what is given, keep it in the cache, and begin the text; see `LanguageModel`."""
         cache.memory = self.encode(given, given_mask)
         start, start_mask = self.start(given_mask)
-        hidden = self(start, masks.causal(start_mask), masks.positions(start_mask), cache)
+        hidden = self(start, masks.causal(start_mask), masks.token_positions(start_mask), cache)
         return hidden[:, 0], start_mask
 
     def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: KVCache) -> Tensor:

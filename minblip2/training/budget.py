@@ -37,10 +37,10 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def trained_parameters(config: QFormerConfig, shared_width: int, lm_width: int) -> tuple[int, int]:
+def trained_parameters(config: QFormerConfig, embed_dim: int, lm_width: int) -> tuple[int, int]:
     """Of stage 1 and of stage 2: the bridge itself is built, but without memory."""
     with torch.device("meta"):
-        stage1 = Stage1(config, shared_width)
+        stage1 = Stage1(config, embed_dim)
         branch = stage1.qformer.query_branch()
     return parameters(stage1), parameters(branch) + parameters(stage1.vision_norm) + (config.width + 1) * lm_width
 
@@ -52,18 +52,18 @@ def activations(tokens: int, layers: int, width: int, value: int) -> float:
 
 def kept_by_stage1(batch: int, config: QFormerConfig, visual: int, value: int) -> float:
     """Bytes that a stage-1 step on `batch` pairs with `visual` tokens keeps for its gradient; see `activations`."""
-    queries, cross = config.queries, -(-config.layers // config.cross_every)
+    queries, cross = config.num_queries, -(-config.layers // config.cross_attention_every)
     each = 2 * queries + 5 * CAPTION + 3 * (queries + CAPTION)  # queries for ITC, text for ITC and ITG, three ITM pairs
     return (activations(batch * each, config.layers, config.width, value) + 4 * value * batch * visual
-            * (config.image_width + cross * config.width) + 12 * batch * CAPTION * config.vocabulary)
+            * (config.image_width + cross * config.width) + 12 * batch * CAPTION * config.vocab_size)
 
 
 def kept_by_stage2(batch: int, config: QFormerConfig, lm: nn.Module, visual: int, value: int) -> float:
     """Bytes that a stage-2 step on `batch` pairs keeps, most of them for the gradient through the language model."""
-    queries, cross = config.queries, -(-config.layers // config.cross_every)
+    queries, cross = config.num_queries, -(-config.layers // config.cross_attention_every)
     return (activations(batch * (queries + CAPTION), lm.config.layers, lm.width, value)
             + activations(batch * queries, config.layers, config.width, value)
-            + 4 * value * batch * visual * cross * config.width + 12 * batch * CAPTION * lm.config.vocabulary)
+            + 4 * value * batch * visual * cross * config.width + 12 * batch * CAPTION * lm.config.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ class Estimate:
 def outlines(recipe: Recipe, parts: Path, lm_dtype: torch.dtype = torch.float32
              ) -> tuple[nn.Module, nn.Module, QFormerConfig]:
     """A recipe's image encoder and language model, at their true sizes but without memory, and its Q-Former's sizes."""
-    told = {role: settings_of(name, parts) for role, name in recipe.models.items()}
-    vit, _ = pretrained.empty_encoder(recipe.models["encoder"], told["encoder"], torch.float32)
-    lm, _ = pretrained.empty_lm(recipe.models["lm"], told["lm"], False, lm_dtype)
-    return vit, lm, official.bert_sizes(recipe.models["bert"], told["bert"], image_width=vit.width, **recipe.qformer)
+    config = {role: settings_of(name, parts) for role, name in recipe.models.items()}
+    vit, _ = pretrained.empty_encoder(recipe.models["encoder"], config["encoder"], torch.float32)
+    lm, _ = pretrained.empty_lm(recipe.models["lm"], config["lm"], False, lm_dtype)
+    return vit, lm, official.bert_sizes(recipe.models["bert"], config["bert"], image_width=vit.width, **recipe.qformer)
 
 
 def estimate(recipe: Recipe, parts: Path | None = None, value: int = 4) -> Estimate:
@@ -121,9 +121,9 @@ def estimate(recipe: Recipe, parts: Path | None = None, value: int = 4) -> Estim
     if not recipe.models:
         raise UserError(f"the recipe {recipe.name} makes all that it needs in minutes: run it without --dry-run")
     vit, lm, config = outlines(recipe, parts or FETCHED_PARTS)
-    first, second = trained_parameters(config, recipe.shared_width, lm.width)
+    first, second = trained_parameters(config, recipe.embed_dim, lm.width)
     tokens = (Transform().size // vit.config.patch_size) ** 2 + vit.config.class_token
-    kept, seen = 4 * parameters(vit) + value * parameters(lm), recipe.keep or tokens
+    kept, seen = 4 * parameters(vit) + value * parameters(lm), recipe.keep_tokens or tokens
     saved1, saved2 = kept_by_stage1(1, config, seen, value), kept_by_stage2(1, config, lm, seen, value)
     return Estimate(parameters(vit), parameters(lm), StageCost(first, 16 * first + kept, saved1),
                     StageCost(second, 16 * second + kept, saved2), tokens, vit.width)
@@ -134,8 +134,8 @@ def free_memory(device: torch.device) -> float | None:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:
-        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return 1024.0 * int(told["MemAvailable"].split()[0])
+        record = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024.0 * int(record["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
         return None
 
@@ -151,10 +151,10 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None)
     costs = estimate(recipe, parts, value)
     try:
         split = CocoCaptions(data, "train")
-        pictures, pairs, of = len(split), len(split.pairs), f"in {data}"
+        images, pairs, of = len(split), len(split.pairs), f"in {data}"
     except UserError:
-        pictures, pairs, of = recipe.pictures, CAPTIONS * recipe.pictures, "to be fetched"
-        missing = [f"missing: pictures in {data}: python data/download.py coco --images {recipe.pictures} --out {data}"]
+        images, pairs, of = recipe.images, CAPTIONS * recipe.images, "to be fetched"
+        missing = [f"missing: pictures in {data}: python data/download.py coco --images {recipe.images} --out {data}"]
 
     def row(what: str, role: str, count: int, use: str) -> str:
         folder = parts / recipe.models[role]
@@ -164,8 +164,8 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None)
         return f"  {what:16} {recipe.models[role]:24} {count:>15,} {use:8} {'' if there else 'missing'}".rstrip()
 
     def stage(name: str, settings: TrainConfig, cost: StageCost) -> str:
-        passes = settings.steps * settings.accumulate * settings.batch_size / pairs
-        return (f"  {name:16} {settings.steps:,} steps of {settings.accumulate * settings.batch_size} pairs, "
+        passes = settings.steps * settings.grad_accum * settings.batch_size / pairs
+        return (f"  {name:16} {settings.steps:,} steps of {settings.grad_accum * settings.batch_size} pairs, "
                 f"{passes:.1f} passes over {pairs:,}; about {cost.memory(settings.batch_size) / 1e9:.1f} GB of memory")
 
     views = len(recipe.views)
@@ -175,8 +175,8 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None)
         row("language model", "lm", costs.lm, "frozen"),
         row("bridge, stage 1", "bert", costs.stage1.trained, "trained"),
         f"  {'bridge, stage 2':16} {'':24} {costs.stage2.trained:>15,} trained", "",
-        f"  {'features':16} {views} views of {pictures:,} pictures {of}: {costs.tokens} x {costs.width} in float16, "
-        f"{1e-9 * views * pictures * costs.cached:.1f} GB on disk",
+        f"  {'features':16} {views} views of {images:,} pictures {of}: {costs.tokens} x {costs.width} in float16, "
+        f"{1e-9 * views * images * costs.cached:.1f} GB on disk",
         stage("stage 1", recipe.stage1, costs.stage1), stage("stage 2", recipe.stage2, costs.stage2), ""]
     if absent:
         missing.append(f"missing: models in {parts}: python data/download.py weights {' '.join(absent)} --out {parts}")

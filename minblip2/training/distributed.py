@@ -26,7 +26,7 @@ from ..stage1 import Stage1, Stage1Output
 from ..stage2 import Stage2, Stage2Output
 
 
-def launched() -> tuple[int, int]:
+def env_rank() -> tuple[int, int]:
     """The number of this process and how many torchrun has started: (0, 1) without torchrun."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -191,7 +191,7 @@ def _store() -> dist.Store:
 @contextmanager
 def prepare_once() -> Iterator[None]:
     """Process 0 does what stands inside; the others wait, for days if need be, then do it too and find it done."""
-    (rank, size), done = launched(), f"done {next(_number)}"
+    (rank, size), done = env_rank(), f"done {next(_number)}"
     if rank:
         _store().wait([done], timedelta(days=7))
     yield
@@ -205,7 +205,7 @@ def process_group() -> Iterator[None]:
 
     Raises UserError when another process has ended and this one cannot go on.
     """
-    rank, size = launched()
+    rank, size = env_rank()
     if size == 1:
         yield
         return
@@ -223,12 +223,12 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def take_device() -> None:
+def set_local_device() -> None:
     """Let this process compute on a GPU of its own, where there are any."""
-    if torch.cuda.is_available() and launched()[1] > 1:
+    if torch.cuda.is_available() and env_rank()[1] > 1:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def first_to_speak() -> bool:
+def is_first_to_report() -> bool:
     """Whether this process is to print an error: it is the first that asks."""
-    return launched()[1] == 1 or _store().add("said", 1) == 1
+    return env_rank()[1] == 1 or _store().add("said", 1) == 1

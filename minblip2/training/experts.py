@@ -51,14 +51,14 @@ def patch_labels(scene: Scene, grid: int, side: int) -> np.ndarray:
 
 @dataclass
 class ImageBatch:
-    """image (b c h w) float32, labels (b gh gw 6)."""
+    """pixels (b c h w) float32, labels (b gh gw 6)."""
 
-    image: Tensor
+    pixels: Tensor
     labels: Tensor
 
     def to(self, device: torch.device) -> ImageBatch:
         """The same batch on a device."""
-        return ImageBatch(self.image.to(device), self.labels.to(device))
+        return ImageBatch(self.pixels.to(device), self.labels.to(device))
 
 
 @dataclass
@@ -115,7 +115,7 @@ class SceneTexts:
     def iterate(self, start: int = 0) -> Iterator[TextBatch]:
         """Batches without end, from number `start` on."""
         texts = write_texts(self.scenes, self.seed)
-        known = [[[*self.tokenizer.tokens(text), self.tokenizer.end] for text in six] for six in texts]
+        known = [[[*self.tokenizer.token_ids(text), self.tokenizer.eos_id] for text in six] for six in texts]
         for number, rows in enumerate(draws(len(known), self.batch_size, self.seed, start), start):
             random = np.random.default_rng([self.seed, number, 1])
             batch = []
@@ -123,7 +123,7 @@ class SceneTexts:
                 order = random.permutation(len(known[row]) - 1)
                 if random.random() < 0.5:
                     order[0] = -1  # the keywords
-                batch.append(sum((known[row][i] for i in order), [*self.tokenizer.start]))
+                batch.append(sum((known[row][i] for i in order), [*self.tokenizer.bos_id]))
             yield TextBatch(*self.tokenizer.pad(batch))
 
 
@@ -138,22 +138,22 @@ class PatchReader(nn.Module):
         self.vit = ViT(config)
         self.heads = nn.ModuleDict({name: nn.Linear(config.width, size) for name, size in self.sizes.items()})
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Predictions (b gh gw n) by name for images (b c h w)."""
-        patches = rearrange(self.vit(image), "b (gh gw) e -> b gh gw e", gh=self.vit.config.grid)
+        patches = rearrange(self.vit(pixels), "b (gh gw) e -> b gh gw e", gh=self.vit.config.grid)
         return {name: head(patches) for name, head in self.heads.items()}
 
 
 def reading_losses(model: PatchReader, batch: ImageBatch) -> dict[str, Tensor]:
     """Cross-entropies of what covers each patch, and where in the picture it stands, by name and summed."""
-    told = model(batch.image)
+    output = model(batch.pixels)
     covered = (batch.labels[..., 0] != NOTHING).float()
     # Most patches are empty; at full weight they would teach "nothing here" before anything else.
     weight = covered + 0.15 * (1 - covered)
     losses = {}
     for index, (name, classes) in enumerate(model.sizes.items()):
         target = batch.labels[..., index].long() % classes  # nothing (-1) becomes the last class
-        each = F.cross_entropy(rearrange(told[name].float(), "b gh gw n -> b n gh gw"), target, reduction="none")
+        each = F.cross_entropy(rearrange(output[name].float(), "b gh gw n -> b n gh gw"), target, reduction="none")
         losses[name] = (each * weight).sum() / weight.sum()
     return {"loss": sum(losses.values()), **losses}
 
@@ -170,27 +170,27 @@ def train_vit(folder: str | Path, config: TrainConfig, resume: bool = True) -> V
 
 def text_tokenizer() -> Tokenizer:
     """The words of the small language, as the Q-Former reads them."""
-    return Tokenizer.words(caption for five in write_texts(300, seed=0) for caption in five)
+    return Tokenizer.from_texts(caption for five in write_texts(300, seed=0) for caption in five)
 
 
 def lm_tokenizer() -> Tokenizer:
     """The same words for the language model: a text begins and ends with the same token, as OPT's do."""
     words = text_tokenizer()
-    return Tokenizer(words.backend, [words.end], words.end, words.pad_id)
+    return Tokenizer(words.backend, [words.eos_id], words.eos_id, words.pad_id)
 
 
 def word_loss(model: OPT, batch: TextBatch) -> dict[str, Tensor]:
     """Mean negative log-likelihood of each word given those before it."""
-    hidden = model(model.embed(batch.ids), masks.causal(batch.mask), masks.positions(batch.mask))
+    hidden = model(model.embed(batch.ids), masks.causal(batch.mask), masks.token_positions(batch.mask))
     supervised = batch.mask[:, 1:]
-    return {"loss": F.cross_entropy(model.head(hidden[:, :-1][supervised]).float(), batch.ids[:, 1:][supervised])}
+    return {"loss": F.cross_entropy(model.lm_logits(hidden[:, :-1][supervised]).float(), batch.ids[:, 1:][supervised])}
 
 
 def train_lm(folder: str | Path, config: TrainConfig, resume: bool = True) -> tuple[OPT, Tokenizer]:
     """Train the tiny OPT on text alone, or load it from `folder`; returned frozen."""
     torch.manual_seed(config.seed)
     tokenizer = lm_tokenizer()
-    sizes = OPTConfig(vocabulary=len(tokenizer), width=128, layers=3, heads=4, mlp_width=512, positions=128)
+    sizes = OPTConfig(vocab_size=len(tokenizer), width=128, layers=3, heads=4, mlp_width=512, max_positions=128)
     model = OPT(sizes)
     batches = SceneTexts(tokenizer, config.batch_size, config.seed)
     train(model, word_loss, batches, config, folder, {"lm": sizes, "texts": VERSION}, name="LM from text",

@@ -104,11 +104,11 @@ def load_weights(model: nn.Module, path: Path, fingerprint: str | None = None) -
     """Read what `save_weights` wrote. Raises UserError when it belongs to other settings or another model."""
     try:
         with safe_open(path, framework="pt") as file:
-            told = (file.metadata() or {}).get("fingerprint")
+            record = (file.metadata() or {}).get("fingerprint")
             state = {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:
         raise UserError(f"{path} cannot be read ({error}): remove it and train again") from None
-    if fingerprint is not None and told != fingerprint:
+    if fingerprint is not None and record != fingerprint:
         raise UserError(f"{path} was trained with other settings: choose another --out folder, or remove {path.parent}")
     wanted = trained_state(model)
     for name in wanted.keys() | state.keys():

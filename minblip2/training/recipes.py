@@ -27,7 +27,7 @@ FETCHED_DATA, FETCHED_PARTS = Path("data/coco"), Path("data/parts")  # where dat
 
 
 @dataclass
-class Parts:
+class Backbones:
     """What a recipe builds on: the frozen image encoder, the frozen language model, and how texts become ids."""
 
     encoder: nn.Module
@@ -48,31 +48,31 @@ class Parts:
 class Recipe:
     """Everything that is chosen before training. `prompt` stands before each caption that the language model reads.
 
-    `flips` also trains on mirrored images, `crops` on so many random crops of each, `keep` is how many visual tokens of
-    an image training sees at a time, `max_length` counts the ids of a text. `qformer` holds what differs from the sizes
-    that the parts dictate. `models` names the hub models it builds on, `pictures` is how many it is meant for.
-    `weights` are those of ITC, ITM and ITG in stage 1; the paper's are equal. Stage 2 starts from stage 1's matrices
-    times `warm_start`, the rest of them is a fresh start's; the paper's starts from all of them.
+    `flips` also trains on mirrored images, `crops` on so many random crops of each, `keep_tokens` is how many visual
+    tokens of an image training sees at a time, `max_length` counts the ids of a text. `qformer` holds what differs from
+    the sizes that the parts dictate. `models` names the hub models it builds on, `images` is how many it is meant for.
+    `loss_weights` are those of ITC, ITM and ITG in stage 1; the paper's are equal. Stage 2 starts from stage 1's
+    matrices times `warm_start`, the rest of them is a fresh start's; the paper's starts from all of them.
     """
 
     name: str
-    build: Callable[..., Parts]
+    build: Callable[..., Backbones]
     stage1: TrainConfig
     stage2: TrainConfig
     qformer: dict[str, Any]
-    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     warm_start: float = 1.0
-    shared_width: int = 256
+    embed_dim: int = 256
     prompt: str = ""
     question: str = "Question: {} Answer:"
     max_length: int = 32
     flips: bool = False
     crops: int = 0
-    keep: int | None = None
+    keep_tokens: int | None = None
     beams: int = 5
     experts: dict[str, TrainConfig] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
-    pictures: int = 0
+    images: int = 0
 
     @property
     def views(self) -> list[dict[str, Any]]:
@@ -85,20 +85,20 @@ class Recipe:
         return replace(self, experts=experts, stage1=replace(self.stage1, seed=seed),
                        stage2=replace(self.stage2, seed=seed))
 
-    def new_stage1(self, parts: Parts, kind: type[Stage1] = Stage1) -> Stage1:
+    def new_stage1(self, backbones: Backbones, kind: type[Stage1] = Stage1) -> Stage1:
         """A fresh stage 1 of this kind on these parts, from BERT where there is one."""
         torch.manual_seed(self.stage1.seed)
-        stage1 = kind(parts.qformer, self.shared_width)
-        if parts.bert is not None:
-            official.init_from_bert(stage1.qformer, parts.bert)
+        stage1 = kind(backbones.qformer, self.embed_dim)
+        if backbones.bert is not None:
+            official.init_from_bert(stage1.qformer, backbones.bert)
         return stage1
 
-    def new_stage2(self, parts: Parts, stage1: Stage1) -> Stage2:
+    def new_stage2(self, backbones: Backbones, stage1: Stage1) -> Stage2:
         """A fresh stage 2 that starts from what stage 1 has learned, or from part of it (arXiv 1910.08475)."""
         torch.manual_seed(self.stage2.seed)
-        stage2 = Stage2.from_stage1(stage1, parts.lm, len(parts.lm_tokenizer))
+        stage2 = Stage2.from_stage1(stage1, backbones.lm, len(backbones.lm_tokenizer))
         if self.warm_start < 1:
-            shrink_and_perturb(stage2.qformer, self.warm_start, parts.qformer.init_std)
+            shrink_and_perturb(stage2.qformer, self.warm_start, backbones.qformer.init_std)
         return stage2
 
 
@@ -110,16 +110,16 @@ def shrink_and_perturb(model: nn.Module, share: float, init_std: float) -> None:
             parameter.mul_(share).add_((1 - share) * init_std * torch.randn_like(parameter))
 
 
-def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path, resume: bool = True) -> Parts:
+def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path, resume: bool = True) -> Backbones:
     """Train the two small experts on the drawn scenes, or, to `resume`, load those that were trained before."""
     vit = experts.train_vit(out / "vit", recipe.experts["vit"], resume)
     lm, lm_tokenizer = experts.train_lm(out / "lm", recipe.experts["lm"], resume)
     tokenizer = experts.text_tokenizer()
-    config = QFormerConfig(image_width=vit.width, vocabulary=len(tokenizer), **recipe.qformer)
-    return Parts(vit, experts.TRANSFORM, tokenizer, lm, lm_tokenizer, config)
+    config = QFormerConfig(image_width=vit.width, vocab_size=len(tokenizer), **recipe.qformer)
+    return Backbones(vit, experts.TRANSFORM, tokenizer, lm, lm_tokenizer, config)
 
 
-def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path, resume: bool = True) -> Parts:
+def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path, resume: bool = True) -> Backbones:
     """Load three pretrained models from hub folders below `parts`."""
     fetch = f"fetch it with `python data/download.py weights {recipe.name}`"
     if parts is None and not (parts := FETCHED_PARTS).is_dir():
@@ -133,38 +133,38 @@ def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path, 
     transform = Transform() if pretrained.read_config(vit)["model_type"] == "clip" else Transform.from_folder(vit)
     config = official.bert_sizes(bert, pretrained.read_config(bert), image_width=encoder.width, **recipe.qformer)
     # The language model is never trained: where the device computes in bfloat16, its weights may be kept so as well.
-    return Parts(encoder, transform, Tokenizer.from_folder(bert),
-                 pretrained.load_lm(lm, compute_dtype(best_device())), Tokenizer.from_folder(lm), config, bert)
+    return Backbones(encoder, transform, Tokenizer.from_folder(bert),
+                     pretrained.load_lm(lm, compute_dtype(best_device())), Tokenizer.from_folder(lm), config, bert)
 
 
 SCENES = Recipe(
     name="scenes", build=build_scenes,
-    experts={"vit": TrainConfig(steps=1200, learning_rate=2e-3, clip=5.0),
+    experts={"vit": TrainConfig(steps=1200, learning_rate=2e-3, grad_clip=5.0),
              "lm": TrainConfig(steps=1500, learning_rate=1e-3)},
-    qformer=dict(width=96, layers=4, heads=4, mlp_width=384, queries=16, positions=32, dropout=0.0,
+    qformer=dict(width=96, layers=4, heads=4, mlp_width=384, num_queries=16, max_positions=32, dropout=0.0,
                  init_std=0.06),  # 0.02 suits the width 768; the same spread of activations asks for more here
-    weights=(0.3, 0.3, 1.0),  # contrast is easy here, and what it does not need it unlearns
+    loss_weights=(0.3, 0.3, 1.0),  # contrast is easy here, and what it does not need it unlearns
     stage1=TrainConfig(steps=1500, learning_rate=2e-3, warmup=60),
     stage2=TrainConfig(steps=3000, learning_rate=1e-3, warmup=40),
     warm_start=0.5,  # what has been trained long learns less of what comes next: lesson 14, section 2
-    shared_width=64, max_length=32, beams=1,
+    embed_dim=64, max_length=32, beams=1,
 )
 
 LAPTOP = Recipe(
-    name="laptop", build=build_pretrained, models=RECIPE_MODELS["laptop"], pictures=2500,
-    qformer=dict(queries=16, dropout=0.0),
+    name="laptop", build=build_pretrained, models=RECIPE_MODELS["laptop"], images=2500,
+    qformer=dict(num_queries=16, dropout=0.0),
     stage1=TrainConfig(steps=1200, batch_size=64, learning_rate=4e-4, warmup=60, checkpoint_every=50),
     # At the projection's rate the Q-Former forgets what it read before the language model has learned to listen.
-    stage2=TrainConfig(steps=750, batch_size=32, learning_rate=1e-4, fresh="projection", gain=20, warmup=40,
+    stage2=TrainConfig(steps=750, batch_size=32, learning_rate=1e-4, new_params="projection", lr_scale=20, warmup=40,
                        checkpoint_every=50),
     prompt="assistant\n",  # after the start token this is how SmolLM2's chat template opens an answer
-    flips=True, keep=129, beams=5,
+    flips=True, keep_tokens=129, beams=5,
 )
 
 # The paper's settings (§3.4), for ten passes over as many pictures as it takes hours, not days, to train on.
 GPU = Recipe(
-    name="gpu", build=build_pretrained, models=RECIPE_MODELS["gpu"], pictures=10_000,
-    qformer=dict(queries=32),
+    name="gpu", build=build_pretrained, models=RECIPE_MODELS["gpu"], images=10_000,
+    qformer=dict(num_queries=32),
     stage1=TrainConfig(steps=8000, batch_size=64, learning_rate=1e-4, warmup=400),
     stage2=TrainConfig(steps=8000, batch_size=32, learning_rate=1e-4, warmup=400),
     crops=2, beams=5,
@@ -187,5 +187,5 @@ def default_data(recipe: Recipe, out: Path, data: Path | None) -> Path:
         scene_dataset.write_scenes(data)
     if data is None and not (data := FETCHED_DATA).is_dir():
         raise UserError(f"the recipe {recipe.name} needs pictures: name a folder in COCO layout with --data, or fetch "
-                        f"one with `python data/download.py coco --images {recipe.pictures}`")
+                        f"one with `python data/download.py coco --images {recipe.images}`")
     return data

@@ -108,8 +108,8 @@ def layers_of(names: Iterable[str]) -> int:
     return 1 + max((int(i) for name in names for i in re.findall(r"blocks\.(\d+)", name)), default=0)
 
 
-def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], naming: Naming, source: str,
-         optional: tuple[str, ...] = ()) -> None:
+def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map: Naming, source: str,
+              optional: tuple[str, ...] = ()) -> None:
     """Put translated tensors into `module`, which may be on the meta device and says of which dtype it wants them.
 
     What is `optional` keeps its value when the file lacks it. A table of embeddings may have one row more here than in
@@ -120,17 +120,17 @@ def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], naming: Namin
     for name, tensor in tensors:
         # the original BERT files still call a LayerNorm's parameters gamma and beta
         name = re.sub("LayerNorm.gamma$", "LayerNorm.weight", re.sub("LayerNorm.beta$", "LayerNorm.bias", name))
-        name = name.removeprefix(naming.prefix)
-        targets = translate(name, naming.tensors)
+        name = name.removeprefix(key_map.prefix)
+        targets = translate(name, key_map.tensors)
         if not targets or any(target not in wanted for target in targets):
-            if any(name == known or name.startswith(known + ".") for known in naming.ignored):
+            if any(name == known or name.startswith(known + ".") for known in key_map.ignored):
                 continue
             raise UserError(f"{source} holds {name}, which this architecture does not have: weights and settings "
                             "do not belong together")
         parts = tensor.chunk(len(targets)) if isinstance(targets, Stacked) else [tensor] * len(targets)
         for target, part in zip(targets, parts, strict=True):
             here = wanted[target]
-            grown = target in ("words.weight", "lm_head.bias") and here.shape[0] == part.shape[0] + 1
+            grown = target in ("token_embedding.weight", "lm_head.bias") and here.shape[0] == part.shape[0] + 1
             if (1, *part.shape) == here.shape or (1, 1, *part.shape) == here.shape:  # a batch axis that files leave out
                 part = part.reshape(here.shape)
             if here.shape != part.shape and not grown:
@@ -141,21 +141,21 @@ def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], naming: Namin
             filled[target] = torch.cat([part, here[-1:]]) if grown else part
     missing = [name for name in wanted if name not in filled and not name.startswith(optional or ("\0",))]
     if missing:
-        known = spell_out(naming.tensors, layers_of(wanted))
-        first = next((naming.prefix + name for name, ours in known if missing[0] in ours), missing[0])
+        known = spell_out(key_map.tensors, layers_of(wanted))
+        first = next((key_map.prefix + name for name, ours in known if missing[0] in ours), missing[0])
         raise UserError(f"{source} lacks the weights of {first} ({len(missing)} tensors in all): fetch it again")
     module.load_state_dict(filled, strict=False, assign=True)
 
 
-def collect(module: nn.Module, naming: Naming) -> dict[str, Tensor]:
+def export_tensors(module: nn.Module, key_map: Naming) -> dict[str, Tensor]:
     """The tensors of `module` under their names. Raises UserError for one that has no place there."""
     state = module.state_dict()
     used: set[str] = set()
     found = {}
-    for name, ours in spell_out(naming.tensors, layers_of(state)):
+    for name, ours in spell_out(key_map.tensors, layers_of(state)):
         if all(one in state for one in ours):
             used |= set(ours)
-            found[naming.prefix + name] = torch.cat([state[one] for one in ours]) if ours[1:] else state[ours[0]]
+            found[key_map.prefix + name] = torch.cat([state[one] for one in ours]) if ours[1:] else state[ours[0]]
     if left := [name for name in state if name not in used]:
         raise UserError(f"the other layout has no place for {left[0]} ({len(left)} tensors in all): this "
                         "architecture cannot be written in it")

@@ -17,14 +17,14 @@ from ..lm.t5 import T5Config
 from ..stage2 import Stage2
 from ..vit import EVA_G, ViT
 from . import names
-from .checkpoint import HubConfig, collect
+from .checkpoint import HubConfig, export_tensors
 from .keymap import Naming
-from .pretrained import sizes
+from .pretrained import rename_settings
 
 
-def settings(config: Any, naming: Naming) -> dict[str, Any]:
+def settings(config: Any, key_map: Naming) -> dict[str, Any]:
     """Our sizes under their names."""
-    return {theirs: getattr(config, ours) for theirs, ours in naming.settings.items()}
+    return {theirs: getattr(config, ours) for theirs, ours in key_map.settings.items()}
 
 
 def lm_settings(lm: nn.Module) -> tuple[dict[str, Any], Naming]:
@@ -43,7 +43,8 @@ def lm_settings(lm: nn.Module) -> tuple[dict[str, Any], Naming]:
             theirs = settings(config, names.T5_GATED) | dict(
                 model_type="t5", num_decoder_layers=len(lm.decoder.blocks), feed_forward_proj=kind,
                 dense_act_fn=config.activation, is_gated_act=config.gated, scale_decoder_outputs=config.scaled,
-                tie_word_embeddings=config.scaled, decoder_start_token_id=config.start, is_encoder_decoder=True)
+                tie_word_embeddings=config.scaled, decoder_start_token_id=config.decoder_start_id,
+                is_encoder_decoder=True)
             return theirs, names.T5_GATED if config.gated else names.T5_PLAIN
     raise UserError(f"{type(lm).__name__} has no layout on the hub that is known here: use OPT, Llama or T5")
 
@@ -55,20 +56,21 @@ def save_pretrained(folder: str | Path, vit: ViT, stage2: Stage2, image_token: i
     ids for the language model's settings, such as eos_token_id=2. Raises UserError for an image encoder that
     transformers' BLIP-2 cannot express, which knows EVA's kind only.
     """
-    text, naming = lm_settings(stage2.lm)
-    if not 0 <= image_token < stage2.lm.vocabulary:
-        raise UserError(f"the image token {image_token} is not among the {stage2.lm.vocabulary} ids of the language "
+    text, key_map = lm_settings(stage2.lm)
+    if not 0 <= image_token < stage2.lm.vocab_size:
+        raise UserError(f"the image token {image_token} is not among the {stage2.lm.vocab_size} ids of the language "
                         "model: name one that no text contains")
     config = stage2.qformer.config
     vision = settings(vit.config, names.EVA) | dict(model_type="blip_2_vision_model", qkv_bias=True)
-    if replace(EVA_G, **sizes(HubConfig(vision), names.EVA)) != vit.config:
+    if replace(EVA_G, **rename_settings(HubConfig(vision), names.EVA)) != vit.config:
         raise UserError("transformers' BLIP-2 knows image encoders of EVA's kind only: class token, one patch "
                         "convolution with bias, no final norm, no layer scale")
-    hub = dict(architectures=["Blip2ForConditionalGeneration"], model_type="blip-2", num_query_tokens=config.queries,
+    hub = dict(architectures=["Blip2ForConditionalGeneration"], model_type="blip-2",
+               num_query_tokens=config.num_queries,
                image_token_index=image_token, tie_word_embeddings=False, vision_config=vision,
                qformer_config=settings(config, names.QFORMER) | dict(model_type="blip_2_qformer"),
                text_config=text | tokens)
-    tensors = collect(nn.ModuleDict(dict(vit=vit, stage2=stage2)), names.blip2(naming))
+    tensors = export_tensors(nn.ModuleDict(dict(vit=vit, stage2=stage2)), names.blip2(key_map))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}

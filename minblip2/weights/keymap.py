@@ -1,7 +1,7 @@
 """How names of settings and tensors are translated, theirs -> ours, and back.
 
 In a table of tensors `{i}` stands for a layer's number, and a name without `.weight` or `.bias` for both. Several of
-our names in a tuple are copies of one tensor; `Stacked`, they lie one below the other in it.
+our names in a tuple are copies of one tensor; `Fused`, they lie one below the other in it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ COUNTS = {"hidden_size": "width", "num_hidden_layers": "layers", "num_attention_
 DINOV2 = Naming(
     {**COUNTS, "image_size": "image_size", "patch_size": "patch_size", "layer_norm_eps": "eps"},
     {"embeddings.cls_token": "class_token",
-     "embeddings.position_embeddings": "positions",
+     "embeddings.position_embeddings": "position_embedding",
      "embeddings.patch_embeddings.projection": "patches",
      "layernorm": "norm",
      **within("encoder.layer.{i}.", "blocks.{i}.", {
@@ -34,7 +34,7 @@ MLP = {"layer_norm1": "attention_norm", "layer_norm2": "mlp_norm", "mlp.fc1": "m
 CLIP = Naming(
     {**DINOV2.settings, "intermediate_size": "mlp_width", "hidden_act": "activation"},
     {**EMBEDDINGS,
-     "embeddings.position_embedding.weight": "positions",
+     "embeddings.position_embedding.weight": "position_embedding",
      "pre_layrnorm": "embedding_norm",  # so spelt in the files
      **within("encoder.layers.{i}.", "blocks.{i}.", {
          **MLP,
@@ -53,7 +53,7 @@ CLIP = Naming(
 EVA = Naming(
     CLIP.settings,
     {**EMBEDDINGS,
-     "embeddings.position_embedding": "positions",
+     "embeddings.position_embedding": "position_embedding",
      **within("encoder.layers.{i}.", "blocks.{i}.", {
          **MLP,
          "self_attn.qkv": Stacked(("attention.query", "attention.key", "attention.value")),
@@ -79,8 +79,8 @@ def qformer_blocks(inner: str) -> Table:
 
 
 BERT_EMBEDDINGS: Table = {
-    "embeddings.word_embeddings.weight": "words.weight",
-    "embeddings.position_embeddings.weight": "positions.weight",
+    "embeddings.word_embeddings.weight": "token_embedding.weight",
+    "embeddings.position_embeddings.weight": "position_embedding.weight",
     "embeddings.LayerNorm": "norm",
 }
 BERT_HEAD: Table = {
@@ -89,7 +89,7 @@ BERT_HEAD: Table = {
     "cls.predictions.bias": "lm_head.bias",
 }
 BERT = Naming(
-    {**COUNTS, "intermediate_size": "mlp_width", "max_position_embeddings": "positions", "layer_norm_eps": "eps"},
+    {**COUNTS, "intermediate_size": "mlp_width", "max_position_embeddings": "max_positions", "layer_norm_eps": "eps"},
     # BERT reads no image, and its one feed-forward becomes two: queries start from a copy of the text's
     {**BERT_EMBEDDINGS, **BERT_HEAD, **{theirs: (ours, ours.replace("text_", "query_")) if "text_" in ours else ours
                                         for theirs, ours in qformer_blocks("self").items()
@@ -101,7 +101,8 @@ BERT = Naming(
      "cls.seq_relationship": "next-sentence prediction is not used"},
     prefix="bert.")
 
-QFORMER = Naming({**BERT.settings, "cross_attention_frequency": "cross_every", "encoder_hidden_size": "image_width"},
+QFORMER = Naming({**BERT.settings, "cross_attention_frequency": "cross_attention_every",
+                  "encoder_hidden_size": "image_width"},
                  {"layernorm": "norm", **qformer_blocks("attention")})
 
 # --- stage 1: transformers' Blip2ForImageTextRetrieval, and LAVIS's own files -----------------------------------------
@@ -110,12 +111,12 @@ STAGE1 = Naming(
     {},
     {"query_tokens": "qformer.query_tokens",
      "vision_model.post_layernorm": "vision_norm",
-     "embeddings.word_embeddings.weight": "qformer.words.weight",
-     "embeddings.position_embeddings.weight": "qformer.positions.weight",
+     "embeddings.word_embeddings.weight": "qformer.token_embedding.weight",
+     "embeddings.position_embeddings.weight": "qformer.position_embedding.weight",
      **within("qformer.", "qformer.", QFORMER.tensors),
      "vision_projection": "vision_projection",
      "text_projection": "text_projection",
-     "itm_head": "match_head"},
+     "itm_head": "itm_head"},
     {"vision_model": "the frozen image encoder: `load_vit` reads it", "embeddings.position_ids": CONSTANT})
 
 LAVIS_STAGE1 = Naming(
@@ -126,7 +127,7 @@ LAVIS_STAGE1 = Naming(
      **within("Qformer.", "qformer.", BERT_HEAD),
      "vision_proj": "vision_projection",
      "text_proj": "text_projection",
-     "itm_head": "match_head",
+     "itm_head": "itm_head",
      "temp": "temperature"},
     {"visual_encoder": "the frozen image encoder",
      "Qformer.bert.embeddings.position_ids": CONSTANT,
@@ -139,13 +140,13 @@ PROJECTIONS = {"self_attn.q_proj": "attention.query", "self_attn.k_proj": "atten
                "self_attn.v_proj": "attention.value"}
 
 OPT = Naming(
-    {**COUNTS, "vocab_size": "vocabulary", "ffn_dim": "mlp_width", "max_position_embeddings": "positions",
-     "do_layer_norm_before": "pre_norm", "word_embed_proj_dim": "word_width"},
+    {**COUNTS, "vocab_size": "vocab_size", "ffn_dim": "mlp_width", "max_position_embeddings": "max_positions",
+     "do_layer_norm_before": "pre_norm", "word_embed_proj_dim": "embed_dim"},
     within("decoder.", "", {
-        "embed_tokens.weight": "tokens.weight",
-        "embed_positions.weight": "positions.weight",
-        "project_in.weight": "widen.weight",
-        "project_out.weight": "narrow.weight",
+        "embed_tokens.weight": "token_embedding.weight",
+        "embed_positions.weight": "position_embedding.weight",
+        "project_in.weight": "project_in.weight",
+        "project_out.weight": "project_out.weight",
         "final_layer_norm": "norm",
         **within("layers.{i}.", "blocks.{i}.", {
             **PROJECTIONS,
@@ -158,11 +159,11 @@ OPT = Naming(
     prefix="model.")
 
 LLAMA = Naming(
-    {**COUNTS, "vocab_size": "vocabulary", "intermediate_size": "mlp_width", "rms_norm_eps": "eps",
+    {**COUNTS, "vocab_size": "vocab_size", "intermediate_size": "mlp_width", "rms_norm_eps": "eps",
      "num_key_value_heads": "kv_heads", "rope_theta": "rope_theta", "tie_word_embeddings": "tied"},
-    {"lm_head.weight": "unembed.weight",
+    {"lm_head.weight": "lm_head.weight",
      **within("model.", "", {
-         "embed_tokens.weight": "tokens.weight",
+         "embed_tokens.weight": "token_embedding.weight",
          "norm.weight": "norm.weight",
          **within("layers.{i}.", "blocks.{i}.", {
              **PROJECTIONS,
@@ -185,7 +186,7 @@ def t5_stack(stack: str, feed_forward: Table, layers: Table) -> Table:
         block |= within(f"layer.{number}.", f"{ours}.", parts)
         block[f"layer.{number}.layer_norm.weight"] = f"{ours.removesuffix('_attention')}_norm.weight"
     return within(f"{stack}.", f"{stack}.", {
-        "block.0.layer.0.SelfAttention.relative_attention_bias.weight": "distances.groups.weight",
+        "block.0.layer.0.SelfAttention.relative_attention_bias.weight": "distances.buckets.weight",
         "final_layer_norm.weight": "norm.weight",
         **within("block.{i}.", "blocks.{i}.", block)})
 
@@ -194,11 +195,11 @@ def t5(feed_forward: Table) -> Naming:
     """A T5 with this kind of feed-forward."""
     feed_forward = within("DenseReluDense.", "", feed_forward)
     return Naming(
-        {"vocab_size": "vocabulary", "d_model": "width", "num_layers": "layers", "num_decoder_layers": "decoder_layers",
+        {"vocab_size": "vocab_size", "d_model": "width", "num_layers": "layers", "num_decoder_layers": "decoder_layers",
          "num_heads": "heads", "d_kv": "head_width", "d_ff": "mlp_width", "layer_norm_epsilon": "eps",
-         "relative_attention_num_buckets": "buckets", "relative_attention_max_distance": "farthest"},
-        {"shared.weight": "tokens.weight",
-         "lm_head.weight": "unembed.weight",
+         "relative_attention_num_buckets": "buckets", "relative_attention_max_distance": "max_distance"},
+        {"shared.weight": "token_embedding.weight",
+         "lm_head.weight": "lm_head.weight",
          **t5_stack("encoder", feed_forward, {"0": "attention", "1": "mlp"}),
          **t5_stack("decoder", feed_forward, {"0": "attention", "1": "cross_attention", "2": "mlp"})},
         {"encoder.embed_tokens": "the same as shared",

@@ -16,16 +16,16 @@ from ..stage1 import Stage1
 from ..stage2 import Stage2
 from ..vit import ViT
 from . import names
-from .checkpoint import HubConfig, fill, open_hub, open_lavis, read_config
+from .checkpoint import HubConfig, load_into, open_hub, open_lavis, read_config
 from .keymap import translate
-from .pretrained import complete, empty_lm, empty_vit, eva, refuse, sizes
+from .pretrained import empty_lm, empty_vit, eva, rename_settings, with_defaults, wrong_kind
 
 
 def bert_sizes(source: object, hub: HubConfig, **changes) -> QFormerConfig:
     """The Q-Former configuration that fits a BERT with these settings, its vocabulary grown by [DEC]."""
     if hub.get("model_type") != "bert":
-        raise refuse(source, hub.get("model_type"), "a Q-Former starts from a bert")
-    return QFormerConfig(**{**sizes(hub, names.BERT), "vocabulary": hub["vocab_size"] + 1} | changes)
+        raise wrong_kind(source, hub.get("model_type"), "a Q-Former starts from a bert")
+    return QFormerConfig(**{**rename_settings(hub, names.BERT), "vocabulary": hub["vocab_size"] + 1} | changes)
 
 
 def init_from_bert(qformer: QFormer, folder: str | Path) -> QFormer:
@@ -35,7 +35,7 @@ def init_from_bert(qformer: QFormer, folder: str | Path) -> QFormer:
     none (sentence encoders do not). Source: LAVIS `Blip2Base.init_Qformer` and `Blip2Qformer.__init__`.
     """
     fresh = tuple(f"blocks.{i}.cross_{part}" for i in range(len(qformer.blocks)) for part in ("attention", "norm"))
-    fill(qformer, open_hub(folder).tensors, names.BERT, str(folder), optional=("query_tokens", "lm_head", *fresh))
+    load_into(qformer, open_hub(folder).tensors, names.BERT, str(folder), optional=("query_tokens", "lm_head", *fresh))
     return qformer
 
 
@@ -55,11 +55,12 @@ def stage1_sizes(source: object, shapes: Mapping[str, tuple[int, ...]], heads: i
     layers = sum(f"qformer.blocks.{i}.self_norm.weight" in shapes for i in range(len(shapes)))
     reading = [i for i in range(layers) if f"qformer.blocks.{i}.cross_norm.weight" in shapes]
     config = QFormerConfig(
-        width=width, layers=layers, heads=heads or width // 64, queries=size("qformer.query_tokens", 1),
+        width=width, layers=layers, heads=heads or width // 64, num_queries=size("qformer.query_tokens", 1),
         mlp_width=size("qformer.blocks.0.query_mlp.up.weight", 0),
         image_width=size("qformer.blocks.0.cross_attention.key.weight", 1),
-        cross_every=reading[1] if len(reading) > 1 else layers,
-        vocabulary=size("qformer.words.weight", 0), positions=size("qformer.positions.weight", 0))
+        cross_attention_every=reading[1] if len(reading) > 1 else layers,
+        vocab_size=size("qformer.token_embedding.weight", 0),
+        max_positions=size("qformer.position_embedding.weight", 0))
     if not config.heads or width % config.heads:
         raise UserError(f"{source} does not say how many attention heads share its width of {width}: give heads=")
     return config, size("vision_projection.weight", 0)
@@ -72,23 +73,24 @@ def load_stage1(source: str | Path, heads: int | None = None) -> Stage1:
     taken to be 64 wide. A hub folder holds neither the LM head, which starts afresh, nor the temperature.
     """
     if Path(source).is_dir():
-        hub, checkpoint, naming = read_config(source), open_hub(source), names.STAGE1
+        hub, checkpoint, key_map = read_config(source), open_hub(source), names.STAGE1
         if hub.get("model_type") != "blip-2":
-            raise refuse(source, hub.get("model_type"), "stage 1 is read from a blip-2 or a LAVIS .pth file")
-        hub_sizes = sizes(complete(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()), names.QFORMER)
+            raise wrong_kind(source, hub.get("model_type"), "stage 1 is read from a blip-2 or a LAVIS .pth file")
+        hub_sizes = rename_settings(with_defaults(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()),
+                                    names.QFORMER)
         heads, qformer_eps, absent = heads or hub_sizes["heads"], hub_sizes["eps"], ("qformer.lm_head", "temperature")
         norm_eps = eva(source, hub)[0].eps
     else:
-        checkpoint, naming, absent = open_lavis(source), names.LAVIS_STAGE1, ()
+        checkpoint, key_map, absent = open_lavis(source), names.LAVIS_STAGE1, ()
         qformer_eps, norm_eps = QFormerConfig().eps, nn.LayerNorm(1).eps
-    shapes = {ours: shape for name, shape in checkpoint.shapes.items() for ours in translate(name, naming.tensors)}
-    config, shared_width = stage1_sizes(source, shapes, heads)
+    shapes = {ours: shape for name, shape in checkpoint.shapes.items() for ours in translate(name, key_map.tensors)}
+    config, embed_dim = stage1_sizes(source, shapes, heads)
     with torch.device("meta"):
-        stage1 = Stage1(replace(config, eps=qformer_eps), shared_width)
+        stage1 = Stage1(replace(config, eps=qformer_eps), embed_dim)
     stage1.vision_norm.eps = norm_eps
     if absent:
-        stage1.start_heads()
-    fill(stage1, checkpoint.tensors, naming, str(source), optional=absent)
+        stage1.reset_heads()
+    load_into(stage1, checkpoint.tensors, key_map, str(source), optional=absent)
     return stage1.eval()
 
 
@@ -99,17 +101,18 @@ def load_blip2(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
     """
     hub, checkpoint = read_config(folder), open_hub(folder)
     if hub.get("model_type") != "blip-2":
-        raise refuse(folder, hub.get("model_type"), "give the folder of a blip-2")
+        raise wrong_kind(folder, hub.get("model_type"), "give the folder of a blip-2")
     config, _ = eva(folder, hub)
     text = HubConfig({"model_type": "opt"} | hub.get("text_config", {}))
-    lm, naming = empty_lm(folder, text, "language_model.lm_head.weight" in checkpoint.shapes, dtype)
-    bridge = sizes(complete(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()), names.QFORMER)
+    lm, key_map = empty_lm(folder, text, "language_model.lm_head.weight" in checkpoint.shapes, dtype)
+    bridge = rename_settings(with_defaults(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()),
+                             names.QFORMER)
     vit = empty_vit(config, dtype)
     with torch.device("meta"):
         qformer = QFormer(QFormerConfig(**bridge | dict(image_width=vit.width),
-                                        queries=hub.get("num_query_tokens", QFormerConfig().queries)))
+                                        num_queries=hub.get("num_query_tokens", QFormerConfig().num_queries)))
         stage2 = Stage2(nn.LayerNorm(vit.width, eps=config.eps), qformer, lm)
-    fill(nn.ModuleDict(dict(vit=vit, stage2=stage2)), checkpoint.tensors, names.blip2(naming), str(folder))
+    load_into(nn.ModuleDict(dict(vit=vit, stage2=stage2)), checkpoint.tensors, names.blip2(key_map), str(folder))
     return vit.requires_grad_(False).eval(), stage2.eval()
 
 

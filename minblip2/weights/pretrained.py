@@ -17,21 +17,21 @@ from ..lm.opt import OPT, OPTConfig
 from ..lm.t5 import T5, T5Config
 from ..vit import CLIP_L, EVA_G, ViT, ViTConfig
 from . import names
-from .checkpoint import HubConfig, fill, open_hub, read_config
+from .checkpoint import HubConfig, load_into, open_hub, read_config
 from .keymap import Naming
 
 
-def sizes(hub: HubConfig, naming: Naming) -> dict[str, Any]:
+def rename_settings(hub: HubConfig, key_map: Naming) -> dict[str, Any]:
     """Their settings under our names. Raises UserError for one that is not there."""
-    return {ours: hub[theirs] for theirs, ours in naming.settings.items()}
+    return {ours: hub[theirs] for theirs, ours in key_map.settings.items()}
 
 
-def complete(part: Mapping[str, Any], naming: Naming, usual: Any) -> HubConfig:
+def with_defaults(part: Mapping[str, Any], key_map: Naming, usual: Any) -> HubConfig:
     """The settings of a part of a model, with the `usual` ones: files leave out what transformers takes as known."""
-    return HubConfig({theirs: getattr(usual, ours) for theirs, ours in naming.settings.items()} | part)
+    return HubConfig({theirs: getattr(usual, ours) for theirs, ours in key_map.settings.items()} | part)
 
 
-def refuse(source: object, kind: Any, wanted: str) -> UserError:
+def wrong_kind(source: object, kind: Any, wanted: str) -> UserError:
     """The error that a folder holds another kind of model."""
     return UserError(f"{source} holds a {kind!r} model; {wanted}")
 
@@ -44,13 +44,14 @@ def dinov2(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
     if hub.get("use_swiglu_ffn"):
         raise UserError(f"{source} is a DINOv2 with gated feed-forwards (giant): use small, base or large")
     mlp_width = int(hub["hidden_size"] * hub["mlp_ratio"])
-    return ViTConfig(**sizes(hub, names.DINOV2), mlp_width=mlp_width), names.DINOV2
+    return ViTConfig(**rename_settings(hub, names.DINOV2), mlp_width=mlp_width), names.DINOV2
 
 
 def clip(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
     """The image side of CLIP as BLIP-2 takes it: without the last block and the final norm (`CLIPVisionModel`)."""
     base = replace(CLIP_L, width=768, layers=12, heads=12, mlp_width=3072, patch_size=32)
-    config = replace(CLIP_L, **sizes(complete(hub.get("vision_config", hub), names.CLIP, base), names.CLIP))
+    config = replace(CLIP_L,
+                     **rename_settings(with_defaults(hub.get("vision_config", hub), names.CLIP, base), names.CLIP))
     last = f"encoder.layers.{config.layers - 1}"
     ignored = {**names.CLIP.ignored, last: "BLIP-2 takes the second-to-last block"}
     return replace(config, layers=config.layers - 1), replace(names.CLIP, ignored=ignored)
@@ -58,8 +59,8 @@ def clip(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
 
 def eva(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
     """BLIP-2's own encoder, out of a whole BLIP-2 (transformers `Blip2VisionModel`); its last norm is the bridge's."""
-    config = complete(hub.get("vision_config", hub), names.EVA, EVA_G)
-    return replace(EVA_G, **sizes(config, names.EVA)), names.EVA
+    config = with_defaults(hub.get("vision_config", hub), names.EVA, EVA_G)
+    return replace(EVA_G, **rename_settings(config, names.EVA)), names.EVA
 
 
 ENCODERS = {"dinov2": dinov2, "clip": clip, "clip_vision_model": clip, "blip-2": eva, "blip_2_vision_model": eva}
@@ -67,8 +68,8 @@ ENCODERS = {"dinov2": dinov2, "clip": clip, "clip_vision_model": clip, "blip-2":
 
 def load_vit(folder: str | Path, dtype: torch.dtype = torch.float32) -> ViT:
     """A frozen image encoder from a hub folder: CLIP, DINOv2, or the EVA of a BLIP-2, as BLIP-2 uses each of them."""
-    vit, naming = empty_encoder(folder, read_config(folder), dtype)
-    fill(vit, open_hub(folder).tensors, naming, str(folder))
+    vit, key_map = empty_encoder(folder, read_config(folder), dtype)
+    load_into(vit, open_hub(folder).tensors, key_map, str(folder))
     return vit.requires_grad_(False).eval()
 
 
@@ -76,9 +77,9 @@ def empty_encoder(source: object, hub: HubConfig, dtype: torch.dtype) -> tuple[V
     """An image encoder that still waits for its weights, and how they are called."""
     kind = hub.get("model_type")
     if kind not in ENCODERS:
-        raise refuse(source, kind, f"the image encoder must be one of {', '.join(ENCODERS)}")
-    config, naming = ENCODERS[kind](source, hub)
-    return empty_vit(config, dtype), naming
+        raise wrong_kind(source, kind, f"the image encoder must be one of {', '.join(ENCODERS)}")
+    config, key_map = ENCODERS[kind](source, hub)
+    return empty_vit(config, dtype), key_map
 
 
 def empty_vit(config: ViTConfig, dtype: torch.dtype) -> ViT:
@@ -92,39 +93,39 @@ def empty_vit(config: ViTConfig, dtype: torch.dtype) -> ViT:
 # --- language models --------------------------------------------------------------------------------------------------
 
 
-def opt(hub: HubConfig, own_head: bool) -> tuple[OPT, Naming]:
+def build_opt(hub: HubConfig, own_head: bool) -> tuple[OPT, Naming]:
     """OPT of any size (transformers `OPTForCausalLM`)."""
     if hub.get("activation_function", "relu") != "relu" or hub.get("_remove_final_layer_norm"):
         raise UserError("this OPT has another activation than ReLU or lacks its final norm: use one of Meta's own")
-    return OPT(OPTConfig(**sizes(hub, names.OPT))), names.OPT
+    return OPT(OPTConfig(**rename_settings(hub, names.OPT))), names.OPT
 
 
-def llama(hub: HubConfig, own_head: bool) -> tuple[Llama, Naming]:
+def build_llama(hub: HubConfig, own_head: bool) -> tuple[Llama, Naming]:
     """A language model of the Llama family (transformers `LlamaForCausalLM`)."""
     rope = hub.get("rope_parameters") or hub.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UserError(f"this Llama scales its rotary positions ({rope}), which is not supported: use a plain one")
     hub = HubConfig({"num_key_value_heads": hub["num_attention_heads"], "tie_word_embeddings": False,
                      "rope_theta": rope.get("rope_theta", 10_000.0)} | hub)
-    return Llama(LlamaConfig(**sizes(hub, names.LLAMA))), names.LLAMA
+    return Llama(LlamaConfig(**rename_settings(hub, names.LLAMA))), names.LLAMA
 
 
-def t5(hub: HubConfig, own_head: bool) -> tuple[T5, Naming]:
+def build_t5(hub: HubConfig, own_head: bool) -> tuple[T5, Naming]:
     """T5, T5 1.1 or FlanT5 (transformers `T5ForConditionalGeneration`); its head is its own if the file has one."""
     kind = hub.get("feed_forward_proj", "relu")  # "gated-gelu" has always meant the approximation
     activation = hub.get("dense_act_fn") or ("gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-"))
     if activation not in ACTIVATIONS:
         raise UserError(f"the activation {activation!r} is unknown: there are {', '.join(ACTIVATIONS)}")
     gated = kind.startswith("gated-")
-    hub = HubConfig({"num_decoder_layers": None, "relative_attention_max_distance": T5Config().farthest} | hub)
+    hub = HubConfig({"num_decoder_layers": None, "relative_attention_max_distance": T5Config().max_distance} | hub)
     # Newer files say whether the head is scaled; in older ones it is scaled where it is tied.
     scaled = hub.get("scale_decoder_outputs", hub.get("tie_word_embeddings", True))
-    config = T5Config(**sizes(hub, names.T5_GATED), activation=activation, gated=gated, tied=not own_head,
-                      scaled=scaled, start=hub.get("decoder_start_token_id") or 0)
+    config = T5Config(**rename_settings(hub, names.T5_GATED), activation=activation, gated=gated, tied=not own_head,
+                      scaled=scaled, decoder_start_id=hub.get("decoder_start_token_id") or 0)
     return T5(config), names.T5_GATED if gated else names.T5_PLAIN
 
 
-LANGUAGE_MODELS = {"opt": opt, "llama": llama, "t5": t5}
+LANGUAGE_MODELS = {"opt": build_opt, "llama": build_llama, "t5": build_t5}
 USUAL = {"opt": (names.OPT, OPTConfig()), "t5": (names.T5_GATED, T5Config())}  # what transformers takes as known
 
 
@@ -132,17 +133,17 @@ def empty_lm(source: object, hub: HubConfig, own_head: bool, dtype: torch.dtype)
     """A language model that still waits for its weights, and how they are called."""
     kind = hub.get("model_type")
     if kind not in LANGUAGE_MODELS:
-        raise refuse(source, kind, f"the language model must be one of {', '.join(LANGUAGE_MODELS)}")
+        raise wrong_kind(source, kind, f"the language model must be one of {', '.join(LANGUAGE_MODELS)}")
     if kind in USUAL:
-        hub = complete(hub, *USUAL[kind])
+        hub = with_defaults(hub, *USUAL[kind])
     with torch.device("meta"):
-        lm, naming = LANGUAGE_MODELS[kind](hub, own_head)
-        return lm.to(dtype), naming
+        lm, key_map = LANGUAGE_MODELS[kind](hub, own_head)
+        return lm.to(dtype), key_map
 
 
 def load_lm(folder: str | Path, dtype: torch.dtype = torch.float32) -> OPT | Llama | T5:
     """A frozen language model from a hub folder: OPT, the Llama family, or T5."""
     checkpoint = open_hub(folder)
-    lm, naming = empty_lm(folder, read_config(folder), "lm_head.weight" in checkpoint.shapes, dtype)
-    fill(lm, checkpoint.tensors, naming, str(folder))
+    lm, key_map = empty_lm(folder, read_config(folder), "lm_head.weight" in checkpoint.shapes, dtype)
+    load_into(lm, checkpoint.tensors, key_map, str(folder))
     return lm.requires_grad_(False).eval()

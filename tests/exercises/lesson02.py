@@ -16,13 +16,13 @@ def visible_of(queries: int, text_mask: Tensor) -> Tensor:
 def by_loops(rule):
     """A mask from a rule(row, column, queries) for two tokens that are no padding."""
     def mask_of(queries, text_mask):
-        visible = visible_of(queries, text_mask)
-        b, s = visible.shape
+        attention_mask = visible_of(queries, text_mask)
+        b, s = attention_mask.shape
         mask = torch.zeros(b, 1, s, s, dtype=torch.bool)
         for i in range(b):
             for row in range(s):
                 for column in range(s):
-                    mask[i, 0, row, column] = bool(visible[i, column]) and rule(row, column, queries)
+                    mask[i, 0, row, column] = bool(attention_mask[i, column]) and rule(row, column, queries)
         return mask
     return mask_of
 
@@ -144,7 +144,7 @@ ANSWERS = {
     "which_loss": Answers(
         [quarter, by_comparison],
         [(lambda mask, queries: "itg", "four quarters"), (lambda mask, queries: "no idea", "the answers are"),
-         (lambda mask, queries: "itg" if (told := quarter(mask, queries)) == "leak" else told, "queries' rows"),
-         (lambda mask, queries: "itm" if (told := quarter(mask, queries)) == "leak" else told, "words' rows"),
+         (lambda mask, queries: "itg" if (output := quarter(mask, queries)) == "leak" else output, "queries' rows"),
+         (lambda mask, queries: "itm" if (output := quarter(mask, queries)) == "leak" else output, "words' rows"),
          (lambda mask, queries: 2, "the answers are")]),
 }

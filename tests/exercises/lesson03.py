@@ -92,7 +92,7 @@ def by_module(positions, gh, gw):
     grid = math.isqrt(positions.shape[1] - 1)
     config = ViTConfig(image_size=2 * grid, patch_size=2, width=positions.shape[2], layers=0, heads=1, mlp_width=2)
     vit = ViT(config)
-    vit.positions = nn.Parameter(positions)
+    vit.position_embedding = nn.Parameter(positions)
     return vit.positions_for(gh, gw).detach()
 
 
@@ -333,9 +333,9 @@ class WritesDown(Locked):
     """In eval mode, but it keeps a running mean by itself."""
 
     def forward(self, image):
-        told = self.inner(image)
+        output = self.inner(image)
         self.inner[1].running_mean.lerp_(self.inner[0](image).mean(dim=(0, 2, 3)), 0.1)
-        return told
+        return output
 
 
 class WakesUp(Locked):

@@ -96,7 +96,7 @@ def unknown_is_zero(caption, vocabulary):
 
 
 def by_rotate(x, positions, theta):
-    return llama.rotate(x, *llama.rotary(positions, x.shape[-1], theta))
+    return llama.apply_rope(x, *llama.rotary(positions, x.shape[-1], theta))
 
 
 def by_complex(x, positions, theta):
@@ -238,19 +238,19 @@ def writing(left=True, by_id=False, blind=False, feed=True, see_own=True, scramb
     """Greedy writing on padded prompts, rightly or with one of the usual slips."""
     def write(model, prompts, pad, steps):
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i])) if scrambled else range(len(prompts))
-        ids, visible = filled([prompts[i] for i in order], pad, left)
+        ids, attention_mask = filled([prompts[i] for i in order], pad, left)
         if blind:
-            visible = torch.ones_like(visible)
+            attention_mask = torch.ones_like(attention_mask)
         start, written = ids.shape[1], []
         for _ in range(steps):
-            visible = ids != pad if by_id else visible
-            hidden = model(model.embed(ids), masks.causal(visible))
-            last = visible.long().cumsum(1).argmax(1) if newest else torch.full((len(ids),), ids.shape[1] - 1)
-            words = model.head(hidden[torch.arange(len(ids)), last]).argmax(-1)
+            attention_mask = ids != pad if by_id else attention_mask
+            hidden = model(model.embed(ids), masks.causal(attention_mask))
+            last = attention_mask.long().cumsum(1).argmax(1) if newest else torch.full((len(ids),), ids.shape[1] - 1)
+            words = model.lm_logits(hidden[torch.arange(len(ids)), last]).argmax(-1)
             written.append(words)
             if feed:
                 ids = torch.cat([ids, words[:, None]], dim=1)
-                visible = F.pad(visible, (0, 1), value=see_own)
+                attention_mask = F.pad(attention_mask, (0, 1), value=see_own)
         return ids if whole else torch.stack(written, dim=1) if not feed else ids[:, start:]
     return write
 
@@ -260,23 +260,23 @@ def one_by_one(model, prompts, pad, steps):
 
 
 def with_cache(model, prompts, pad, steps):
-    ids, visible = filled(prompts, pad, left=False)
+    ids, attention_mask = filled(prompts, pad, left=False)
     cache, written = KVCache(), []
-    state, visible = model.read(model.embed(ids), visible, cache)
+    state, attention_mask = model.prefill(model.embed(ids), attention_mask, cache)
     for _ in range(steps):
-        written.append(model.head(state).argmax(-1))
-        visible = F.pad(visible, (0, 1), value=True)
-        state = model(model.embed(written[-1][:, None]), visible[:, None, None], cache)[:, -1]
+        written.append(model.lm_logits(state).argmax(-1))
+        attention_mask = F.pad(attention_mask, (0, 1), value=True)
+        state = model(model.embed(written[-1][:, None]), attention_mask[:, None, None], cache)[:, -1]
     return torch.stack(written, dim=1)
 
 
 def mask_on_the_other_side(model, prompts, pad, steps):
     ids, _ = filled(prompts, pad, left=True)
-    _, visible = filled(prompts, pad, left=False)
+    _, attention_mask = filled(prompts, pad, left=False)
     start = ids.shape[1]
     for _ in range(steps):
-        words = model.head(model(model.embed(ids), masks.causal(visible))[:, -1]).argmax(-1)
-        ids, visible = torch.cat([ids, words[:, None]], dim=1), F.pad(visible, (0, 1), value=True)
+        words = model.lm_logits(model(model.embed(ids), masks.causal(attention_mask))[:, -1]).argmax(-1)
+        ids, attention_mask = torch.cat([ids, words[:, None]], dim=1), F.pad(attention_mask, (0, 1), value=True)
     return ids[:, start:]
 
 

@@ -10,21 +10,21 @@ from . import Answers
 # --- run_block --------------------------------------------------------------------------------------------------------
 
 
-def by_lines(parts, x, queries, picture, mask):
+def by_lines(parts, x, queries, image, mask):
     x = parts.self_norm(x + parts.self_attention(x, mask))
     q, t = x[:, :queries], x[:, queries:]
     if queries and parts.cross_attention is not None:
-        q = parts.cross_norm(q + parts.cross_attention(q, context=picture))
+        q = parts.cross_norm(q + parts.cross_attention(q, context=image))
     q = parts.query_norm(q + parts.query_mlp(q))
     t = parts.text_norm(t + parts.text_mlp(t))
     return torch.cat([q, t], dim=1)
 
 
-def by_list(parts, x, queries, picture, mask):
+def by_list(parts, x, queries, image, mask):
     """Each side as a list of the branches that it goes through; an absent side goes through none."""
     attended = parts.self_norm(torch.add(x, parts.self_attention(x, mask=mask)))
-    read = ((lambda q: parts.cross_attention(q, context=picture)), parts.cross_norm)
-    sides = [(slice(0, queries), [read] * (picture is not None) + [(parts.query_mlp, parts.query_norm)]),
+    read = ((lambda q: parts.cross_attention(q, context=image)), parts.cross_norm)
+    sides = [(slice(0, queries), [read] * (image is not None) + [(parts.query_mlp, parts.query_norm)]),
              (slice(queries, None), [(parts.text_mlp, parts.text_norm)])]
     result = torch.empty_like(x)
     for place, branches in sides:
@@ -41,11 +41,11 @@ def blocked(pre=False, all_read=False, swap=False, one_mlp=False, late=False, ea
     def branch(x, part, norm):
         return x + part(norm(x)) if pre else norm(part(x) if plain else x + part(x))
 
-    def run(parts, x, queries, picture, mask):
+    def run(parts, x, queries, image, mask):
         def read(q):
             if by_place:
-                return parts.cross_attention(q, picture)
-            return parts.cross_attention(q, context=None if blind else picture)
+                return parts.cross_attention(q, image)
+            return parts.cross_attention(q, context=None if blind else image)
 
         def talk(x):
             return parts.self_attention(x, mask) if masked else parts.self_attention(x)
@@ -79,9 +79,9 @@ def blocked(pre=False, all_read=False, swap=False, one_mlp=False, late=False, ea
     return run
 
 
-def adds_in_place(parts, x, queries, picture, mask):
+def adds_in_place(parts, x, queries, image, mask):
     x += 0.1
-    return by_lines(parts, x, queries, picture, mask)
+    return by_lines(parts, x, queries, image, mask)
 
 
 # --- fresh_queries ----------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ ANSWERS = {
          (blocked(blind=True), "without a picture"), (blocked(by_place=True), "Hand the picture over by name"),
          (blocked(stale=True), "the queries are not"), (blocked(apart=True), "more than once"),
          (adds_in_place, "changed the x"),
-         (lambda parts, x, queries, picture, mask: by_lines(parts, x, queries, picture, mask)[:, :queries],
+         (lambda parts, x, queries, image, mask: by_lines(parts, x, queries, image, mask)[:, :queries],
           "(b s e)")]),
     "fresh_queries": Answers(
         [drawn_in_place, lambda q, e, std: nn.Parameter(std * torch.randn(1, q, e)),

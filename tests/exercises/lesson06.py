@@ -17,7 +17,7 @@ def by_matmul(image, text):
 
 
 def by_loop(image, text):
-    return torch.stack([torch.stack([(picture @ one).max() for one in text]) for picture in image])
+    return torch.stack([torch.stack([(image @ one).max() for one in text]) for image in image])
 
 
 def of_queries(make):
@@ -30,7 +30,7 @@ def of_queries(make):
 
 def by_stage1(cosine, same_image, temperature, label_smoothing):
     holder = type("Holder", (), {"label_smoothing": label_smoothing})
-    return Stage1.contrastive_loss(holder, cosine / temperature, same_image)
+    return Stage1.itc_loss(holder, cosine / temperature, same_image)
 
 
 def by_entropy(cosine, same_image, temperature, label_smoothing):
@@ -109,14 +109,14 @@ def at_zero(batch, smoothing):
 def probe(image, text, temperature, shaped=True):
     """Name the bug by comparing with what each bug would answer to this input."""
     def name_of(logits_of):
-        told, cosines = logits_of(image, text, temperature), image @ text.T
-        if shaped and told.shape != (len(image), len(text)):
+        output, cosines = logits_of(image, text, temperature), image @ text.T
+        if shaped and output.shape != (len(image), len(text)):
             return "swapped"
         best, first = cosines.amax(dim=1), cosines[:, 0]
         answers = {"right": best / temperature, "multiplied": best * temperature, "first query": first / temperature,
                    "swapped": best.T / temperature}
         return next((name for name, answer in answers.items()
-                     if answer.shape == told.shape and torch.allclose(answer, told, atol=1e-5)), "no idea")
+                     if answer.shape == output.shape and torch.allclose(answer, output, atol=1e-5)), "no idea")
     return name_of
 
 
@@ -132,7 +132,7 @@ def by_shape_only(logits_of):
 
 
 def taken_for_each_other(logits_of):
-    return {"multiplied": "first query", "first query": "multiplied"}.get(told := by_hand(logits_of), told)
+    return {"multiplied": "first query", "first query": "multiplied"}.get(output := by_hand(logits_of), output)
 
 
 SOME = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[0, 0, 1], [0, 0.6, 0.8]]])
@@ -153,7 +153,7 @@ ANSWERS = {
          (of_queries(lambda cosines: cosines.amax(dim=2).softmax(dim=1)), "the numbers are others"),
          (lambda image, text: by_matmul(image.float(), text.float()), "float64"),
          (lambda image, text: by_matmul(image - image.mean(dim=1, keepdim=True), text), "the numbers are others")]),
-    "contrastive_loss": Answers(
+    "itc_loss": Answers(
         [by_stage1, by_entropy, by_rows],
         [(itc(scale=torch.mul), "cannot leave ln B"), (itc(scale=lambda cosine, _: cosine), "takes no part"),
          (itc(scale=lambda cosine, temperature: cosine / temperature**2), "twice"),

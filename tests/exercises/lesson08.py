@@ -223,7 +223,7 @@ ANSWERS = {
          (lambda ids, mask: ids[:, 1:].masked_fill(~mask[:, 1:], -100), "there are"),
          (lambda ids, mask: by_slices(ids, mask).clamp(min=0), "come round"),
          (lambda ids, mask: by_slices(ids, mask).index_fill(1, torch.tensor([0]), -100), "though a word comes next")]),
-    "generation_loss": Answers(
+    "itg_loss": Answers(
         [by_torch, by_selection, by_target, by_words,
          lambda logits, labels, smoothing: F.cross_entropy(logits.transpose(1, 2), labels, label_smoothing=smoothing)],
         [(lambda logits, labels, smoothing: by_torch(logits, labels, 0.0), "nothing is smoothed"),

@@ -24,7 +24,7 @@ def cosine(share, floor):
 
 
 def of_the_module(step, steps, warmup, peak, floor):
-    return learning_rate(step, TrainConfig(steps, learning_rate=peak, warmup=warmup, floor=floor))
+    return learning_rate(step, TrainConfig(steps, learning_rate=peak, warmup=warmup, min_lr_ratio=floor))
 
 
 def from_step_0(step, steps, warmup, peak, floor):
@@ -62,9 +62,9 @@ def of_metrics(similarity, owner, k):
 
 def by_counting(similarity, owner, k):
     found = 0
-    for picture, row in enumerate(similarity):
-        own = [score.item() for score, of in zip(row, owner.tolist(), strict=True) if of == picture]
-        wrong = row[owner != picture]
+    for image, row in enumerate(similarity):
+        own = [score.item() for score, of in zip(row, owner.tolist(), strict=True) if of == image]
+        wrong = row[owner != image]
         found += bool(own) and int((wrong >= max(own)).sum()) < k
     return found / len(similarity)
 
@@ -83,9 +83,9 @@ def by_ranking(similarity, owner, k):
 def first_only(similarity, owner, k):
     """Of each picture's captions, where the first stands among the wrong ones."""
     found = 0
-    for picture, row in enumerate(similarity):
-        own = (owner == picture).nonzero().flatten().tolist()
-        found += bool(own) and int((row[owner != picture] >= row[own[0]]).sum()) < k
+    for image, row in enumerate(similarity):
+        own = (owner == image).nonzero().flatten().tolist()
+        found += bool(own) and int((row[owner != image] >= row[own[0]]).sum()) < k
     return found / len(similarity)
 
 
@@ -249,9 +249,9 @@ def by_shares(log, batch, first=12, last=30):
 
 def by_table(log, batch):
     chance, begin, end = math.log(batch), log[:21], log[-21:]
-    met, told = mean("itm", end) < 0.3, mean("itc", end) < 0.7 * chance
+    met, output = mean("itm", end) < 0.3, mean("itc", end) < 0.7 * chance
     return {(True, True): "finished" if mean("itm", begin) < 0.3 else "healthy", (False, True): "wait"}.get(
-        (met, told), "too fast" if mean("itg", end) > 3 * mean("itg", begin) / 4 else "mispaired")
+        (met, output), "too fast" if mean("itg", end) > 3 * mean("itg", begin) / 4 else "mispaired")
 
 
 def mistaking(one, other):

@@ -139,9 +139,9 @@ def answers(length=lambda q, p, t: q + p + t, first=lambda q, p, t: q + p - 1, p
 
 def says(make):
     """A bridge that says make(scene, its number) of each picture of the exam."""
-    def caption(pictures):
-        place = {id(picture): number for number, picture in enumerate(own.exam()[0])}
-        numbers = [place[id(picture)] for picture in pictures]
+    def caption(images):
+        place = {id(image): number for number, image in enumerate(own.exam()[0])}
+        numbers = [place[id(image)] for image in images]
         return [make(own.exam()[1][number], number) for number in numbers]
     return lambda: caption
 
@@ -185,7 +185,7 @@ ANSWERS = {
         [(by(0), "repeat what it sees"), (by(2), "shifted twice"), (by(-1), "wrong way"), (per_caption, "however long"),
          (summed, "added up"), (every_place, "not supervised"),
          (lambda logits, targets: shifted(logits.detach(), targets), "no gradient")]),
-    "hear": Answers(
+    "lm_logits": Answers(
         [frozen, with_detached_weights],
         [(under_no_grad, "wire is cut"), (lambda lm, embeds: frozen(lm, embeds.detach()), "wire is cut"),
          (lambda lm, embeds: frozen(lm, embeds).detach(), "wire is cut"),
@@ -199,13 +199,13 @@ ANSWERS = {
          (answers(paid=lambda q, p, t: q + p + t - 1), "is not paid for"),
          (answers(length=lambda q, p, t: q + p + t + 2), "counted already")]),
     "own_bridge": Answers(
-        [says(as_written), says(every(3)), lambda: lambda pictures: tuple(says(plain)()(pictures))],
+        [says(as_written), says(every(3)), lambda: lambda images: tuple(says(plain)()(images))],
         [(says(lambda scene, number: ""), "the end is said before"),
          (says(lambda scene, number: "a red red red red circle"), "taught to repeat"),
          (says(lambda scene, number: " and ".join([plain(scene)] * 9)), "no end"),
          (says(lambda scene, number: "a picture of a red circle"), "nothing of the picture arrives"),
          (says(of_another), "fluent, and blind"), (says(every(14)), "it has begun to see"),
          (lambda: says(plain)()(own.exam()[0]), "gives a list"),
-         (lambda: lambda pictures: says(plain)()(pictures[:9]), "as many captions"),
-         (lambda: lambda pictures: [None] * len(pictures), "each a text")]),
+         (lambda: lambda images: says(plain)()(images[:9]), "as many captions"),
+         (lambda: lambda images: [None] * len(images), "each a text")]),
 }

@@ -56,11 +56,11 @@ def first_stays(sums, p, top_p):
 
 
 def in_place(scores, top_p):
-    return scores.copy_(generation.nucleus(scores, top_p))
+    return scores.copy_(generation.top_p_filter(scores, top_p))
 
 
 def unlikeliest(scores, top_p):
-    return torch.where(generation.nucleus(-scores, top_p) > -torch.inf, scores, -torch.inf)
+    return torch.where(generation.top_p_filter(-scores, top_p) > -torch.inf, scores, -torch.inf)
 
 
 # --- 11.2 -------------------------------------------------------------------------------------------------------------
@@ -160,8 +160,8 @@ def write_by_sample(next_logits, rows, end, max_length):
     def go_on(token, mask, cache):
         ids[0] = torch.cat([ids[0], token], dim=1)
         return next_logits(ids[0])
-    return generation.sample(go_on, next_logits(ids[0]), torch.ones(rows, 1).bool(), generation.KVCache(), end=end,
-                             max_length=max_length)
+    return generation.greedy_or_sample(go_on, next_logits(ids[0]), torch.ones(rows, 1).bool(), generation.KVCache(),
+                                       eos_id=end, max_length=max_length)
 
 
 def write_in_a_buffer(next_logits, rows, end, max_length):
@@ -192,18 +192,18 @@ def written(stops=lambda finished, token, end: finished.all(), fill=lambda end: 
 
 ANSWERS = {
     "nucleus": Answers(
-        [generation.nucleus, nucleus_by_loop, nucleus_by_pairs],
+        [generation.top_p_filter, nucleus_by_loop, nucleus_by_pairs],
         [(cut(lambda sums, p, top_p: sums > top_p), "left with nothing"),
          (cut(one_short), "crosses the line is missing"),
          (cut(lambda sums, p, top_p: sums - 2 * p >= top_p), "asked for"),
          (cut(lambda sums, p, top_p: F.pad((sums >= top_p)[:, :-1], (2, 0))[:, :-1]), "smallest set"),
          (cut(first_stays, back=False), "their own places"), (cut(first_stays, fill=0.0), "e⁰ = 1"),
          (cut(without_top), "the likeliest always does"), (in_place, "changed the scores"),
-         (lambda scores, top_p: generation.nucleus(scores, top_p).log_softmax(dim=1), "other scores than before"),
-         (lambda scores, top_p: generation.nucleus(scores, top_p).softmax(dim=1), "e⁰ = 1"),
+         (lambda scores, top_p: generation.top_p_filter(scores, top_p).log_softmax(dim=1), "other scores than before"),
+         (lambda scores, top_p: generation.top_p_filter(scores, top_p).softmax(dim=1), "e⁰ = 1"),
          (unlikeliest, ""), (lambda scores, top_p: scores, "all tokens stay"),
          (lambda scores, top_p: scores.masked_fill(scores.softmax(dim=1) < 1 - top_p, -torch.inf), ""),
-         (lambda scores, top_p: scores.masked_fill(generation.nucleus(scores, top_p) > -torch.inf, -torch.inf),
+         (lambda scores, top_p: scores.masked_fill(generation.top_p_filter(scores, top_p) > -torch.inf, -torch.inf),
           "gone is what should be kept")]),
     "tokens_computed": Answers(
         [by_counting, by_formula],

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from minblip2.lm.t5 import DistanceBias, T5Config
+from minblip2.lm.t5 import RelativePositionBias, T5Config
 from minblip2.stage2 import split_prefix
 
 from . import Answers
@@ -13,29 +13,30 @@ from . import Answers
 # --- 12.1 -------------------------------------------------------------------------------------------------------------
 
 
-def by_module(ahead, both_sides, groups, farthest):
-    bias = DistanceBias(T5Config(buckets=groups, farthest=farthest, heads=1), both_sides)
-    return bias.group(torch.tensor(ahead)).item()
+def by_module(ahead, bidirectional, groups, max_distance):
+    bias = RelativePositionBias(T5Config(buckets=groups, max_distance=max_distance, heads=1), bidirectional)
+    return bias.bucket(torch.tensor(ahead)).item()
 
 
-def by_edges(ahead, both_sides, groups, farthest):
-    side = groups // 2 if both_sides else groups
-    exact, distance = side // 2, abs(ahead) if both_sides else -min(0, ahead)
-    edges = [exact * (farthest / exact) ** (step / (side - exact)) for step in range(side - exact)]
+def by_edges(ahead, bidirectional, groups, max_distance):
+    side = groups // 2 if bidirectional else groups
+    exact, distance = side // 2, abs(ahead) if bidirectional else -min(0, ahead)
+    edges = [exact * (max_distance / exact) ** (step / (side - exact)) for step in range(side - exact)]
     found = distance if distance < exact else exact - 1 + sum(distance >= edge for edge in edges)
-    return found + side * (both_sides and ahead > 0)
+    return found + side * (bidirectional and ahead > 0)
 
 
 def grouped(rounding=int, most=-1, halved=True, far=None, of=lambda ahead, both: ahead):
     """The rule with a slip."""
-    def group_of(ahead, both_sides, groups, farthest):
-        ahead = of(ahead, both_sides)
-        side = groups // 2 if both_sides and halved else groups
-        distance, exact = abs(ahead) if both_sides else max(0, -ahead), side // 2
+    def group_of(ahead, bidirectional, groups, max_distance):
+        ahead = of(ahead, bidirectional)
+        side = groups // 2 if bidirectional and halved else groups
+        distance, exact = abs(ahead) if bidirectional else max(0, -ahead), side // 2
         if distance >= exact:
-            share = far(distance, exact, farthest) if far else math.log(distance / exact) / math.log(farthest / exact)
+            share = far(distance, exact,
+                        max_distance) if far else math.log(distance / exact) / math.log(max_distance / exact)
             distance = min(exact + rounding(share * (side - exact)), side + most)
-        return distance + (side if both_sides and ahead > 0 else 0)
+        return distance + (side if bidirectional and ahead > 0 else 0)
     return group_of
 
 
@@ -108,24 +109,24 @@ def popping(words, end, draw):
 
 
 def by_ones(soft, words, text_mask):
-    visible = torch.cat([torch.ones(soft.shape[:2], dtype=torch.bool), text_mask], dim=1)
-    return torch.cat([soft, words], dim=1), visible, (visible.cumsum(dim=1) - 1).clamp(min=0)
+    attention_mask = torch.cat([torch.ones(soft.shape[:2], dtype=torch.bool), text_mask], dim=1)
+    return torch.cat([soft, words], dim=1), attention_mask, (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def by_counting(soft, words, text_mask):
     places = torch.zeros(len(soft), soft.shape[1] + words.shape[1], dtype=torch.long)
-    visible = F.pad(text_mask, (soft.shape[1], 0), value=True)
+    attention_mask = F.pad(text_mask, (soft.shape[1], 0), value=True)
     for row in range(len(places)):
-        places[row, visible[row]] = torch.arange(int(visible[row].sum())) + 7
-    return [torch.cat([soft, words], dim=1), visible, places]
+        places[row, attention_mask[row]] = torch.arange(int(attention_mask[row].sum())) + 7
+    return [torch.cat([soft, words], dim=1), attention_mask, places]
 
 
-def encoded(visible=None, places=None, embeds=None):
+def encoded(attention_mask=None, places=None, embeds=None):
     """What the encoder gets, with a slip in one of the three."""
     def input_of(soft, words, text_mask):
         right = by_ones(soft, words, text_mask)
         return tuple(make(soft, words, text_mask) if make else one
-                     for make, one in zip((embeds, visible, places), right, strict=True))
+                     for make, one in zip((embeds, attention_mask, places), right, strict=True))
     return input_of
 
 
@@ -136,11 +137,11 @@ ANSWERS = {
          (grouped(of=lambda ahead, both: -abs(ahead)), "two sides apart"),
          (grouped(of=lambda ahead, both: ahead if both else -abs(ahead)), "looks back only"),
          (grouped(halved=False), "are numbered"),
-         (grouped(far=lambda d, exact, farthest: (d - exact) / (farthest - exact)), "equally wide"),
+         (grouped(far=lambda d, exact, max_distance: (d - exact) / (max_distance - exact)), "equally wide"),
          (grouped(rounding=round), "are rounded"), (grouped(rounding=math.ceil), ""),
          (grouped(most=9999), "last one of its side"), (grouped(most=0), ""),
          (grouped(most=-2), "last group is left out"),
-         (grouped(far=lambda d, exact, farthest: math.log(d) / math.log(farthest)), ""),
+         (grouped(far=lambda d, exact, max_distance: math.log(d) / math.log(max_distance)), ""),
          (lambda *given: float(by_edges(*given)), "whole numbers")]),
     "teach": Answers(
         [taught(), teach_by_loop, teach_by_roll],
@@ -175,13 +176,16 @@ ANSWERS = {
          (at(lambda n, draw: min(1, n // 2)), "are never made"), (popping, "changed the list")]),
     "encoder_input": Answers(
         [by_ones, by_counting, encoded()],
-        [(encoded(visible=lambda soft, words, mask: F.pad(mask, (soft.shape[1], 0))), "all pictures would get one"),
-         (encoded(visible=lambda soft, words, mask: mask), "asked for is (b s)"),
-         (encoded(visible=lambda soft, words, mask: F.pad(mask, (0, soft.shape[1]), value=True)), ""),
-         (encoded(visible=lambda soft, words, mask: torch.ones(len(soft), soft.shape[1] + words.shape[1]).bool()),
+        [(encoded(attention_mask=lambda soft, words, mask: F.pad(mask, (soft.shape[1], 0))),
+          "all pictures would get one"),
+         (encoded(attention_mask=lambda soft, words, mask: mask), "asked for is (b s)"),
+         (encoded(attention_mask=lambda soft, words, mask: F.pad(mask, (0, soft.shape[1]), value=True)), ""),
+         (encoded(attention_mask=lambda soft, words,
+                  mask: torch.ones(len(soft), soft.shape[1] + words.shape[1]).bool()),
           "padding may be seen"),
-         (encoded(visible=lambda soft, words, mask: F.pad(~mask, (soft.shape[1], 0), value=True)), "exchanged"),
-         (encoded(visible=lambda soft, words, mask: F.pad(mask, (soft.shape[1], 0), value=True).long()), "int64"),
+         (encoded(attention_mask=lambda soft, words, mask: F.pad(~mask, (soft.shape[1], 0), value=True)), "exchanged"),
+         (encoded(attention_mask=lambda soft, words, mask: F.pad(mask, (soft.shape[1], 0), value=True).long()),
+          "int64"),
          (encoded(embeds=lambda soft, words, mask: torch.cat([words, soft], dim=1)), "before the picture"),
          (encoded(embeds=lambda soft, words, mask: torch.cat([soft.detach(), words], dim=1)), "no gradient reaches"),
          (encoded(places=lambda soft, words, mask: torch.arange(

@@ -28,16 +28,16 @@ def tables() -> tuple[str, str]:
         rejected = [(each, *wrong) for each in exercises for wrong in answers[each.__name__].rejected]
         accepted = [(each, right) for each in exercises for right in answers[each.__name__].accepted]
         verdicts = [(each, each.verdict(answer), said) for each, answer, said in rejected]
-        told = sum(verdict.status == checks.WRONG and said in verdict.message for _, verdict, said in verdicts)
+        output = sum(verdict.status == checks.WRONG and said in verdict.message for _, verdict, said in verdicts)
         passed = sum(each.verdict(answer).status == checks.DONE for each, answer in accepted)
-        numbers = [len(exercises), told, len(rejected), passed, len(accepted)]
+        numbers = [len(exercises), output, len(rejected), passed, len(accepted)]
         sums = [a + b for a, b in zip(sums, numbers, strict=True)]
         rows.append((lesson, numbers))
         errors += [(each.name, commonest([(said, verdict.message) for one, verdict, said in verdicts if one is each]))
                    for each in exercises]
     lines = ["| lesson | exercises | wrong answers told why | right answers passed |", "| --- | ---: | ---: | ---: |"]
-    lines += [f"| {name} | {n} | {told} of {wrong} | {passed} of {right} |"
-              for name, (n, told, wrong, passed, right) in [*rows, ("all", sums)]]
+    lines += [f"| {name} | {n} | {output} of {wrong} | {passed} of {right} |"
+              for name, (n, output, wrong, passed, right) in [*rows, ("all", sums)]]
     common = ["| exercise | what learners are told most |", "| --- | --- |"]
     return "\n".join(lines), "\n".join([*common, *(f"| {name} | {message} |" for name, message in errors)])
 
