@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,11 +14,12 @@ from .data.coco import CocoCaptions
 from .data.files import read_json, write_beside
 from .data.pictures import load_image
 from .evaluation.measure import LABELS, evaluate_run
-from .training.bridge import Bridge, load_bridge, train_bridge
+from .training.bridge import load_bridge, train_bridge
 from .training.budget import dry_run
 from .training.distributed import env_rank, is_first_to_report
 from .training.recipes import RECIPES, find_recipe
 from .weights.blip2 import Blip2
+from .weights.retriever import Retriever
 
 
 def print_table(results: dict[str, float]) -> None:
@@ -30,11 +30,11 @@ def print_table(results: dict[str, float]) -> None:
         print(f"{label:{width}}  " + (f"{value:8.1f}" if isinstance(value, float) else f"{value:6}"))
 
 
-def note_unknown(bridge: Bridge, texts: Sequence[str]) -> None:
-    """Say which words of the texts the bridge has never read: to it, all of them are one and the same."""
+def note_unknown(retriever: Retriever, texts: Sequence[str]) -> None:
+    """Say which words of the texts the Q-Former has never read: to it, all of them are one and the same."""
     unknown = set()
     for text in texts:
-        read = bridge.backbones.tokenizer.backend.encode(text, add_special_tokens=False)
+        read = retriever.tokenizer.backend.encode(text, add_special_tokens=False)
         unknown |= {text[slice(*place)] for token, place in zip(read.tokens, read.offsets, strict=True)
                     if token == "[UNK]"}
     if unknown:
@@ -58,39 +58,37 @@ def train_command(args: argparse.Namespace) -> None:
 
 
 def caption_command(args: argparse.Namespace) -> None:
-    """Say what is in each picture."""
+    """Say what is in each image."""
     images = [load_image(path) for path in args.images]  # all are read before anything is said of one
-    if args.model:
-        say = partial(Blip2.from_folder(args.model).caption, images, args.prompt or "")
-    else:
-        bridge = load_bridge(args.run)
-        seen = bridge.encode_images(images)
-        say = partial(bridge.caption_stage1, seen) if args.stage1 else partial(bridge.caption, seen, args.prompt)
+    writer = Blip2.from_folder(args.model) if args.model else load_bridge(args.run)
+    if not args.model:
+        writer = writer.retriever if args.stage1 else writer.blip2
     torch.manual_seed(args.seed)  # here, for loading draws, too
     choice = dict(beams=args.beams) if args.top_p is None else dict(beams=1, top_p=args.top_p)
-    for path, caption in zip(args.images, say(max_length=args.max_length, **choice), strict=True):
+    if args.prompt is not None:
+        choice |= dict(prompt=args.prompt)
+    for path, caption in zip(args.images, writer.caption(images, max_length=args.max_length, **choice), strict=True):
         print(f"{path}: {caption}")
 
 
 def ask_command(args: argparse.Namespace) -> None:
-    """Answer questions about a picture with a BLIP-2, each put as the model was asked: "Question: ... Answer:"."""
+    """Answer questions about an image."""
     image = load_image(args.image)
-    answers = Blip2.from_folder(args.model).ask([image] * len(args.questions), args.questions)
-    for question, answer in zip(args.questions, answers, strict=True):
+    blip2 = Blip2.from_folder(args.model) if args.model else load_bridge(args.run).blip2
+    for question, answer in zip(args.questions, blip2.ask(image, args.questions), strict=True):
         print(f"{question} {answer}")
 
 
 def retrieve_command(args: argparse.Namespace) -> None:
-    """Find the pictures of a split that fit a text best: by ITC, then re-ranked by ITM."""
-    from .evaluation import retrieval
-
+    """Find the images of a split that fit a text best: by ITC, then re-ranked by ITM."""
     bridge = load_bridge(args.run)
-    note_unknown(bridge, [args.text])
+    retriever = bridge.retriever
+    note_unknown(retriever, [args.text])
     data = CocoCaptions(args.data or read_json(args.run / "run.json")["data"], args.split)
     features = torch.from_numpy(bridge.features(data, args.run / "cache").copy())
-    cosine = retrieval.itc_scores(bridge, features, [args.text])
-    _, scores = retrieval.rerank(bridge, features, [args.text], cosine, args.top)
-    print("  match  cosine  picture, and what a person said of it")
+    cosine = retriever.similarity(features, [args.text])
+    scores = retriever.rerank(features, [args.text], cosine, args.top, dim=0)
+    print("  match  cosine  image, and what a person said of it")
     for row in scores[:, 0].topk(min(args.show, args.top, len(data))).indices.tolist():
         record = data.images[row]
         print(f"{scores[row, 0]:7.2f}  {cosine[row, 0]:6.3f}  {record.path}  {record.captions[0]}")
@@ -105,16 +103,13 @@ def evaluate_command(args: argparse.Namespace) -> None:
 def attend_command(args: argparse.Namespace) -> None:
     """Draw which parts of a picture make each text match it."""
     from .course import figures, viz
-    from .evaluation import grounding
 
-    picture = load_image(args.image)
-    bridge = load_bridge(args.run)
-    note_unknown(bridge, args.texts)
-    ids, mask = bridge.text_ids(args.texts)
-    image_features = bridge.encode_images([picture]).expand(len(args.texts), -1, -1)
-    maps = grounding.to_grid(grounding.text_map(bridge.stage1, image_features, ids, mask), bridge.backbones.class_token)
-    shown = bridge.backbones.transform.crop_and_resize(picture)
-    figure = figures.attention_maps(shown, dict(zip(args.texts, maps.cpu(), strict=True)))
+    image = load_image(args.image)
+    retriever = load_bridge(args.run).retriever
+    note_unknown(retriever, args.texts)
+    maps = retriever.attention_maps(image, args.texts)
+    shown = retriever.transform.crop_and_resize(image)
+    figure = figures.attention_maps(shown, dict(zip(args.texts, maps, strict=True)))
     args.to.parent.mkdir(parents=True, exist_ok=True)
     write_beside(args.to, lambda path: path.write_bytes(viz.png(figure)))
     print(f"wrote {args.to}; each map is coloured up to its own maximum, which stands above it")
@@ -174,10 +169,10 @@ def parser() -> argparse.ArgumentParser:
     caption.add_argument("--max-length", type=positive, default=30, help="in tokens (default %(default)s)")
     caption.add_argument("--stage1", action="store_true", help="let the Q-Former caption without a language model")
 
-    ask = command("ask", ask_command, needs_run=False)
+    ask = command("ask", ask_command)
     ask.add_argument("image", type=Path)
-    ask.add_argument("questions", nargs="+", help='for example "Question: what is the dog doing? Answer:"')
-    ask.add_argument("--model", type=Path, required=True, help="folder of a BLIP-2 as on the model hub")
+    ask.add_argument("questions", nargs="+", help='for example "what is the dog doing?"')
+    ask.add_argument("--model", type=Path, help="folder of a BLIP-2 as on the model hub, instead of --run")
 
     retrieve = command("retrieve", retrieve_command)
     retrieve.add_argument("text")

@@ -130,7 +130,8 @@ class MultiHeadAttention(nn.Module):
 
     def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (b h k d) of a sequence (b k e); worth keeping when it is attended to more than once."""
-        return tuple(rearrange(layer(context), "b k (h d) -> b h k d", h=self.heads) for layer in (self.key, self.value))
+        return tuple(rearrange(layer(context), "b k (h d) -> b h k d", h=self.heads)
+                     for layer in (self.key, self.value))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, context: tuple[Tensor, Tensor] | None = None,
                 cache: LayerCache | None = None, bias: Tensor | None = None) -> Tensor:

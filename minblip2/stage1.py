@@ -178,7 +178,7 @@ class Stage1(nn.Module):
         """Captions from the Q-Former alone: ids (b t) that start after [DEC], filled with `eos_id`. See `generate`."""
         cache, num_queries = self.qformer.new_cache(), self.qformer.config.num_queries
         self.qformer(self.image_kv(image_features), cache=cache)
-        attention_mask = torch.ones(len(image_features), num_queries + 1, dtype=torch.bool, device=image_features.device)
+        attention_mask = image_features.new_ones(len(image_features), num_queries + 1, dtype=torch.bool)
 
         def step(ids: Tensor, attention_mask: Tensor, cache: KVCache) -> Tensor:
             mask, written = rearrange(attention_mask, "b k -> b 1 1 k"), cache.length - num_queries

@@ -56,10 +56,10 @@ class Words:
     """A tokenizer whose words are digits, for a decoder or, with `prompt_end`, for an encoder."""
 
     def __init__(self, start, prompt_end):
-        self.bos_id, self.prompt_end, self.eos_id = start, prompt_end, 9
+        self.bos_ids, self.prompt_end, self.eos_id = start, prompt_end, 9
 
     def encode_prompt(self, prompt):
-        return [*self.bos_id, *map(int, prompt), *self.prompt_end]
+        return [*self.bos_ids, *map(int, prompt), *self.prompt_end]
 
 
 @pytest.mark.parametrize("start, prompt_end, prompt, given", [

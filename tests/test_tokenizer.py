@@ -45,7 +45,7 @@ def test_round_trip_of_real_captions(bert, captions):
 
 
 def test_dec_is_the_last_id(bert, small):
-    assert (bert.bos_id, bert.eos_id, bert.pad_id, bert.dec_id, len(bert)) == ([101], 102, 0, 30522, 30523)
+    assert (bert.bos_ids, bert.eos_id, bert.pad_id, bert.dec_id, len(bert)) == ([101], 102, 0, 30522, 30523)
     assert small.dec_id == len(small) - 1 and small.backend.id_to_token(small.dec_id) is None
     words = small.token_ids("a red star")
     assert small.decode([small.dec_id, *words, small.eos_id, 5, 6]) == small.decode(words)
@@ -62,9 +62,9 @@ def test_words_reads_every_word_and_round_trips(small):
 @pytest.mark.parametrize("max_length", [2, 3, 5, 12])
 def test_truncation_keeps_start_and_end(small, max_length):
     ids = small.encode("a blue square", prompt="two green stars", max_length=max_length)
-    assert len(ids) == min(max_length, 8) and ids[:1] == small.bos_id and ids[-1] == small.eos_id
+    assert len(ids) == min(max_length, 8) and ids[:1] == small.bos_ids and ids[-1] == small.eos_id
     assert small.encode_prompt("two green stars") == small.encode("", prompt="two green stars")[:-1]
-    assert ids[:-1] == [*small.bos_id, *small.token_ids("two green stars a blue square")][: max_length - 1]
+    assert ids[:-1] == [*small.bos_ids, *small.token_ids("two green stars a blue square")][: max_length - 1]
 
 
 def test_padding_on_either_side(small):
@@ -83,7 +83,7 @@ def test_save_and_load(small, bert, tmp_path):
         tokenizer.save(tmp_path / "tokenizer.json")
         again = Tokenizer.load(tmp_path / "tokenizer.json")
         assert len(again) == len(tokenizer) and vars(again).keys() == vars(tokenizer).keys()
-        for name in ("bos_id", "eos_id", "pad_id", "dec_id", "prompt_end"):
+        for name in ("bos_ids", "eos_id", "pad_id", "dec_id", "prompt_end"):
             assert getattr(again, name) == getattr(tokenizer, name)
         assert again.encode("Two green stars!") == tokenizer.encode("Two green stars!")
 
@@ -150,7 +150,7 @@ def test_opts_vocabulary_and_merges_are_gpt2s_form(tmp_path):
     original = GPT2Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     assert ours.token_ids(text) == original.encode(text,
                                                    add_special_tokens=False) and len(ours.token_ids(text)) < len(text)
-    assert (ours.bos_id, ours.eos_id, ours.pad_id) == ([2], 2, 1)
+    assert (ours.bos_ids, ours.eos_id, ours.pad_id) == ([2], 2, 1)
     assert ours.encode(text, max_length=99) == [2, *ours.token_ids(text), 2]
     assert ours.decode(ours.token_ids(text)) == text.strip() and ours.decode([1, *ours.token_ids("at")]) == "at"
     (tmp_path / "merges.txt").write_text("#version: 0.2\nx\n")
@@ -163,7 +163,7 @@ def test_opts_vocabulary_and_merges_are_gpt2s_form(tmp_path):
     ({"config": {"eos_token_id": 1}}, 1), ({"config": {"eos_token_id": [2, 1]}}, 2)], ids=str)
 def test_the_end_may_be_named_in_several_ways(tmp_path, files, end):
     tokenizer = Tokenizer.from_folder(folder(tmp_path, **files))
-    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_id) == (end, end, [])
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_ids) == (end, end, [])
 
 
 @pytest.mark.parametrize("spoil, names", [

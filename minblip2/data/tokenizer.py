@@ -24,9 +24,9 @@ class Tokenizer:
     end. A prompt is closed by `prompt_end`: nothing, but for an encoder, which reads it as a text of its own.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, bos_id: Sequence[int], eos_id: int, pad: int,
+    def __init__(self, backend: tokenizers.Tokenizer, bos_ids: Sequence[int], eos_id: int, pad: int,
                  dec_id: int | None = None, prompt_end: Sequence[int] = ()):
-        self.backend, self.bos_id, self.eos_id, self.pad_id, self.dec_id = backend, list(bos_id), eos_id, pad, dec_id
+        self.backend, self.bos_ids, self.eos_id, self.pad_id, self.dec_id = backend, list(bos_ids), eos_id, pad, dec_id
         self.prompt_end = list(prompt_end)
         self.backend.no_padding()
         self.backend.no_truncation()
@@ -109,7 +109,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one JSON file, read back by `load`."""
-        write_json(Path(path), dict(backend=json.loads(self.backend.to_str()), bos_id=self.bos_id, eos_id=self.eos_id,
+        write_json(Path(path), dict(backend=json.loads(self.backend.to_str()), bos_ids=self.bos_ids, eos_id=self.eos_id,
                                     pad=self.pad_id, dec_id=self.dec_id, prompt_end=self.prompt_end))
 
     @classmethod
@@ -128,11 +128,11 @@ class Tokenizer:
     def encode(self, text: str, prompt: str = "", max_length: int = 32) -> list[int]:
         """[start] prompt text [end], at most `max_length` ids; a long text loses its last words, never its end."""
         inner = self.token_ids(prompt) + self.token_ids(text)
-        return [*self.bos_id, *inner][: max_length - 1] + [self.eos_id]
+        return [*self.bos_ids, *inner][: max_length - 1] + [self.eos_id]
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """[start] prompt: what stands before a text that a language model is to write."""
-        return [*self.bos_id, *self.token_ids(prompt), *self.prompt_end]
+        return [*self.bos_ids, *self.token_ids(prompt), *self.prompt_end]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end token; special tokens are left out."""

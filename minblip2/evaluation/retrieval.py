@@ -13,7 +13,10 @@ from . import metrics
 
 def evaluate_retrieval(retriever: Retriever, images: Images, captions: Sequence[str], image_of_text: Sequence[int],
                        top: int = 16) -> dict[str, float]:
-    """Recall both ways in percent, by ITC and with ITM re-ranking of the `top` best; image_of_text (m): whose caption."""
+    """Recall both ways in percent, by ITC and with ITM re-ranking of the `top` best.
+
+    image_of_text (m): the row of the image that each caption belongs to.
+    """
     features, image_of_text = retriever.encode_images(images), torch.as_tensor(image_of_text)
     cosine = retriever.similarity(features, captions)
     results = {f"itc_{key}": value for key, value in metrics.retrieval(cosine, image_of_text).items()}

@@ -66,7 +66,7 @@ def foil_accuracy(retriever: Retriever, features: Tensor, data: CocoCaptions, sp
 
 
 def longest_captions(data: CocoCaptions, most: int) -> tuple[list[str], list[int]]:
-    """The longest caption of each image, at most `most` of them, and the images' rows; a caption of several is left out."""
+    """The longest caption of each image, at most `most` of them, and the images' rows; none is there twice."""
     texts: dict[str, int] = {}
     for row, record in enumerate(data.images):
         texts.setdefault(max(record.captions, key=lambda caption: caption.count(" ")), row)

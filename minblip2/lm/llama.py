@@ -102,7 +102,7 @@ class Llama(DecoderOnly):
         return self.token_embedding(ids)
 
     def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: KVCache | None = None) -> Tensor:
-        """States (b s e) of embeds (b s e) at `positions` (b s), under a causal mask (b 1 s k) over the cache and them."""
+        """States (b s e) of embeds (b s e) at `positions` (b s), mask (b 1 s k) over the cache and them."""
         rope = rotary(positions, self.width // self.config.heads, self.config.rope_theta)
         return self.norm(self.run_all(embeds, rope, mask, cache=cache))
 

@@ -87,7 +87,8 @@ class DecoderOnly(Blocks):
     def teacher_forcing(self, given: Tensor, given_mask: Tensor, target: Tensor, target_mask: Tensor) -> Tensor:
         """States (b t e) that predict each word of `target`; see `LanguageModel`."""
         attention_mask = torch.cat([given_mask, target_mask], dim=1)
-        hidden = self(torch.cat([given, target], dim=1), masks.causal(attention_mask), masks.token_positions(attention_mask))
+        embeds, positions = torch.cat([given, target], dim=1), masks.token_positions(attention_mask)
+        hidden = self(embeds, masks.causal(attention_mask), positions)
         # Each word is predicted by the token before it; for the first one that is the newest which is not padding.
         return torch.cat([newest(hidden[:, :given.shape[1]], given_mask), hidden[:, given.shape[1]:-1]], dim=1)
 

@@ -25,7 +25,7 @@ class T5Config:
 
     T5 1.1 and FlanT5 have `gated` feed-forwards and a head of their own (neither `tied` to the word embeddings nor
     `scaled` by 1 / √width). BLIP-2 runs FlanT5 with the exact "gelu", though it was trained with the approximation
-    "gelu_new". `decoder_start_id` is what the decoder begins with; without `decoder_layers` it is as deep as the encoder.
+    "gelu_new". The decoder begins with `decoder_start_id`; without `decoder_layers` it is as deep as the encoder.
     """
 
     vocab_size: int = 32128

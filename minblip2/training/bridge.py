@@ -84,7 +84,7 @@ class Bridge:
 
     def _pairs(self, data: CocoCaptions, views: Sequence[np.ndarray], tokenizer: Tokenizer, prompt: str,
                config: TrainConfig) -> PairBatches:
-        ids = [tokenizer.encode(normalize_caption(caption), prompt, self.recipe.max_length) for _, caption in data.pairs]
+        ids = [tokenizer.encode(normalize_caption(text), prompt, self.recipe.max_length) for _, text in data.pairs]
         return PairBatches(views, [index for index, _ in data.pairs], ids, [record.id for record in data.images],
                            config.batch_size, config.seed, tokenizer.pad_id, self.recipe.keep_tokens, *rank_and_size())
 

@@ -123,7 +123,7 @@ class SceneTexts:
                 order = random.permutation(len(known[row]) - 1)
                 if random.random() < 0.5:
                     order[0] = -1  # the keywords
-                batch.append(sum((known[row][i] for i in order), [*self.tokenizer.bos_id]))
+                batch.append(sum((known[row][i] for i in order), [*self.tokenizer.bos_ids]))
             yield TextBatch(*self.tokenizer.pad(batch))
 
 

@@ -127,7 +127,8 @@ def read_log(path: str | Path) -> list[dict]:
 class Trainer:
     """A model, its optimiser, and how one step of training goes; `train` adds files around it."""
 
-    def __init__(self, model: nn.Module, losses: Losses, config: TrainConfig, device: torch.device, name: str = "train"):
+    def __init__(self, model: nn.Module, losses: Losses, config: TrainConfig, device: torch.device,
+                 name: str = "train"):
         self.model, self.losses, self.config, self.device, self.name = model.to(device), losses, config, device, name
         self.optimiser = torch.optim.AdamW(parameter_groups(model, config), betas=config.betas,
                                            lr=config.learning_rate, fused=True)
@@ -163,7 +164,8 @@ class Trainer:
                 sums[key] = sums.get(key, 0.0) + value.detach().float() / config.grad_accum
             image_ids.append(getattr(batch, "image_ids", torch.empty(0)))
         sums["gradient"] = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
-        record = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))  # the host waits for the device
+        # The host waits for the device here.
+        record = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
         for key in ("loss", "gradient"):
             if not math.isfinite(record[key]):
                 raise UserError(f"the {key} of {self.name} is {record[key]} at step {number + 1}, on images "

@@ -59,9 +59,9 @@ def train_stage1(stage1: Stage1, features: np.ndarray | Tensor, captions: Sequen
     """
     tokenizer = tokenizer or getattr(stage1, "tokenizer", None)
     if tokenizer is None:
-        raise UserError("how captions become ids is not known: make stage 1 with Stage1.for_features, or give tokenizer=")
+        raise UserError("this stage 1 knows no tokenizer: make it with Stage1.for_features, or give tokenizer=")
     if len(features) != len(captions):
-        raise UserError(f"there are {len(features)} image features and captions of {len(captions)} images: give as many")
+        raise UserError(f"there are features of {len(features)} images and captions of {len(captions)}: give as many")
     texts = [(row, text) for row, some in enumerate(captions) for text in ([some] if isinstance(some, str) else some)]
     ids = [tokenizer.encode(normalize_caption(text), max_length=max_length) for _, text in texts]
     batches = PairBatches([np.asarray(features)], [row for row, _ in texts], ids, range(len(features)),

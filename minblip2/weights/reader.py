@@ -42,7 +42,7 @@ class ImageReader:
             return self.vit(pixels.to(weight)).float()
 
     def encode_images(self, images: Images) -> Tensor:
-        """Frozen features (b v e) of images; features are taken as they are, wherever they lie and in their precision."""
+        """Frozen features (b v e) of images; features are taken as they are, wherever they lie."""
         if isinstance(images, Tensor | np.ndarray):
             features = torch.as_tensor(images)
             return features.reshape(-1, *features.shape[-2:])

@@ -1,4 +1,4 @@
-"""Images and texts compared by stage 1: similarity (ITC), retrieval re-ranked by matching (ITM), and maps of what fits."""
+"""Images and texts compared by stage 1: similarity (ITC), retrieval re-ranked by matching (ITM), and attention maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .reader import ImageReader, Images
 
 @dataclass(kw_only=True)
 class Retriever(ImageReader):
-    """A frozen image encoder and stage 1; images are given as `ImageReader` says, texts have at most `max_length` ids."""
+    """A frozen image encoder and stage 1. Images are given as `ImageReader` says; `max_length` counts a text's ids."""
 
     stage1: Stage1
     tokenizer: Tokenizer
@@ -75,7 +75,8 @@ class Retriever(ImageReader):
     def similarity(self, images: Images, texts: Sequence[str]) -> Tensor:
         """ITC's cosines (n m), on the CPU."""
         text_embeds = self.embed_texts(texts)
-        return torch.cat([self.stage1.similarity(some, text_embeds) for some in self.embed_images(images).split(50)]).cpu()
+        image_embeds = self.embed_images(images)
+        return torch.cat([self.stage1.similarity(some, text_embeds) for some in image_embeds.split(50)]).cpu()
 
     @torch.no_grad()
     def match_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor,
