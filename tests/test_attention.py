@@ -2,9 +2,18 @@
 
 import pytest
 import torch
+from einops import einsum
 from torch import nn
 
-from minblip2.attention import KVCache, MultiHeadAttention, attend, capture_attention
+from minblip2.attention import (
+    KVCache,
+    LayerCache,
+    Memory,
+    MultiHeadAttention,
+    attend,
+    attention_weights,
+    capture_attention,
+)
 from minblip2.masks import causal
 
 from .parity import difference, randomise
@@ -22,7 +31,8 @@ def test_fused_equals_explicit_equals_a_loop(sizes, masked):
     query, key, value, mask = example(*sizes)
     mask = mask | (torch.arange(sizes[3]) == 0) if masked else None
     fused = attend(query, key, value, mask)
-    explicit, weights = attend(query, key, value, mask, need_weights=True)
+    weights = attention_weights(query, key, mask)
+    explicit = einsum(weights, value, "b h s k, b h k d -> b h s d")
     assert difference(explicit, fused) < 1e-6
     assert (weights.sum(-1) - 1).abs().max() < 1e-6
     for b, h, s in torch.cartesian_prod(*(torch.arange(n) for n in sizes[:3])):
@@ -57,21 +67,20 @@ def test_layer_equals_torch(context_width, width, heads):
     assert difference(seen[0], weights) < 1e-5
 
 
-@pytest.mark.parametrize("need_weights", [False, True])
-def test_rows_that_may_see_nothing_give_zeros_and_finite_gradients(need_weights):
+@pytest.mark.parametrize("explicit", [False, True])
+def test_rows_that_may_see_nothing_give_zeros_and_finite_gradients(explicit):
     query, key, value, mask = example()
     mask[:, :, 1] = False
     mask[1] = False
-    mixed = attend(query, key, value, mask, need_weights=need_weights)
-    mixed = mixed[0] if need_weights else mixed
+    mixed = attention_weights(query, key, mask) @ value if explicit else attend(query, key, value, mask)
     assert (mixed[:, :, 1] == 0).all() and (mixed[1] == 0).all() and (mixed[0, :, 0] != 0).any()
     mixed.square().sum().backward()
     for tensor in (query, key, value):
         assert tensor.grad.isfinite().all() and (tensor.grad[1] == 0).all() and tensor.grad[0].abs().sum() > 0
 
 
-@pytest.mark.parametrize("need_weights", [False, True])
-def test_dropout_keeps_the_mean_and_is_off_in_evaluation(need_weights):
+@pytest.mark.parametrize("captured", [False, True])
+def test_dropout_keeps_the_mean_and_is_off_in_evaluation(captured):
     torch.manual_seed(0)
     layer = randomise(MultiHeadAttention(8, 2, dropout=0.5))
     x = torch.randn(1, 6, 8)
@@ -79,7 +88,7 @@ def test_dropout_keeps_the_mean_and_is_off_in_evaluation(need_weights):
         calm = layer(x)
         assert torch.equal(calm, layer(x))
         layer.train()
-        if need_weights:
+        if captured:
             with capture_attention(layer):
                 noisy = torch.stack([layer(x) for _ in range(4000)])
         else:
@@ -91,63 +100,52 @@ def test_dropout_keeps_the_mean_and_is_off_in_evaluation(need_weights):
 @pytest.mark.parametrize("pieces", [[3, 1, 1], [1, 1, 1, 1, 1], [2, 3]])
 def test_cache_in_pieces_equals_one_pass(pieces):
     layer, x = randomise(MultiHeadAttention(12, 3)), torch.randn(2, 5, 12)
-    mask, cache, done, outputs = causal(torch.ones(2, 5, dtype=torch.bool)), KVCache(), 0, []
+    mask, cache, done, outputs = causal(torch.ones(2, 5, dtype=torch.bool)), LayerCache(), 0, []
     for n in pieces:
-        assert cache.length == done
+        assert (0 if cache.key is None else cache.key.shape[2]) == done
         outputs.append(layer(x[:, done:done + n], mask[:, :, done:done + n, :done + n], cache=cache))
         done += n
     assert difference(torch.cat(outputs, dim=1), layer(x, mask)) < 1e-5
 
 
-def test_select_moves_the_rows_of_every_layer_and_leaves_the_original():
-    layers, cache, x = [randomise(MultiHeadAttention(8, 2), seed) for seed in (1, 2)], KVCache(), torch.randn(3, 4, 8)
-    for layer in layers:
-        layer(x, cache=cache)
-    chosen = cache.select(torch.tensor([2, 0, 0, 1]))
-    more = torch.randn(4, 1, 8)
-    for layer in layers:
-        whole = layer(torch.cat([x[[2, 0, 0, 1]], more], dim=1))[:, -1:]
-        assert difference(layer(more, cache=chosen), whole) < 1e-5
-    assert chosen.length == 5 and cache.length == 4 and KVCache().length == 0
+def filled(layers, x):
+    """A cache in which each of these layers has read x (b s e)."""
+    cache = KVCache(len(layers))
+    for layer, room in zip(layers, cache.layers, strict=True):
+        layer(x, cache=room)
+    return cache
 
 
-def test_many_readers_of_one_context_read_as_each_would_alone():
-    layer, x, context = randomise(MultiHeadAttention(8, 2, 5)), torch.randn(6, 3, 8), torch.randn(2, 7, 5)
-    together = layer(x, context=layer.project(context))  # rows 0 to 2 read the first, 3 to 5 the second
-    copied = layer(x, context=layer.project(context.repeat_interleave(3, dim=0)))
-    assert difference(together, copied) < 1e-6
-    assert difference(together[4:5], layer(x[4:5], context=layer.project(context[1:]))) < 1e-6
-
-
-def test_a_norm_folded_into_the_projection_learns_the_same():
-    layer, norm, x = randomise(MultiHeadAttention(8, 2, 5)), randomise(torch.nn.LayerNorm(5), 1), torch.randn(2, 7, 5)
-    plain = layer.project(norm(x))
-    folded = layer.project(torch.nn.functional.layer_norm(x, (5,), eps=norm.eps), norm)
-    parameters = [*norm.parameters(), *layer.key.parameters(), *layer.value.parameters()]
-    for ours, theirs in zip(folded, plain, strict=True):
-        assert difference(ours, theirs) < 1e-5
-    gradients = [torch.autograd.grad((kv[0].sin() * kv[1]).sum(), parameters) for kv in (folded, plain)]
-    assert all(difference(ours, theirs) < 1e-5 for ours, theirs in zip(*gradients, strict=True))
+def test_select_takes_rows_of_every_layer_and_leaves_the_original():
+    layers, x = [randomise(MultiHeadAttention(8, 2), seed) for seed in (1, 2)], torch.randn(3, 4, 8)
+    cache, rows, more = filled(layers, x), torch.tensor([2, 0, 0, 1]), torch.randn(4, 1, 8)
+    cache.memory = Memory([(torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4)) for _ in layers],
+                          torch.rand(3, 1, 1, 5) > 0.5)
+    chosen = cache.select(rows)
+    for layer, room in zip(layers, chosen.layers, strict=True):
+        whole = layer(torch.cat([x[rows], more], dim=1))[:, -1:]
+        assert difference(layer(more, cache=room), whole) < 1e-5
+    assert chosen.length == 5 and cache.length == 4 and KVCache(2).length == 0
+    assert torch.equal(chosen.memory.mask, cache.memory.mask[rows])
+    for ours, theirs in zip(chosen.memory.layers, cache.memory.layers, strict=True):
+        assert torch.equal(ours[0], theirs[0][rows]) and torch.equal(ours[1], theirs[1][rows])
 
 
 @torch.no_grad()
-def test_beams_move_in_place_and_words_find_room():
-    """With room and reordering, a cache is what copying and appending make of it; what all share does not move."""
-    layer, read, x = randomise(MultiHeadAttention(8, 2)), MultiHeadAttention(8, 2), torch.randn(2, 4, 8)
-    start = KVCache()
-    layer(x, cache=start)
-    start[read] = (torch.ones(2, 2, 3, 4), torch.ones(2, 2, 3, 4), torch.ones(2, 1, 1, 3, dtype=torch.bool))
-    beams = torch.tensor([0, 0, 1, 1])
-    plain, roomy = start.select(beams), start.select(beams, capacity=3)
-    memory = roomy.capacity[layer][0].data_ptr()
+def test_beams_that_move_in_place_are_what_copying_makes_of_them():
+    """Reordered in place from where beams differ, a cache is what selecting whole rows makes of it."""
+    layers = [randomise(MultiHeadAttention(8, 2), seed) for seed in (1, 2)]
+    start, beams = filled(layers, torch.randn(2, 4, 8)), torch.tensor([0, 0, 1, 1])
+    copied, moved = start.select(beams), start.select(beams)
     for step, rows in enumerate(([1, 0, 3, 3], [0, 0, 3, 2], [1, 1, 2, 2])):
         word = torch.randn(4, 1, 8, generator=torch.Generator().manual_seed(step))
-        assert difference(layer(word, cache=roomy), layer(word, cache=plain)) < 1e-6
-        plain = plain.select(torch.tensor(rows))
-        roomy.reorder(torch.tensor(rows), start=4)
-        for ours, theirs in zip(roomy[layer], plain[layer], strict=True):
-            assert torch.equal(ours, theirs) and ours.shape[2] == 5 + step
-    assert roomy[layer][0].data_ptr() == memory and read not in roomy.capacity and start.length == 4
+        for layer, ours, theirs in zip(layers, moved.layers, copied.layers, strict=True):
+            assert difference(layer(word, cache=ours), layer(word, cache=theirs)) < 1e-6
+        copied = copied.select(torch.tensor(rows))
+        moved.reorder(torch.tensor(rows), start=4)
+        for ours, theirs in zip(moved.layers, copied.layers, strict=True):
+            assert torch.equal(ours.key, theirs.key) and torch.equal(ours.value, theirs.value)
+    assert moved.length == 7 and start.length == 4
 
 
 def test_record_keeps_order_and_gradient_and_restores_after_an_error():

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from minblip2 import UserError
 from minblip2.attention import KVCache
 from minblip2.generation import generate, process_logits, top_p_filter
+from minblip2.masks import token_positions
 
 from .parity import lengths_mask
 from .test_llama import llama_pair
@@ -41,11 +43,12 @@ def prompts(ours, lengths=(2, 4, 1, 1, 3), seed=0):
 
 def write(lm, embeds, mask, **settings):
     """Our decoding after the given embeddings."""
-    cache = KVCache()
+    cache = lm.new_cache()
 
     @torch.no_grad()
     def step(ids, attention_mask, cache):
-        return lm.lm_logits(lm(lm.embed(ids), attention_mask, cache)[:, -1])
+        positions = token_positions(attention_mask)[:, -1:]
+        return lm.lm_logits(lm(lm.embed(ids), attention_mask[:, None, None], positions, cache)[:, -1])
 
     with torch.no_grad():
         first, attention_mask = lm.prefill(embeds, mask, cache)
@@ -124,7 +127,7 @@ def test_the_nucleus_is_the_smallest_set_that_holds_top_p(top_p, kept):
 def test_samples_come_from_the_nucleus_with_its_probabilities():
     probability = torch.tensor([0.4, 0.05, 0.3, 0.05, 0.2])
     logits = (probability**2).log().expand(20_000, 5)  # a temperature of 2 restores `probability`
-    drawn = generate(None, logits, torch.ones(20_000, 1, dtype=torch.bool), KVCache(), eos_id=4, max_length=1,
+    drawn = generate(None, logits, torch.ones(20_000, 1, dtype=torch.bool), KVCache(1), eos_id=4, max_length=1,
                      top_p=0.85, temperature=2.0, generator=torch.Generator().manual_seed(0))
     share = torch.bincount(drawn[:, 0], minlength=5) / 20_000
     assert share[1] == 0 and share[3] == 0
@@ -136,3 +139,20 @@ def test_adjust_penalises_what_was_written_once_and_forbids_an_early_end():
     assert process_logits(scores, torch.tensor([[0, 1, 1]]), END, 0, 2.0).tolist() == [[1.0, -4.0, 1.0, 3.0]]
     assert process_logits(scores, torch.tensor([[0]]), END, 2, 1.0)[0, END] == -torch.inf
     assert torch.equal(process_logits(scores, torch.tensor([[0, 3]]), END, 2, 1.0), scores)
+
+
+@pytest.mark.parametrize("settings, said", [
+    (dict(max_length=0), "max_length is 0"), (dict(beams=3, max_length=-1), "max_length is -1"),
+    (dict(beams=3, top_p=0.9), "top_p .* 3 beams"), (dict(beams=2, temperature=0.5), "temperature .* 2 beams"),
+    (dict(beams=2, temperature=0.5, top_p=0.3), "temperature and top_p")], ids=str)
+def test_settings_that_belong_to_no_way_of_decoding_are_refused(settings, said):
+    with pytest.raises(UserError, match=said):
+        generate(None, torch.zeros(1, 5), torch.ones(1, 1, dtype=torch.bool), KVCache(1), eos_id=4, **settings)
+
+
+def test_a_temperature_alone_draws_and_a_length_penalty_alone_does_not():
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(20_000, 4)
+    given = None, logits, torch.ones(20_000, 1, dtype=torch.bool), KVCache(1)
+    drawn = generate(*given, eos_id=3, max_length=1, temperature=1.0, generator=torch.Generator().manual_seed(0))
+    assert (torch.bincount(drawn[:, 0]) / 20_000 - logits[0].exp()).abs().max() < 0.015
+    assert (generate(*given, eos_id=3, max_length=1, top_p=None, length_penalty=-1.0) == 0).all()

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from minblip2 import masks
-from minblip2.attention import KVCache
 from minblip2.qformer import QFormer
 
 from .parity import TINY, difference, lengths_mask, randomise
@@ -37,6 +36,14 @@ def test_causal_is_lower_triangle_without_padding(lengths, side):
     n = attention_mask.shape[1]
     expected = [[[[j <= i and bool(row[j]) for j in range(n)] for i in range(n)]] for row in attention_mask]
     assert masks.causal(attention_mask).tolist() == expected
+
+
+@pytest.mark.parametrize("lengths, side", [([3, 5, 1], "right"), ([2, 4], "left")])
+def test_positions_count_the_tokens_before(lengths, side):
+    attention_mask = lengths_mask(lengths, side)
+    counted = masks.token_positions(attention_mask)
+    for row, places in zip(attention_mask, counted, strict=True):
+        assert places[row].tolist() == list(range(int(row.sum())))
 
 
 def run(name, x, image, text_mask):
@@ -90,7 +97,7 @@ def test_unimodal_joint_pass_is_two_separate_passes(model):
 
 def test_text_on_cached_queries_is_the_joint_causal_pass(model):
     image, ids, text_mask = inputs()
-    kv, cache, mask = model.project_image(image), KVCache(), masks.multimodal_causal(QUERIES, text_mask)
+    kv, cache, mask = model.project_image(image), model.new_cache(), masks.multimodal_causal(QUERIES, text_mask)
     alone = model(kv, cache=cache)
     cached = model(text_ids=ids, mask=mask[:, :, QUERIES:], cache=cache).text
     joint = model(kv, ids, mask)

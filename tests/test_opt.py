@@ -6,7 +6,6 @@ from transformers import OPTConfig as TheirConfig
 from transformers import OPTForCausalLM
 
 from minblip2 import masks
-from minblip2.attention import KVCache
 from minblip2.lm.opt import OPT, OPTConfig
 from minblip2.weights import names
 from minblip2.weights.checkpoint import load_into
@@ -38,11 +37,12 @@ def check_parity(ours, theirs, lengths, side):
     whole = masks.causal(mask)
     with torch.no_grad():
         expected = theirs(inputs_embeds=theirs.get_input_embeddings()(ids), attention_mask=mask.long()).logits
-        embeds, cache = ours.embed(ids), KVCache()
-        once = ours.lm_logits(ours(embeds, whole))
+        embeds, cache, positions = ours.embed(ids), ours.new_cache(), masks.token_positions(mask)
+        once = ours.lm_logits(ours(embeds, whole, positions))
         first = ids.shape[1] // 2
-        pieces = [ours(embeds[:, :first], whole[:, :, :first, :first], cache)] if first else []
-        pieces += [ours(embeds[:, i:i + 1], whole[:, :, i:i + 1, :i + 1], cache) for i in range(first, ids.shape[1])]
+        pieces = [ours(embeds[:, :first], whole[:, :, :first, :first], positions[:, :first], cache)] if first else []
+        pieces += [ours(embeds[:, i:i + 1], whole[:, :, i:i + 1, :i + 1], positions[:, i:i + 1], cache)
+                   for i in range(first, ids.shape[1])]
         cached = ours.lm_logits(torch.cat(pieces, dim=1))
     assert difference(once[mask], expected[mask]) < 1e-5
     assert difference(cached[mask], expected[mask]) < 1e-5

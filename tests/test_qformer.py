@@ -8,7 +8,6 @@ from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minblip2 import masks
-from minblip2.attention import KVCache
 from minblip2.qformer import QFormer, QFormerConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
@@ -73,7 +72,7 @@ def test_hidden_states_equal_transformers(config, lengths, name):
                           attention_mask=torch.where(mask, 0.0, -1e9)).last_hidden_state
         alone = theirs(query_embeds=text, query_length=0, attention_mask=torch.where(
             masks.unimodal(0, text_mask), 0.0, -1e9)).last_hidden_state
-        cache = KVCache()
+        cache = ours.new_cache()
         ours(kv, cache=cache)
         cached = ours(text_ids=ids,
                       mask=masks.multimodal_causal(config.num_queries, text_mask)[:, :, config.num_queries:],
@@ -97,9 +96,24 @@ def test_fresh_queries_differ_and_read_the_image_differently():
 def test_image_reaches_text_only_through_queries_and_selected_rows_equal_fresh_projection():
     model = randomise(QFormer(TINY))
     image, rows = torch.randn(3, 6, TINY.image_width), torch.tensor([2, 0, 2, 1])
-    for ours, fresh in zip(model.project_image(image).select(rows).layers, model.project_image(image[rows]).layers,
-                           strict=True):
-        assert difference(ours[0], fresh[0]) < 1e-6 and difference(ours[1], fresh[1]) < 1e-6
+    selected, fresh = model.project_image(image).select(rows), model.project_image(image[rows])
+    assert [pair is None for pair in selected] == [False, True, False] and len(selected) == len(fresh)
+    for ours, theirs in zip(selected[::2], fresh[::2], strict=True):
+        assert difference(ours[0], theirs[0]) < 1e-6 and difference(ours[1], theirs[1]) < 1e-6
+
+
+def test_text_after_a_text_continues_its_positions():
+    """Written word by word on a cache of text alone, as in one pass."""
+    model, ids = randomise(QFormer(TINY)), torch.randint(0, 50, (2, 5))
+    whole = model(text_ids=ids, mask=masks.causal(torch.ones_like(ids, dtype=torch.bool))).text
+    cache = model.new_cache()
+    pieces = [model(text_ids=ids[:, i:i + 1], cache=cache, first_position=i).text for i in range(5)]
+    assert difference(torch.cat(pieces, dim=1), whole) < 1e-5
+
+
+def test_nothing_to_read_is_said():
+    with pytest.raises(ValueError, match="neither an image nor a text"):
+        QFormer(TINY)()
 
 
 def test_query_branch_is_an_independent_copy_that_reads_alike():

@@ -26,7 +26,7 @@ def run(model):
 def test_same_losses_and_gradients(savings):
     ours, ours_gradient = run(randomise(Stage1(CONFIG, embed_dim=16)))
     plain, plain_gradient = run(randomise(PlainStage1(CONFIG, embed_dim=16, savings=savings)))
-    for name in ("loss", "itc", "itm", "itg", "similarity", "match_logits", "word_logits"):
+    for name in ("loss", "itc", "itm", "itg", "similarity", "itm_logits", "word_logits"):
         assert difference(getattr(ours, name), getattr(plain, name)) < 1e-5, name
     scale = max(gradient.abs().max() for gradient in plain_gradient.values())
     for name, gradient in plain_gradient.items():
@@ -42,8 +42,7 @@ def test_the_plain_form_really_does_more(monkeypatch):
         model, seen = randomise(PlainStage1(CONFIG, embed_dim=16, savings=savings)), []
         layer, projected = model.qformer.cross_attentions[0], []
         original = layer.project
-        monkeypatch.setattr(layer, "project", lambda context, *norm: (
-            projected.append(len(context)) or original(context, *norm)))
+        monkeypatch.setattr(layer, "project", lambda context: projected.append(len(context)) or original(context))
         model.qformer.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel() // CONFIG.width))
         model.qformer.token_embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
         run(model)
@@ -52,6 +51,6 @@ def test_the_plain_form_really_does_more(monkeypatch):
     mask = example(CONFIG, VISUAL, batch=5, seed=1)[2]
     longest, words = mask.shape[1], int(mask.sum()) - 5
     assert longest < PADDED
-    assert work(())[1] == [PADDED] * 2 + [5 * PADDED] + [PADDED]
-    # the last two are matching: true and wrong texts with each image, then the wrong images
-    assert work(tuple(SAVINGS))[1] == [longest] * 2 + [words] + [longest] * 2
+    # texts of contrast and of generation, words that meet the vocabulary, texts of matching
+    assert work(())[1] == [PADDED] * 2 + [5 * (PADDED - 1)] + [PADDED]
+    assert work(tuple(SAVINGS))[1] == [longest] * 2 + [words] + [longest]

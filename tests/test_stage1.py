@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minblip2 import UserError, masks
+from minblip2 import UserError, masks, reference
 from minblip2.stage1 import Stage1
 
 from .parity import TINY, difference, lengths_mask, note, randomise
@@ -29,49 +29,6 @@ def model():
     return randomise(Stage1(TINY, embed_dim=16))
 
 
-def smoothed(logits, targets, smoothing):
-    """Cross-entropy of one row with targets (n) and label smoothing, written out."""
-    n = len(logits)
-    shift = max(logits)
-    log_sum = shift + math.log(sum(math.exp(x - shift) for x in logits))
-    return -sum(((1 - smoothing) * t + smoothing / n) * (x - log_sum) for x, t in zip(logits, targets, strict=True))
-
-
-def by_hand(model, image, ids, mask, image_ids, negatives):
-    """Facts §3 as loops: one image and one text at a time, joint passes without padding, cache or sharing."""
-    b, q = len(ids), TINY.num_queries
-    former = model.qformer
-    kv = [former.project_image(model.vision_norm(image[i:i + 1])) for i in range(b)]
-    words = [row[: int(m.sum())].tolist() for row, m in zip(ids, mask, strict=True)]
-
-    def joint(i, text, kind):
-        full = torch.ones(1, len(text), dtype=torch.bool)
-        return former(kv[i], torch.tensor([text]), getattr(masks, kind)(q, full))
-
-    seen = [F.normalize(model.vision_projection(joint(i, words[i], "unimodal").queries[0]), dim=1) for i in range(b)]
-    said = [F.normalize(model.text_projection(joint(0, w, "unimodal").text[0, 0]), dim=0) for w in words]
-    logits = [[max(float(query @ text) for query in g) / float(model.temperature) for text in said] for g in seen]
-    same = [[float(image_ids[i] == image_ids[j]) for j in range(b)] for i in range(b)]
-    itc = 0.0
-    for i in range(b):
-        targets = [x / sum(same[i]) for x in same[i]]
-        itc += smoothed(logits[i], targets, 0.1) / (2 * b)
-        itc += smoothed([row[i] for row in logits], targets, 0.1) / (2 * b)
-    wrong_image, wrong_text = (x.tolist() for x in negatives)
-    triple = ([(i, i, 1) for i in range(b)] + [(wrong_image[i], i, 0) for i in range(b)]
-              + [(i, wrong_text[i], 0) for i in range(b)])
-    itm, itg, n = 0.0, 0.0, 0
-    for i, j, label in triple:
-        read = model.itm_head(joint(i, words[j], "bidirectional").queries[0])
-        itm += smoothed(read.mean(dim=0).tolist(), [1.0 - label, float(label)], 0.0) / (3 * b)
-    for i in range(b):
-        states = joint(i, [TINY.vocab_size - 1, *words[i][1:]], "multimodal_causal").text[0]
-        for state, word in zip(states[:-1], words[i][1:], strict=True):
-            targets = [float(word == v) for v in range(TINY.vocab_size)]
-            itg, n = itg + smoothed(former.lm_logits(state).tolist(), targets, 0.1), n + 1
-    return itc, itm, itg / n
-
-
 @pytest.mark.parametrize("image_ids", [None, [7, 8, 7, 9], [5, 5, 6, 5]], ids=str)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_losses_equal_plain_loops(image_ids, seed):
@@ -82,11 +39,13 @@ def test_losses_equal_plain_loops(image_ids, seed):
         negatives = torch.tensor([1, 2, 3, 0]), torch.tensor([2, 3, 1, 1])
         which = None if image_ids is None else torch.tensor(image_ids)
         out = model(image.double(), ids, mask, which, negatives)
-        expected = by_hand(model, image.double(), ids, mask, image_ids or [0, 1, 2, 3], negatives)
+        texts = [row[:n].tolist() for row, n in zip(ids, mask.sum(dim=1), strict=True)]
+        expected = reference.stage1_losses(model, image.double(), texts, image_ids or [0, 1, 2, 3],
+                                           [draw.tolist() for draw in negatives])
     for ours, theirs in zip((out.itc, out.itm, out.itg), expected, strict=True):
         assert note(abs(ours.item() - theirs) / max(1, abs(theirs))) <= 1e-6
     assert out.loss.item() == pytest.approx(sum(expected), abs=3e-6)
-    assert out.match_labels.tolist() == [1] * 4 + [0] * 8 and out.word_logits.shape == (int(mask.sum()) - 4, 50)
+    assert out.itm_labels.tolist() == [1] * 4 + [0] * 8 and out.word_logits.shape == (int(mask.sum()) - 4, 50)
 
 
 def test_negatives_never_share_the_image_and_follow_the_softmax(model):
@@ -124,7 +83,7 @@ def test_a_fresh_model_starts_where_arithmetic_says():
         out = Stage1(TINY, embed_dim=16).eval()(image, ids, mask)
     assert abs(out.itc - math.log(8)) < 0.1
     # the head has read nothing yet: as good as any constant, and 0.6365 is the least that a constant can reach at 1 : 2
-    constant = F.cross_entropy(out.match_logits.mean(0).expand(24, 2), out.match_labels)
+    constant = F.cross_entropy(out.itm_logits.mean(0).expand(24, 2), out.itm_labels)
     assert abs(out.itm - constant) < 0.02 and out.itm > 0.6365 - 0.01
     assert abs(out.itg - math.log(TINY.vocab_size)) < 0.1
 
@@ -161,7 +120,8 @@ def test_gradient_reaches_every_parameter_that_should_have_one(model):
     without = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9}
     # adding the same number to every score of a row changes no softmax: key biases cannot learn, in the original either
     assert {name for name in without if not name.endswith("attention.key.bias")} == set()
-    assert model.temperature.grad.abs() > 0 and model.qformer.token_embedding.weight.grad[TINY.vocab_size - 1].abs().max() > 0
+    assert model.temperature.grad.abs() > 0
+    assert model.qformer.token_embedding.weight.grad[model.qformer.dec_id].abs().max() > 0
 
 
 def test_caption_equals_writing_without_a_cache(model):
@@ -190,3 +150,22 @@ def test_features_that_are_no_numbers_give_a_loss_that_is_none(model):
     image, ids, mask = batch()
     image[1, 0, 0] = torch.nan
     assert model(image, ids, mask).loss.isnan()
+
+
+def test_scores_are_logit_plus_the_cosine_of_each_pair(model):
+    """One image with many texts as well, where each text has a cosine of its own."""
+    image, ids, mask = batch()
+    with torch.no_grad():
+        kv = model.image_kv(image[:1])
+        similarity = model.similarity(model.embed_image(kv), model.embed_text(ids, mask))[0]
+        many = kv.select(torch.zeros(4, dtype=torch.long))
+        logits = model.itm_logits(many, ids, mask)[:, 1]
+        assert difference(model.score(many, ids, mask), logits + similarity) < 1e-5
+    assert similarity.std() > 0.01  # or the texts could stand for each other
+
+
+def test_maps_need_no_parameter_that_learns(model):
+    image, ids, mask = batch()
+    learning = model.match_map(image, ids, mask)
+    frozen = model.requires_grad_(False).match_map(image, ids, mask)
+    assert torch.equal(learning, frozen) and learning.shape == (4, 6) and (learning > 0).any()

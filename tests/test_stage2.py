@@ -155,8 +155,8 @@ def test_the_prefix_ends_between_the_first_word_and_the_middle(words):
 def test_a_tokenizer_larger_than_the_model_is_refused(pair):
     norm, qformer, lm = pair[0].vision_norm, randomise(Stage1(TINY)).qformer, pair[0].lm
     with pytest.raises(UserError, match=f"{lm.vocab_size + 1} ids.*{lm.vocab_size}"):
-        Stage2(norm, qformer, lm, vocabulary_needed=lm.vocab_size + 1)
-    Stage2(norm, qformer, lm, vocabulary_needed=lm.vocab_size)
+        Stage2(norm, qformer, lm, vocab_needed=lm.vocab_size + 1)
+    Stage2(norm, qformer, lm, vocab_needed=lm.vocab_size)
 
 
 @pytest.mark.parametrize("beams, repetition_penalty", [(1, 1.0), (1, 3.0), (3, 1.0), (3, 3.0)])

@@ -7,7 +7,6 @@ from transformers import T5Config as TheirConfig
 from transformers import T5ForConditionalGeneration
 
 from minblip2 import masks
-from minblip2.attention import KVCache
 from minblip2.lm.t5 import T5, RelativePositionBias, T5Config
 from minblip2.weights import names
 from minblip2.weights.checkpoint import load_into
@@ -57,15 +56,17 @@ def test_equals_transformers(sizes, seed, lengths, side):
     ids[:, 0] = 0
     expected = theirs(inputs_embeds=embeds, attention_mask=given.long(), decoder_input_ids=ids,
                       decoder_attention_mask=mask.long(), output_hidden_states=True)
-    memory = ours.encode(embeds, given)
-    assert difference(memory[given], expected.encoder_last_hidden_state[given]) < 1e-5
+    places = masks.token_positions(given)
+    encoded = ours.encoder(embeds, masks.bidirectional(0, given), places, places)
+    assert difference(encoded[given], expected.encoder_last_hidden_state[given]) < 1e-5
 
-    cache = KVCache()
+    cache = ours.new_cache()
     first, attention_mask = ours.prefill(embeds, given, cache)
     whole = masks.causal(mask)
     pieces, half = [first[:, None]], 1 + ids.shape[1] // 2
     for rows in (slice(1, half), *(slice(i, i + 1) for i in range(half, ids.shape[1]))):
-        pieces.append(ours(ours.embed(ids[:, rows]), whole[:, :, rows, :rows.stop], cache))
+        seen = whole[:, :, rows, :rows.stop]
+        pieces.append(ours(ours.embed(ids[:, rows]), seen, masks.token_positions(mask)[:, rows], cache))
     states = torch.cat(pieces, dim=1)
     assert attention_mask.tolist() == [[True]] * len(lengths)
     assert difference(states[mask], expected.decoder_hidden_states[-1][mask]) < 1e-5
@@ -73,7 +74,7 @@ def test_equals_transformers(sizes, seed, lengths, side):
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("buckets, farthest", [(32, 128), (8, 20), (6, 9)])
+@pytest.mark.parametrize("buckets, max_distance", [(32, 128), (8, 20), (6, 9)])
 def test_every_distance_falls_into_the_group_that_transformers_says(bidirectional, buckets, max_distance):
     from transformers.models.t5.modeling_t5 import T5Attention
 

@@ -186,7 +186,7 @@ def t5_stack(stack: str, feed_forward: Table, layers: Table) -> Table:
         block |= within(f"layer.{number}.", f"{ours}.", parts)
         block[f"layer.{number}.layer_norm.weight"] = f"{ours.removesuffix('_attention')}_norm.weight"
     return within(f"{stack}.", f"{stack}.", {
-        "block.0.layer.0.SelfAttention.relative_attention_bias.weight": "distances.buckets.weight",
+        "block.0.layer.0.SelfAttention.relative_attention_bias.weight": "position_bias.buckets.weight",
         "final_layer_norm.weight": "norm.weight",
         **within("block.{i}.", "blocks.{i}.", block)})
 
