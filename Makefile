@@ -17,7 +17,7 @@ help:
 
 course: .venv/stamp
 	@echo "course: run every notebook; executed copies go to runs/course (20 to 25 minutes on 2 cores, then 8)"
-	@$(BIN)/python notebooks/course.py
+	@$(BIN)/python -m minblip2.course.run
 
 test: .venv/stamp
 	@echo "test: lint, unit tests, notebooks (25 to 30 minutes the first time on 2 cores, then 10)"

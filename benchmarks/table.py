@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.timing import OURS, RESULTS
+from minblip2.course.markers import put
+from minblip2.course.tables import markdown
 from minblip2.data.files import read_json
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
-
-from readme import put  # noqa: E402
-
-BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 TITLES = {  # benchmark -> what its cases are called
     "stage1": "stage-1 step", "stage2": "stage-2 step", "generate": "writing", "retrieve": "re-ranking",
     "cache": "stage-1 step", "memory": ""}
@@ -25,15 +22,6 @@ TITLES = {  # benchmark -> what its cases are called
 def loaded(folder: Path = RESULTS) -> dict[str, dict[str, dict]]:
     """Benchmark -> its cases by name, for those that were measured."""
     return {name: read_json(folder / f"{name}.json")["cases"] for name in TITLES if (folder / f"{name}.json").exists()}
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """Rows, the first of them the head, as a table in Markdown that can be read as it is; all but two columns right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [" | ".join(text.ljust(width) if i < 2 else text.rjust(width)
-                        for i, (text, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
-    rule = " | ".join("-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths))
-    return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
 
 
 def agreement(same: Mapping[str, float | str]) -> str:
@@ -78,7 +66,7 @@ def text(found: Mapping[str, Mapping[str, dict]]) -> str:
     """Both tables, and under what conditions they were measured. Raises ValueError when nothing was measured."""
     if not found:
         raise ValueError(f"{RESULTS} holds no results: run python -m benchmarks.stage1 and the others first")
-    tables = [markdown(rows) for rows in (times(found), peaks(found)) if len(rows) > 1]
+    tables = [markdown(*rows) for rows in (times(found), peaks(found)) if len(rows) > 1]
     return "\n\n".join([f"{machines(found)}, float32.", *tables])
 
 
@@ -88,7 +76,7 @@ def main() -> int:
         made = text(loaded())
         print(made)
         if "--write" in sys.argv:
-            put(made, BEGIN, END)
+            put(made, "benchmarks")
     except ValueError as error:
         print(f"benchmarks.table: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from . import UserError, __version__
+from .course.tables import plain_text
 from .data.coco import CocoCaptions
 from .data.files import read_json, write_beside
 from .data.pictures import load_image
@@ -24,10 +25,8 @@ from .weights.retriever import Retriever
 
 def print_table(results: dict[str, float]) -> None:
     """One line for each figure that has a label."""
-    output = {label: results[name] for name, label in LABELS.items() if name in results}
-    width = max(map(len, output))
-    for label, value in output.items():
-        print(f"{label:{width}}  " + (f"{value:8.1f}" if isinstance(value, float) else f"{value:6}"))
+    output = [(label, results[name]) for name, label in LABELS.items() if name in results]
+    print(plain_text(*((label, f"{value:.1f}" if isinstance(value, float) else value) for label, value in output)))
 
 
 def note_unknown(retriever: Retriever, texts: Sequence[str]) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- parity -->", "<!-- /parity -->"
+from minblip2.course.lesson import ROOT
+from minblip2.course.markers import put
+from minblip2.course.tables import markdown
+
 SAME = "identical"
 ROWS = [  # what is compared, the tests that do, what they allow
     ("DINOv2, hidden states", r"test_vit.*equals_transformers\[.*dinov2", "1e-5"),
@@ -73,10 +74,7 @@ def table(passed: list[str], others: list[str], measured: dict[str, list[float]]
         if missed or not cases:
             seen = f"{len(missed)} not passed" if missed else "not measured"
         lines.append((label, str(len(cases)), seen, allowed))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, tuple("-" * (width - (i > 0)) + ":" * (i > 0) for i, width in enumerate(widths)))
-    return "\n".join("| " + " | ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in
-                     zip(line[1:], widths[1:], strict=True))]) + " |" for line in lines)
+    return markdown(*lines)
 
 
 def main() -> int:
@@ -89,10 +87,7 @@ def main() -> int:
     made = table(outcomes.passed, outcomes.others, MEASURED)
     print(made)
     if "--write" in sys.argv:
-        sys.path.insert(0, str(ROOT / "notebooks"))
-        from readme import put
-
-        put(made, BEGIN, END)
+        put(made, "parity")
     return int(code)
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import readme
 from benchmarks import cache, generate, gpu, growth, memory, retrieve, stage1, stage2, table, timing
 from benchmarks.timing import OURS
 from minblip2 import UserError
@@ -224,17 +223,11 @@ def test_results_of_several_calls_come_together_in_the_table(results):
     assert any(line.endswith("| identical |") for line in lines)
     assert "| stage 1 | transformers | 1.00 | 2.00 | 0.50 |" in lines
     assert "float32" in lines[0] and "thread" in lines[0]
-    assert readme.fill(f"{table.BEGIN}\nold\n{table.END}", made, table.BEGIN, table.END).count(made) == 1
 
 
 def test_without_results_the_table_says_what_to_run(results, capsys, monkeypatch):
     monkeypatch.setattr(table, "loaded", lambda: {})
     assert table.main() == 2 and "run python -m benchmarks.stage1" in capsys.readouterr().err
-
-
-def test_readme_has_a_place_for_the_table():
-    text = (readme.ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.count(table.BEGIN) == text.count(table.END) == 1
 
 
 def test_noise_has_the_form_of_a_recipes_batches():

@@ -17,7 +17,7 @@ from minblip2.data.transforms import Transform
 from minblip2.weights.blip2 import Blip2
 
 from .parity import difference, randomise
-from .test_blip2 import config
+from .tiny_blip2 import blip2_config
 
 TEXTS = ["a photo of two dogs\n", "Question: what is the dog doing? Short answer:", "a red bus in the rain\n"] * 2
 QUESTIONS = ["Question: what is the dog doing? Answer:", "Question: a bus? Answer:"]
@@ -45,7 +45,7 @@ def original(request, tmp_path):
     """A small BLIP-2 with tokenizer and preprocessing: transformers' model and processor, and the folder."""
     lm = request.param
     words = tokenizer(lm)
-    settings = config(lm, 1)
+    settings = blip2_config(lm, 1)
     settings.image_token_index = words.convert_tokens_to_ids("<image>")
     text = settings.text_config
     text.vocab_size = len(words) + 3  # padded, as on the hub

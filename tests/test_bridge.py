@@ -23,10 +23,9 @@ from minblip2.data.scenes import BACKGROUNDS, COLOURS, HELD_OUT, SEEN, SHAPES, S
 from minblip2.evaluation import grounding, measure, retrieval
 from minblip2.training import experts
 from minblip2.training.bridge import load_bridge, prompt_and_target, train_bridge
-from minblip2.training.recipes import RECIPES, SCENES, find_recipe, normalize_caption, shrink_and_perturb
+from minblip2.training.recipes import RECIPES, find_recipe, normalize_caption, shrink_and_perturb
 
-SHORT = replace(SCENES, experts={name: replace(config, steps=4) for name, config in SCENES.experts.items()},
-                stage1=replace(SCENES.stage1, steps=4), stage2=replace(SCENES.stage2, steps=4))
+from .short_recipe import SHORT
 
 
 @pytest.fixture(scope="module")

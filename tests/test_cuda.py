@@ -22,8 +22,10 @@ from minblip2.training.distributed import DistributedBatch
 from minblip2.training.loop import train
 from minblip2.training.recipes import RECIPES
 from tests import spread_batch as one
-from tests import test_bridge, test_generation, test_stage2
+from tests.batches import stage2_batch
+from tests.pairs import PAIRS, prompts, write
 from tests.parity import TINY, difference, randomise
+from tests.short_recipe import SHORT
 from tests.tiny_training import CONFIG, Numbers, Toy, toy_losses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(),
@@ -71,12 +73,12 @@ def test_hard_negatives_are_drawn_from_other_images():
         assert images.is_cuda and not same[rows, images].any() and not same[rows, texts].any()
 
 
-@pytest.mark.parametrize("kind", test_stage2.PAIRS)
+@pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("checkpointed_forward", [False, True], ids=["plain", "checkpoint_blocks"])
 def test_stage_2_is_that_of_the_cpu(kind, checkpointed_forward):
     torch.manual_seed(0)
-    cpu = Stage2.from_stage1(randomise(Stage1(TINY, embed_dim=16)), test_stage2.PAIRS[kind](seed=3)[0]).train()
-    gpu, inputs, found = copy.deepcopy(cpu).to(GPU), test_stage2.batch(prompts=(2, 0, 3)), {}
+    cpu = Stage2.from_stage1(randomise(Stage1(TINY, embed_dim=16)), PAIRS[kind](seed=3)[0]).train()
+    gpu, inputs, found = copy.deepcopy(cpu).to(GPU), stage2_batch(prompts=(2, 0, 3)), {}
     if checkpointed_forward:
         checkpoint_blocks(gpu)
     for name, model, given in (("cpu", cpu, inputs), ("gpu", gpu, moved(inputs))):
@@ -87,14 +89,14 @@ def test_stage_2_is_that_of_the_cpu(kind, checkpointed_forward):
     same_gradients(found["gpu"][1], found["cpu"][1])
 
 
-@pytest.mark.parametrize("kind", test_generation.PAIRS)
+@pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("settings", [{}, {"beams": 3}, {"beams": 2, "min_length": 4, "repetition_penalty": 1.5}],
                          ids=str)
 def test_what_is_written_is_what_the_cpu_writes(kind, settings):
-    ours, _ = test_generation.PAIRS[kind][0](seed=3)
-    embeds, mask = test_generation.prompts(ours)
-    expected = test_generation.write(ours, embeds, mask, max_length=8, **settings)
-    written = test_generation.write(ours.to(GPU), embeds.to(GPU), mask.to(GPU), max_length=8, **settings)
+    ours, _ = PAIRS[kind](seed=3)
+    embeds, mask = prompts(ours)
+    expected = write(ours, embeds, mask, max_length=8, **settings)
+    written = write(ours.to(GPU), embeds.to(GPU), mask.to(GPU), max_length=8, **settings)
     assert torch.equal(written.cpu(), expected)
 
 
@@ -134,8 +136,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     write_scenes(folder / "data", train=80, val=24, test=24, progress=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RECIPES, "scenes", test_bridge.SHORT)
-        yield folder / "scenes", train_bridge(test_bridge.SHORT, folder / "data", None, folder / "scenes")
+        patch.setitem(RECIPES, "scenes", SHORT)
+        yield folder / "scenes", train_bridge(SHORT, folder / "data", None, folder / "scenes")
 
 
 def test_the_road_leads_over_the_gpu(trained):

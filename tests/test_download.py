@@ -26,7 +26,7 @@ import fetch
 from minblip2.data.coco import CocoCaptions
 
 from .coco_server import ARCHIVE, KARPATHY, CocoServer, coco_files, packed
-from .test_data import png_header
+from .pictures import png_header
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -6,54 +6,20 @@ import torch
 from minblip2 import UserError
 from minblip2.attention import KVCache
 from minblip2.generation import generate, process_logits, top_p_filter
-from minblip2.masks import token_positions
 
-from .parity import lengths_mask
-from .test_llama import llama_pair
-from .test_opt import opt_pair
-from .test_t5 import t5_pair
-
-END = 2
-
-
-PAIRS = {"opt": (opt_pair, 3.0), "llama": (llama_pair, 1.5), "t5": (t5_pair, 2.0)}
+from .batches import END
+from .pairs import PAIRS, prompts, write
 
 
 @pytest.fixture(scope="module", params=PAIRS)
 def pair(request):
-    make, louder = PAIRS[request.param]
-    ours, theirs = make(seed=3)
+    ours, theirs = PAIRS[request.param](seed=3)
+    louder = {"opt": 3.0, "llama": 1.5, "t5": 2.0}[request.param]
     with torch.no_grad():  # now and then the end is the likeliest word, so texts of many lengths appear
         for table in ((ours.token_embedding, theirs.get_input_embeddings()) if theirs.config.tie_word_embeddings and
                       not hasattr(ours, "encoder") else (ours.lm_head, theirs.get_output_embeddings())):
             table.weight[END] *= louder
     return ours, theirs
-
-
-def prompts(ours, lengths=(2, 4, 1, 1, 3), seed=0):
-    """Embeddings and mask laid out as in BLIP-2: two visual tokens, padding, a text of `lengths` tokens.
-
-    For an encoder padding comes last: where it stands between tokens, transformers' T5 takes it for distance.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    texts = lengths_mask([*lengths], "right" if ours.decoder_start_ids else "left")
-    mask = torch.cat([torch.ones(len(lengths), 2, dtype=torch.bool), texts], dim=1)
-    return torch.randn(*mask.shape, ours.width, generator=generator), mask
-
-
-def write(lm, embeds, mask, **settings):
-    """Our decoding after the given embeddings."""
-    cache = lm.new_cache()
-
-    @torch.no_grad()
-    def step(ids, attention_mask, cache):
-        positions = token_positions(attention_mask)[:, -1:]
-        return lm.lm_logits(lm(lm.embed(ids), attention_mask[:, None, None], positions, cache)[:, -1])
-
-    with torch.no_grad():
-        first, attention_mask = lm.prefill(embeds, mask, cache)
-        logits = lm.lm_logits(first)
-    return generate(step, logits, attention_mask, cache, eos_id=END, decoder_start_ids=lm.decoder_start_ids, **settings)
 
 
 def expected(theirs, embeds, mask, **settings):

@@ -1,31 +1,19 @@
-"""What a user gets: a wheel with the package and nothing else, one version everywhere, guides that say what is so."""
+"""What a user gets: a wheel with the package and nothing else, one version everywhere, results and their provenance."""
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-import course
-import guide
 import minblip2
-import readme
 from benchmarks import provenance
 from minblip2 import UserError
-from minblip2.__main__ import parser
-from minblip2.course import lesson
-
-from . import gates
-from .exercises import lesson07
-from .exercises.table import commonest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,105 +74,6 @@ def test_one_version_everywhere():
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
 
 
-# --- the instructors' guide -------------------------------------------------------------------------------------------
-
-
-def between(text, marks):
-    return text.partition(marks[0])[2].partition(marks[1])[0].strip()
-
-
-def test_the_guide_tells_the_timings_of_the_notebooks():
-    text, known = guide.GUIDE.read_text(encoding="utf-8"), guide.lessons()
-    stale = "INSTRUCTORS.md is older than the notebooks' outputs: run python notebooks/guide.py"
-    assert between(text, guide.TIMINGS) == guide.timings(known), stale
-    assert between(text, guide.PLANS_AT) == guide.plans(known), stale
-    assert sum(len(one.exercises) for one in known.values()) > 50
-    assert gates.broken_links(text, guide.GUIDE.parent) == []
-
-
-def test_plans_name_every_lesson_once():
-    term = [number for _, numbers, _ in guide.PLANS["a term"] for number in numbers]
-    assert term == sorted(set(term)) and set(guide.lessons()) <= set(term)
-    for sessions in guide.PLANS.values():
-        numbers = [number for _, some, _ in sessions for number in some]
-        assert numbers == sorted(set(numbers)), "a plan goes through the lessons in order"
-
-
-def test_lessons_are_read_from_their_outputs(tmp_path):
-    (tmp_path / "solutions").mkdir()
-    made = new_notebook(cells=[new_markdown_cell("# 03 · Thing\n\nText."), new_code_cell("x")])
-    course.write(made, tmp_path / "notebooks" / "03_thing.ipynb")
-    with pytest.raises(ValueError, match="03_thing.ipynb does not tell its minutes"):
-        guide.lessons(tmp_path)
-    said = "Reading: about **7 minutes**, at 150 words a minute. Computing: **90 seconds** on the machine that ran it."
-    made.cells[1].outputs = [new_output("display_data", {"text/markdown": said})]
-    course.write(made, tmp_path / "notebooks" / "03_thing.ipynb")
-    asked = new_notebook(cells=[new_markdown_cell("*Write · difficulty ●○○○○ · importance ●●●●● · about 15 minutes*"),
-                                new_markdown_cell("*Find · difficulty ●●○○○ · importance ●●●○○ · about 4 minutes*")])
-    course.write(asked, tmp_path / "solutions" / "03_thing.ipynb")
-    (found,) = guide.lessons(tmp_path).values()
-    assert found == guide.Lesson("Thing", 7, 90, ((5, 15), (3, 4)))
-    assert found.minutes("all") == 27.5 and found.minutes("most") == 23.5
-
-
-def test_the_guide_quotes_a_message_for_every_exercise():
-    rows = between(guide.GUIDE.read_text(encoding="utf-8"), ("<!-- errors -->", "<!-- /errors -->")).splitlines()[2:]
-    quoted = dict(re.fullmatch(r"\| (\S+ \S+) \| (.+) \|", row).groups() for row in rows)
-    import progress
-
-    assert list(quoted) == [each.name for exercises in progress.lessons().values() for each in exercises]
-    parts = [said for _, said in lesson07.ANSWERS["sample_negatives"].rejected]
-    assert any(part in quoted["07.1 sample_negatives"] for part in parts), "no wrong answer gets this message"
-
-
-def test_the_commonest_message_is_quoted():
-    output = [("b", "a b c | d. Read again: x."), ("z", "z. Read again: y."), ("b", "u b v. Read again: x.")]
-    assert commonest(output) == "a b c \\| d."
-
-
-# --- the README -------------------------------------------------------------------------------------------------------
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-QUESTIONS = [row.strip("|").split(" | ") for row in README.splitlines()
-             if re.match(r"\| [^|]+ \| \[\d\d\]\(notebooks/", row)]
-
-
-@pytest.mark.parametrize("question, answer", QUESTIONS, ids=lambda text: text.strip()[:60])
-def test_every_question_has_an_answer_that_is_there(question, answer):
-    named = re.findall(r"\[(\d\d)\]\((notebooks/\w+\.ipynb)\)((?:,? §\d+)+|, opening)", answer)
-    assert named and len(named) == answer.count("]("), f"a lesson without a section: {answer}"
-    for number, path, where in named:
-        prose = gates.markdown_of(nbformat.read(ROOT / path, 4))
-        assert path.startswith(f"notebooks/{number}_")
-        for section in re.findall(r"\d+", where):
-            assert re.search(rf"^## {section} · ", prose, re.MULTILINE), f"{path} has no section {section}"
-
-
-def test_the_readme_lists_every_lesson_and_guide():
-    assert len(QUESTIONS) > 25
-    for path in [*sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), guide.GUIDE, guide.GUIDE.with_name("PAPER.md")]:
-        assert f"](notebooks/{path.name})" in README, f"README does not lead to {path.name}"
-    assert "](CHANGELOG.md)" in README
-
-
-def test_every_command_of_the_readme_is_one():
-    shown = re.findall(r"^python -m minblip2 (\w+)((?: --?[\w-]+)*)", README, re.MULTILINE)
-    assert {name for name, _ in shown} == {"train", "caption", "retrieve", "attend", "evaluate", "ask"}
-    grammar = parser()
-    for line in re.findall(r"^python -m minblip2 (.+?)(?:\s+#.*)?$", README, re.MULTILINE):
-        grammar.parse_args(shlex.split(line))
-
-
-def test_kept_figures_are_a_column_with_their_provenance(tmp_path):
-    figures = {"images": 5, "stage2_cider": 12.5, "commit": "abc", "machine": "m", "minutes_stage1": 2.0,
-               "minutes_stage2": 0.6, "data": "five pictures"}
-    (tmp_path / "laptop.json").write_text(json.dumps(figures))
-    output = readme.kept(tmp_path)
-    assert list(output) == ["laptop"] and "12.5" in readme.table({"laptop, val": [output["laptop"]]})
-    assert readme.provenance(output) == ("*laptop: five pictures; 2 minutes of stage 1 and 1 of stage 2 on m; "
-                                         "commit abc.*")
-
-
 # --- results with their provenance ------------------------------------------------------------------------------------
 
 
@@ -237,12 +126,3 @@ def test_the_results_in_git_can_be_read():
     assert paths
     for path in paths:
         assert provenance.read_results(path)["images"] > 0
-
-
-# --- no photograph in git ---------------------------------------------------------------------------------------------
-
-
-def test_outputs_in_git_are_made_on_drawn_scenes():
-    text = (lesson.ROOT / "notebooks" / "15_coco_on_one_gpu.ipynb").read_text(encoding="utf-8")
-    said = [form for form in re.findall(r"\*\*This run of the notebook:\*\* ([^.]*)\. Device", text) if "{" not in form]
-    assert said == ["the drawn scenes and the course's own bridge"], "run it with course.py --write, which sees to that"

@@ -7,8 +7,10 @@ from minblip2.lm.protocol import Blocks
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 
+from .batches import END
+from .batches import stage2_batch as batch
+from .pairs import PAIRS
 from .parity import TINY, difference, randomise
-from .test_stage2 import END, PAIRS, batch
 
 
 def checkpoint_blocks(model):

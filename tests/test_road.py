@@ -31,7 +31,7 @@ from minblip2.training.loop import TrainConfig, train
 from minblip2.vit import ViT, ViTConfig
 
 from .coco_server import KARPATHY, CocoServer, coco_files
-from .test_data import BAD, smooth
+from .pictures import BAD, smooth
 
 # ---------------------------------------------------------------- random crops
 

@@ -9,19 +9,9 @@ import torch.nn.functional as F
 from minblip2 import UserError, masks, reference
 from minblip2.stage1 import Stage1
 
-from .parity import TINY, difference, lengths_mask, note, randomise
-
-CLS, SEP, PAD = 1, 2, 0
-
-
-def batch(lengths=(5, 7, 3, 6), seed=0, pad_to=None):
-    generator = torch.Generator().manual_seed(seed)
-    mask = lengths_mask([*lengths])
-    ids = torch.randint(3, TINY.vocab_size - 1, mask.shape, generator=generator).masked_fill(~mask, PAD)
-    ids[:, 0], ids[torch.arange(len(ids)), mask.sum(1) - 1] = CLS, SEP
-    more = max((pad_to or 0) - ids.shape[1], 0)
-    image = sum(torch.randn(len(lengths), n, TINY.image_width, generator=generator) for n in (1, 6))
-    return image, F.pad(ids, (0, more)), F.pad(mask, (0, more), value=False)
+from .batches import SEP
+from .batches import stage1_batch as batch
+from .parity import TINY, difference, note, randomise
 
 
 @pytest.fixture

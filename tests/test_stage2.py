@@ -10,15 +10,10 @@ from minblip2 import UserError
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2, split_prefix
 
-from .parity import TINY, difference, lengths_mask, randomise
-from .test_llama import llama_pair
-from .test_opt import opt_pair
-from .test_t5 import t5_pair
-
-Q, END = TINY.num_queries, 2
-
-
-PAIRS = {"opt": opt_pair, "llama": llama_pair, "t5": t5_pair}
+from .batches import END
+from .batches import stage2_batch as batch
+from .pairs import PAIRS
+from .parity import TINY, difference, randomise
 
 
 @pytest.fixture(params=PAIRS)
@@ -27,18 +22,6 @@ def pair(request):
     stage2 = Stage2.from_stage1(randomise(Stage1(TINY, embed_dim=16)), ours)
     torch.nn.init.normal_(stage2.projection.weight, std=0.3)
     return stage2, theirs
-
-
-def texts(lengths, side="right", seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    mask = lengths_mask([*lengths], side)
-    return torch.randint(3, 40, mask.shape, generator=generator), mask
-
-
-def batch(lengths=(5, 2, 7), prompts=(0, 0, 0), side="right", seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    image = sum(torch.randn(len(lengths), n, TINY.image_width, generator=generator) for n in (1, 6))
-    return image, *texts(prompts[:len(lengths)], side, seed + 1), *texts(lengths, seed=seed + 2)
 
 
 def their_logits(theirs, given, attention_mask, ids, mask):
@@ -73,7 +56,7 @@ def test_logits_and_loss_equal_transformers(pair, lengths, prompts, side):
     side = "right" if theirs.config.is_encoder_decoder else side
     image, prompt_ids, prompt_mask, ids, mask = batch(lengths, prompts, side)
     given = torch.cat([stage2.soft_prompt(image), theirs.get_input_embeddings()(prompt_ids)], dim=1)
-    attention_mask = torch.cat([torch.ones(len(ids), Q, dtype=torch.bool), prompt_mask], dim=1)
+    attention_mask = torch.cat([torch.ones(len(ids), TINY.num_queries, dtype=torch.bool), prompt_mask], dim=1)
     expected = their_logits(theirs, given, attention_mask, ids, mask)
     loss = F.cross_entropy(expected[mask], ids[mask])
     out = stage2(image, prompt_ids, prompt_mask, ids, mask)
@@ -171,9 +154,10 @@ def test_generation_with_prompts_of_different_lengths_equals_one_by_one_and_tran
         own, row = ids[i:i + 1, mask[i]], together[i].tolist()
         alone = stage2.generate(image[i:i + 1], own, mask[i:i + 1, mask[i]], eos_id=END, **settings)
         embeds = torch.cat([stage2.soft_prompt(image[i:i + 1]), theirs.get_input_embeddings()(own)], dim=1)
-        expected = theirs.generate(inputs_embeds=embeds, attention_mask=torch.ones(1, Q + n, dtype=torch.long),
-                                   num_beams=beams, do_sample=False, max_new_tokens=8, eos_token_id=END,
-                                   pad_token_id=END, repetition_penalty=repetition_penalty)
+        whole = torch.ones(1, TINY.num_queries + n, dtype=torch.long)
+        expected = theirs.generate(inputs_embeds=embeds, attention_mask=whole, num_beams=beams, do_sample=False,
+                                   max_new_tokens=8, eos_token_id=END, pad_token_id=END,
+                                   repetition_penalty=repetition_penalty)
         start = int(theirs.config.is_encoder_decoder)  # transformers also returns the id that the decoder began with
         for other in (alone[0].tolist(), expected[0, start:].tolist()):
             length = max(len(row), len(other))

@@ -2,47 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
-from transformers import T5Config as TheirConfig
-from transformers import T5ForConditionalGeneration
 
 from minblip2 import masks
 from minblip2.lm.t5 import T5, RelativePositionBias, T5Config
-from minblip2.weights import names
-from minblip2.weights.checkpoint import load_into
 
-from .parity import difference, lengths_mask, randomise
-
-FLAN = dict(vocab_size=40, width=24, layers=2, heads=3, head_width=8, mlp_width=40, buckets=8, max_distance=20,
-            activation="gelu", gated=True, tied=False, scaled=False)
-SIZES = {"flan, as in blip-2": FLAN,
-         "flan, as trained": FLAN | dict(activation="gelu_new", head_width=5, layers=3, decoder_layers=1),
-         "1.1, tied": FLAN | dict(activation="gelu_new", tied=True, layers=1, decoder_layers=2, buckets=32),
-         "1.0": FLAN | dict(activation="relu", gated=False, tied=True, scaled=True, heads=2, head_width=12),
-         "1.0, untied, scaled": FLAN | dict(activation="relu", gated=False, scaled=True)}
+from .pairs import T5_SIZES, t5_pair
+from .parity import difference, lengths_mask
 
 
-def t5_pair(sizes=FLAN, seed=0, **extra):
-    """Our T5 and transformers' with the same random weights."""
-    kind = ("gated-" if sizes["gated"] else "") + sizes["activation"].removesuffix("_new")
-    theirs = T5ForConditionalGeneration(TheirConfig(
-        vocab_size=sizes["vocab_size"], d_model=sizes["width"], d_kv=sizes["head_width"], d_ff=sizes["mlp_width"],
-        num_layers=sizes["layers"], num_decoder_layers=sizes.get("decoder_layers", sizes["layers"]),
-        num_heads=sizes["heads"], relative_attention_num_buckets=sizes["buckets"],
-        relative_attention_max_distance=sizes["max_distance"], feed_forward_proj=kind, dense_act_fn=sizes["activation"],
-        tie_word_embeddings=sizes["scaled"], decoder_start_token_id=0, **extra))
-    if not sizes["tied"]:  # T5Config ties them whatever one asks for
-        theirs.lm_head.weight = nn.Parameter(torch.empty_like(theirs.shared.weight))
-    randomise(theirs, seed)
-    ours = T5(T5Config(**sizes))
-    state = theirs.state_dict()
-    if sizes["tied"]:
-        del state["lm_head.weight"]
-    load_into(ours, state.items(), names.T5_GATED if sizes["gated"] else names.T5_PLAIN, "transformers")
-    return ours.eval(), theirs
-
-
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("sizes", T5_SIZES.values(), ids=T5_SIZES)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("lengths, side", [((30, 30), "right"), ((3, 8, 1), "right"), ((3, 8, 1), "left"),
                                            ((1,), "right")], ids=str)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data.files import read_json
+from .tables import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN, DATA = ROOT / "runs" / "scenes", ROOT / "runs" / "scenes-data"  # the bridge that the course trains, and on what
@@ -24,9 +25,8 @@ def say(text: str) -> None:
 
 
 def table(header: Sequence[object], *rows: Sequence[object]) -> None:
-    """Display a table in a notebook."""
-    lines = [header, ["---"] * len(header), *rows]
-    say("\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines))
+    """Display a table in a notebook; numbers stand to the right. Raises ValueError for rows of unequal lengths."""
+    say(markdown(header, *rows))
 
 
 def difference(one: Tensor, other: Tensor) -> float:

@@ -64,9 +64,8 @@ class Naming:
     ignored: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
 
-    def markdown(self) -> str:
-        """The tensors as a table in Markdown."""
+    def rows(self) -> list[tuple[str, str]]:
+        """The tensors as rows of a table, theirs and ours, in Markdown; at the end what is left aside, and why."""
         rows = [(f"`{self.prefix}{theirs}`", f"`{ours}`" if isinstance(ours, str) else f"`{'`, `'.join(ours)}`")
                 for theirs, ours in self.tensors.items()]
-        rows += [(f"`{theirs}`", f"left aside: {reason}") for theirs, reason in self.ignored.items()]
-        return "\n".join(f"| {theirs} | {ours} |" for theirs, ours in [("theirs", "ours"), ("---", "---"), *rows])
+        return rows + [(f"`{theirs}`", f"left aside: {reason}") for theirs, reason in self.ignored.items()]

@@ -14,9 +14,9 @@ import checks
 import make
 import progress
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LESSONS = progress.lessons()
-ANSWERS = {lesson: import_module(f"tests.exercises.lesson{lesson}").ANSWERS for lesson in LESSONS}
+ANSWERS = {lesson: import_module(f"tests.course.exercises.lesson{lesson}").ANSWERS for lesson in LESSONS}
 EXERCISES = [pytest.param(each, ANSWERS[lesson].get(each.__name__), id=each.name.replace(" ", "-"))
              for lesson, exercises in LESSONS.items() for each in exercises]
 SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))

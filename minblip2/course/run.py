@@ -1,4 +1,4 @@
-"""Run the course: python notebooks/course.py [--write] [--jobs N] [NN ...]
+"""Run the course: python -m minblip2.course.run [--write] [--jobs N] [NN ...]
 
 Every notebook, or those whose names begin with NN, without a window, N at a time; before them the bridge that they look
 at is trained, if it is not there. Executed copies go to runs/course/; with --write the notebook itself is replaced by
@@ -22,11 +22,11 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
-import guide
-from minblip2.data.files import write_beside
-from readme import columns, table
+from ..data.files import write_beside
+from . import guide
+from .lesson import ROOT
+from .results import columns, results_table
 
-ROOT = Path(__file__).resolve().parents[1]
 STAMP = "minblip2_source_sha256"
 
 
@@ -46,7 +46,7 @@ def choose(folder: Path, prefixes: list[str]) -> list[Path]:
     return [path for path in notebooks if path.name.startswith(tuple(prefixes) or "")]
 
 
-def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write a notebook beside its place, then rename it: nobody ever sees half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_beside(path, lambda partial: nbformat.write(notebook, partial))
@@ -67,7 +67,7 @@ def execute(path: Path, copy: Path) -> nbformat.NotebookNode:
         notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
                              "language_info": {"name": "python"}, STAMP: source_hash(notebook)}
     finally:
-        write(notebook, copy)
+        write_notebook(notebook, copy)
     return notebook
 
 
@@ -103,7 +103,7 @@ def main() -> int:
             bar.write(f"{path.stem}: failed after {time.perf_counter() - started:.0f} s; see {copy.relative_to(ROOT)}")
             return str(error)
         if args.write:
-            write(notebook, path)
+            write_notebook(notebook, path)
         bar.write(f"{path.stem}: {time.perf_counter() - started:.0f} s")
         return None
 
@@ -117,7 +117,7 @@ def main() -> int:
     if args.write and args.folder.resolve() == ROOT / "notebooks":
         guide.write()  # its timings are those of the outputs
     if found := columns(ROOT / "runs", "scenes"):
-        print(f"\n{table(found)}")
+        print(f"\n{results_table(found)}")
     return 0
 
 

@@ -29,7 +29,7 @@ def page(monkeypatch):
 
 def test_a_table_is_markdown(page):
     lesson.table(["a", "b"], [1, "two"])
-    assert page == ["| a | b |\n| --- | --- |\n| 1 | two |"]
+    assert page == ["|    a | b    |\n| ---: | :--- |\n|    1 | two  |"]
 
 
 def test_difference_is_relative():

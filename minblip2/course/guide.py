@@ -1,7 +1,8 @@
-"""Timings for instructors, from the notebooks themselves: python notebooks/guide.py puts them into INSTRUCTORS.md.
+"""Timings for instructors, from the notebooks themselves: `python -m minblip2.course.guide` puts them
+into INSTRUCTORS.md.
 
 Reading and computing are what each notebook says of its last execution, minutes of exercises what stands beside each.
-`course.py --write` calls this, so the guide is as old as the outputs.
+`python -m minblip2.course.run --write` calls this, so the guide is as old as the outputs.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from pathlib import Path
 
 import nbformat
 
-from minblip2.course.lesson import WORDS_PER_MINUTE
-from readme import put
+from .lesson import ROOT, WORDS_PER_MINUTE
+from .markers import put
+from .tables import markdown
 
-ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "notebooks" / "INSTRUCTORS.md"
-TIMINGS, PLANS_AT = ("<!-- timings -->", "<!-- /timings -->"), ("<!-- plans -->", "<!-- /plans -->")
 SAID = re.compile(r"Reading: about \*\*(\d+) minutes\*\*.*Computing: \*\*(\d+) seconds\*\*")
 ASKED = re.compile(r"importance (●+)○* · about (\d+) minutes")
 MOST = 5  # points of importance that an exercise can have
@@ -58,7 +58,7 @@ def lessons(folder: Path = ROOT) -> dict[str, Lesson]:
                    if cell.cell_type == "code" for output in cell.outputs]
         said = next((match for text in outputs if (match := SAID.search(text))), None)
         if said is None:
-            raise ValueError(f"{path.name} does not tell its minutes: run python notebooks/course.py --write")
+            raise ValueError(f"{path.name} does not tell its minutes: run python -m minblip2.course.run --write")
         solved = folder / "solutions" / path.name
         prose = [cell.source for cell in nbformat.read(solved, 4).cells] if solved.exists() else []
         asked = tuple((len(stars), int(minutes)) for stars, minutes in ASKED.findall("\n".join(prose)))
@@ -72,29 +72,28 @@ def timings(known: dict[str, Lesson]) -> str:
     rows = [(number, one.title, one.reading, one.computing, len(one.exercises), sum(m for _, m in one.exercises))
             for number, one in known.items()]
     sums = [sum(row[column] for row in rows) for column in range(2, 6)]
-    lines = [f"| lesson | | reading, minutes at {WORDS_PER_MINUTE} words each | computing, seconds | exercises | "
-             "their minutes |", "| --- | --- | ---: | ---: | ---: | ---: |"]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join([*lines, f"| all | | {' | '.join(map(str, sums))} |"])
+    header = ("lesson", "", f"reading, minutes at {WORDS_PER_MINUTE} words each", "computing, seconds", "exercises",
+              "their minutes")
+    return markdown(header, *rows, ("all", "", *sums))
 
 
 def plans(known: dict[str, Lesson]) -> str:
     """The tables of the plans in Markdown; a lesson that is not there yet is left out."""
-    lines = ["| plan | session | lessons | exercises | hours |", "| --- | --- | --- | --- | ---: |"]
+    rows = []
     for name, sessions in PLANS.items():
         for session, numbers, which in sessions:
             there = [number for number in numbers if number in known]
             hours = sum(known[number].minutes(which) for number in there) / 60
             asked = "all" if which == "all" else "the most important"
-            lines.append(f"| {name} | {session} | {', '.join(there)} | {asked} | {hours:.1f} |")
-    return "\n".join(lines)
+            rows.append((name, session, ", ".join(there), asked, f"{hours:.1f}"))
+    return markdown(("plan", "session", "lessons", "exercises", "hours"), *rows)
 
 
 def write() -> None:
     """Put both tables into the guide."""
     known = lessons()
-    for content, marks in ((timings(known), TIMINGS), (plans(known), PLANS_AT)):
-        put(content, *marks, GUIDE)
+    put(timings(known), "timings", GUIDE)
+    put(plans(known), "plans", GUIDE)
 
 
 def main() -> int:
@@ -102,7 +101,7 @@ def main() -> int:
     try:
         write()
     except ValueError as error:
-        print(f"guide.py: {error}", file=sys.stderr)
+        print(f"guide: {error}", file=sys.stderr)
         return 2
     print(f"{GUIDE.relative_to(ROOT)}: timings and plans")
     return 0

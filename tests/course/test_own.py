@@ -17,10 +17,10 @@ from minblip2.lm.opt import OPT, OPTConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 
-from .parity import TINY, randomise
-from .test_stage1 import batch
+from ..batches import stage1_batch as batch
+from ..parity import TINY, randomise
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,20 @@
-"""The README's table of tested checks and the guide's common errors: python -m tests.exercises.table [--write]"""
+"""README's table of tested checks and the guide's common errors: python -m tests.course.exercises.table [--write]"""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
 from importlib import import_module
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "exercises"), str(ROOT / "notebooks")]
+from minblip2.course.guide import GUIDE
+from minblip2.course.lesson import ROOT
+from minblip2.course.markers import put
+from minblip2.course.tables import markdown
+
+sys.path.insert(0, str(ROOT / "exercises"))
 
 import checks  # noqa: E402
-import guide  # noqa: E402
 import progress  # noqa: E402
-from readme import put  # noqa: E402
-
-BEGIN, END = "<!-- exercises -->", "<!-- /exercises -->"
-ERRORS = "<!-- errors -->", "<!-- /errors -->"
 
 
 def tables() -> tuple[str, str]:
@@ -24,7 +22,7 @@ def tables() -> tuple[str, str]:
     passed; for each exercise the message that most of its wrong answers get."""
     rows, sums, errors = [], [0] * 5, []
     for lesson, exercises in progress.lessons().items():
-        answers = import_module(f"tests.exercises.lesson{lesson}").ANSWERS
+        answers = import_module(f"tests.course.exercises.lesson{lesson}").ANSWERS
         rejected = [(each, *wrong) for each in exercises for wrong in answers[each.__name__].rejected]
         accepted = [(each, right) for each in exercises for right in answers[each.__name__].accepted]
         verdicts = [(each, each.verdict(answer), said) for each, answer, said in rejected]
@@ -35,18 +33,17 @@ def tables() -> tuple[str, str]:
         rows.append((lesson, numbers))
         errors += [(each.name, commonest([(said, verdict.message) for one, verdict, said in verdicts if one is each]))
                    for each in exercises]
-    lines = ["| lesson | exercises | wrong answers told why | right answers passed |", "| --- | ---: | ---: | ---: |"]
-    lines += [f"| {name} | {n} | {output} of {wrong} | {passed} of {right} |"
+    counts = [(name, n, f"{output} of {wrong}", f"{passed} of {right}")
               for name, (n, output, wrong, passed, right) in [*rows, ("all", sums)]]
-    common = ["| exercise | what learners are told most |", "| --- | --- |"]
-    return "\n".join(lines), "\n".join([*common, *(f"| {name} | {message} |" for name, message in errors)])
+    return (markdown(("lesson", "exercises", "wrong answers told why", "right answers passed"), *counts),
+            markdown(("exercise", "what learners are told most"), *errors))
 
 
 def commonest(messages: list[tuple[str, str]]) -> str:
-    """The message under the part that most wrong answers share, as a cell of a table, without where to read again."""
+    """The message under the part that most wrong answers share, without where to read again."""
     (part, _), = Counter(said for said, _ in messages).most_common(1)
     message = next(message for said, message in messages if said == part)
-    return " ".join(message.rpartition(" Read again: ")[0].replace("|", "\\|").split())
+    return message.rpartition(" Read again: ")[0]
 
 
 def main() -> None:
@@ -54,8 +51,8 @@ def main() -> None:
     made, errors = tables()
     print(made)
     if "--write" in sys.argv:
-        put(made, BEGIN, END)
-        put(errors, *ERRORS, guide.GUIDE)
+        put(made, "exercises")
+        put(errors, "errors", GUIDE)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from . import gates
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 SECTIONS = re.compile(r"\[(\d\d)\]\((\w+\.ipynb)\)((?:,? §\d+)+)")
 CODE = re.compile(r"`(minblip2\.[\w.]+)`")
 

@@ -9,11 +9,9 @@ import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from course import STAMP, source_hash
+from minblip2.course.layout import HEADER, OPEN, ROOMS, room
+from minblip2.course.run import STAMP, source_hash
 
-# The paper's files stand at the top of minblip2 and in lm/; each room imports them and the rooms named before it.
-ROOMS = ("data", "weights", "training", "evaluation")
-OPEN = ("course", "__main__")  # these import what they like; of the package only `__main__` imports `course`
 CORE_LINES = 1000
 LETTERS = set("b h d e q t v s k c n p1 p2 gh gw".split())
 EINOPS = {"rearrange", "reduce", "repeat", "einsum", "Rearrange", "Reduce"}
@@ -23,17 +21,9 @@ FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not 
     "a path of one machine": re.compile(r"(?<![\w.~/])/(?:home|Users|root|work)/[\w.-]+|[A-Z]:\\+Users\\+\w"),
     "a package index": re.compile(r"--(?:extra-)?index-url|find-links|registry[ =:]+https?:"),
 }
-# The whole first line of a cell that shows definitions of a module file, or methods of one of its classes.
-HEADER = re.compile(r"# minblip2/((?:\w+/)*\w+)\.py(?:: class (\w+))?")
 NEARLY_HEADER = re.compile(r"\s*#+\s*(?:\S*/)?minblip2/\w[\w/]*(?:\.py)?\b", re.IGNORECASE)
 DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 LINK = re.compile(r"""!?\[[^\]]*\]\(\s*<?([^)\s>]+)|<(?:img|a)\b[^>]*?\b(?:src|href)=["']([^"']+)["']""")
-
-
-def module(folder: Path) -> dict[str, str]:
-    """Every file of the package by its name from there, such as "data/scenes", and its text."""
-    return {path.relative_to(folder).with_suffix("").as_posix(): path.read_text(encoding="utf-8")
-            for path in sorted(folder.rglob("*.py"))}
 
 
 def imports(name: str, source: str, names: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -52,12 +42,6 @@ def imports(name: str, source: str, names: Iterable[str]) -> Iterator[tuple[int,
             path = next((path for end in range(len(parts), 0, -1) if (path := "/".join(parts[:end])) in names), None)
             if path is not None:
                 yield node.lineno, path
-
-
-def room(name: str) -> str:
-    """The room of a file: "" for the paper's."""
-    first = name.split("/")[0]
-    return first if first in (*ROOMS, *OPEN) else ""
 
 
 def layering(sources: Mapping[str, str]) -> list[str]:
@@ -163,9 +147,9 @@ def executed(notebook) -> list[str]:
     counts = [cell.execution_count for cell in cells]
     problems = []
     if counts != list(range(1, len(cells) + 1)):
-        problems.append(f"the execution counts are {counts}: run python notebooks/course.py --write")
+        problems.append(f"the execution counts are {counts}: run python -m minblip2.course.run --write")
     if cells and not any(cell.outputs for cell in cells):
-        problems.append("no cell has an output: run python notebooks/course.py --write")
+        problems.append("no cell has an output: run python -m minblip2.course.run --write")
     if any(output.output_type == "error" for cell in cells for output in cell.outputs):
         problems.append("a cell ended in an error")
     return problems
@@ -175,7 +159,7 @@ def stale(notebook) -> list[str]:
     """The outputs were made by the code that stands there."""
     if notebook.metadata.get(STAMP) == source_hash(notebook):
         return []
-    return ["the outputs are not of this code: run python notebooks/course.py --write"]
+    return ["the outputs are not of this code: run python -m minblip2.course.run --write"]
 
 
 def unexecuted(notebook) -> list[str]:

@@ -1,0 +1,40 @@
+"""Parts of Markdown files that commands write: what stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data.files import write_beside
+from .lesson import ROOT
+
+README = ROOT / "README.md"
+
+
+def split(text: str, name: str, file: str = "README.md") -> tuple[str, str, str]:
+    """A text before, between and after the markers, these left with the outer parts.
+
+    Raises ValueError unless each marker is there once, in order.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{file} needs {begin} and, below it, {end}, each once: put them where that belongs")
+    before, rest = text.split(begin)
+    between, after = rest.split(end)
+    return before + begin, between.strip(), end + after
+
+
+def fill(text: str, content: str, name: str, file: str = "README.md") -> str:
+    """The text with `content` between the markers. Raises ValueError as `split`."""
+    before, _, after = split(text, name, file)
+    return f"{before}\n{content}\n{after}"
+
+
+def read(name: str, file: Path = README) -> str:
+    """What stands between the markers of a file. Raises ValueError as `split`."""
+    return split(file.read_text(encoding="utf-8"), name, file.name)[1]
+
+
+def put(content: str, name: str, file: Path = README) -> None:
+    """Put `content` into a Markdown file between the markers. Raises ValueError as `split`."""
+    filled = fill(file.read_text(encoding="utf-8"), content, name, file.name)
+    write_beside(file, lambda partial: partial.write_text(filled, encoding="utf-8"))

@@ -1,0 +1,87 @@
+"""The parts of README.md that are computed, put there by `python -m minblip2.course.readme`.
+
+What is where comes from the docstrings of `minblip2`, the results and the picture from what runs left behind; without
+runs these stay as they are. The other tables have commands of their own: `python -m benchmarks.table`,
+`python -m tests.parity_table` and `python -m tests.course.exercises.table`, each with --write.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..data.files import read_json, write_beside
+from . import layout
+from .lesson import ROOT
+from .markers import put
+from .results import columns, kept, provenance, results_table
+
+
+def under_picture(right: Sequence[bool], prompt: str) -> str:
+    """What stands below the picture: how many of its captions name every thing of their scene, and nothing else."""
+    return (f'*The first {len(right)} scenes of the validation split, not chosen, captioned after the prompt '
+            f'"{prompt}":\n{sum(right)} of the {len(right)} captions are right in every colour and shape. How good '
+            "they are on the whole, and what\nfails, is under [Results](#results).*")
+
+
+def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
+    """The first pictures of the validation split as PNG, captioned by a trained bridge; and what to write below it."""
+    from ..data.coco import CocoCaptions
+    from ..data.pictures import load_image
+    from ..data.scene_captions import judge
+    from ..data.scene_dataset import load_scenes
+    from ..evaluation.scene_scores import QUESTIONS, ask
+    from ..training.bridge import load_bridge
+    from . import figures, viz
+
+    bridge, data = load_bridge(run), read_json(run / "run.json")["data"]
+    images = [load_image(record.path) for record in CocoCaptions(data, "val", limit=count).images]
+    prompt = QUESTIONS["things"]
+    captions = ask(bridge, bridge.encode_images(images), prompt)
+    truths = load_scenes(data, "val")[:count]
+    right = [bool(judge(caption, truth)["things"]) for caption, truth in zip(captions, truths, strict=True)]
+    return viz.png(figures.caption_sheet(images, [[caption] for caption in captions])), under_picture(right, prompt)
+
+
+def write_layout() -> None:
+    """Put the two tables of files and rooms into README.md. Raises ValueError where it has no place for them."""
+    sources = layout.module()
+    put(layout.paper(sources, layout.shown_in(ROOT / "notebooks")), "paper")
+    put(layout.rooms(sources), "rooms")
+
+
+def write_results() -> list[str]:
+    """Put the results of all runs into README.md, and the picture; the titles of the columns, none without runs."""
+    found, output = columns(ROOT / "runs"), kept()
+    if not found:
+        return []
+    found = {f"{name}, val": [figures] for name, figures in output.items() if f"{name}, val" not in found} | found
+    recipes = sorted({name.split(",")[0] for name in found}, key=lambda name: (name != "scenes", name))
+    tables = [results_table({name: some for name, some in sorted(found.items()) if name.split(",")[0] == recipe})
+              for recipe in recipes]  # one for each: what is measured on drawings is not what is on photographs
+    put("\n\n".join([*tables, *([provenance(output)] if output else [])]), "results")
+    if (ROOT / "runs" / "scenes" / "stage2" / "model.safetensors").exists():
+        figure = ROOT / "notebooks" / "figures" / "bridge.png"
+        figure.parent.mkdir(exist_ok=True)
+        drawn, sentence = picture(ROOT / "runs" / "scenes")
+        put(sentence, "picture")
+        write_beside(figure, lambda partial: partial.write_bytes(drawn))
+    return list(found)
+
+
+def main() -> int:
+    """Write what there is to write; 2 when README.md has no place for it."""
+    try:
+        write_layout()
+        results = write_results()
+    except ValueError as error:
+        print(f"readme: {error}", file=sys.stderr)
+        return 2
+    print("README.md: what is where; " + (f"results of {'; '.join(results)}" if results else
+          "no runs/*/results-*.json, so the results stay as they are (make course makes some)"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The rules of the house hold; and no rule is blind: each sees what breaks it."""
+
+import subprocess
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from minblip2.course import layout
+from minblip2.course.lesson import ROOT
+from minblip2.course.run import STAMP, source_hash
+
+from . import gates
+
+MODULE = layout.module()
+NOTEBOOKS = [path for folder in ("notebooks", "solutions", "exercises")
+             for path in sorted((ROOT / folder).glob("*.ipynb"))]
+# files whose lesson is written: notebooks show all that they define
+SHOWN = ("attention", "masks", "vit", "lm/protocol", "lm/opt", "lm/llama", "lm/t5", "data/tokenizer", "generation",
+         "qformer", "stage1", "stage2", "training/distributed", "data/features", "data/batches", "training/loop",
+         "training/experts", "evaluation/metrics", "evaluation/grounding")
+
+
+def files():
+    """What is in git or would go into it with `git add .`."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.decode().split("\0") if name and (path := ROOT / name).is_file()]
+
+
+# --- the module -------------------------------------------------------------------------------------------------------
+
+
+def test_imports_go_down():
+    assert gates.layering(MODULE) == []
+    seen = {name for _, name in gates.imports("stage1", MODULE["stage1"], MODULE)}
+    assert seen >= {"masks", "attention", "qformer"}  # the gate does see imports
+
+
+def test_core_is_small():
+    lines = {name: gates.code_lines(MODULE[name]) for name in gates.core(MODULE)}
+    assert sum(lines.values()) < gates.CORE_LINES, lines
+
+
+def test_axis_letters():
+    for name, text in MODULE.items():
+        assert gates.labelled(gates.einops_letters(text), f"{name}.py") == []
+    for path in NOTEBOOKS:
+        assert gates.labelled(gates.einops_letters(gates.python_of(nbformat.read(path, 4))), path.name) == []
+
+
+def test_public_names_have_docstrings():
+    for name, text in MODULE.items():
+        assert gates.labelled(gates.docstrings(text), f"{name}.py") == []
+
+
+# --- all files --------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_small_and_belong_to_no_machine():
+    problems = []
+    for path in files():
+        content, name = path.read_bytes(), path.relative_to(ROOT)
+        if len(content) > gates.LARGEST:
+            problems.append(f"{name}: {len(content)} bytes")
+        if b"\0" not in content and name.parts[-1] != "gates.py":  # gates.py spells out what it looks for
+            problems += gates.labelled(gates.foreign(content.decode("utf-8")), name)
+    assert problems == []
+
+
+def test_pins_are_exact_and_whole():
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(line.split(";")[0].count("==") == 1 and "+" not in line and "@" not in line for line in pins), pins
+    assert "torch==2.13.0" in pins
+
+
+# --- notebooks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_notebook(path):
+    nb = nbformat.read(path, 4)
+    problems = gates.magics(nb) + gates.without_alt(nb) + gates.broken_links(gates.markdown_of(nb), path.parent)
+    problems += gates.unexecuted(nb) if path.parent.name == "exercises" else gates.executed(nb) + gates.stale(nb)
+    assert problems == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_a_notebook_shows_is_the_module(path):
+    nb = nbformat.read(path, 4)
+    assert gates.identity(nb, MODULE) == []
+    if path.parent.name == "notebooks":  # an exercise may well ask for a function of the module
+        assert gates.unheaded(nb, MODULE) == []
+
+
+@pytest.mark.parametrize("file", SHOWN)
+def test_lessons_show_all_of_the_module(file):
+    lessons = [nbformat.read(path, 4) for path in NOTEBOOKS if path.parent.name == "notebooks"]
+    assert gates.shown(lessons, file, MODULE[file])[1] == []
+
+
+# --- no rule is blind -------------------------------------------------------------------------------------------------
+
+TREE = dict.fromkeys(("__init__", "qformer", "stage1", "lm/opt", "data/__init__", "data/coco", "training/loop",
+                      "evaluation/measure", "course/viz", "__main__"), "")
+REAL = {"a": '''
+def double(x):
+    """Twice x."""
+    return 2 * x
+
+
+class Box:
+    """A box."""
+
+    def open(self):
+        """Open it."""
+'''}
+DOUBLE = '# minblip2/a.py\ndef double(x):\n    """Twice x."""\n    return 2 * x'
+OPEN = '# minblip2/a.py: class Box\ndef open(self):\n    """Open it."""'
+
+
+def notebook(*sources, output=None):
+    """A notebook as if just executed."""
+    cells = [new_code_cell(source, execution_count=count) for count, source in enumerate(sources, start=1)]
+    cells[-1].outputs = [output] if output else []
+    made = new_notebook(cells=[new_markdown_cell(""), *cells])
+    made.metadata[STAMP] = source_hash(made)
+    return made
+
+
+def html(text):
+    return new_output("display_data", {"text/html": text})
+
+
+@pytest.mark.parametrize("name, line", [
+    ("qformer", "from .data import coco"), ("qformer", "import minblip2.data.coco"),
+    ("lm/opt", "from ..data.coco import CocoCaptions"), ("data/coco", "def f():\n    from ..training import loop"),
+    ("evaluation/measure", "from ..course import viz"), ("data/coco", "from .. import __main__")])
+def test_imports_up_are_noticed(name, line):
+    (problem,) = gates.layering(TREE | {name: line})
+    assert problem.startswith(f"{name}.py, line {line.count(chr(10)) + 1}: imports ")
+
+
+def test_circles_are_noticed():
+    circle = gates.layering(TREE | {"qformer": "from .stage1 import Stage1", "stage1": "from . import qformer"})
+    assert len(circle) == 2 and all("a circle" in problem for problem in circle)
+
+
+def test_code_lines_are_counted():
+    source = '"""Doc\n\nstring."""\n\n# comment\nx = [1,  # one\n     2]\n'
+    source += 'def f():\n    """Doc."""\n    return """a\nb"""\n'
+    assert gates.code_lines(source) == 5  # two of the list, def, return and the string's second line
+
+
+BAD_RUN = notebook("x", output=new_output("error", ename="E", evalue="", traceback=[]))
+OLD = notebook("x = 1")
+OLD.cells[1].source = "x = 2"
+
+
+@pytest.mark.parametrize("problems", [
+    gates.einops_letters("rearrange(x, 'b (h x) -> b h x')"), gates.einops_letters("rearrange(x, pattern)"),
+    gates.docstrings('"""File."""\nclass A:\n    """Doc."""\n    def run(self): pass\n    def _own(self): pass'),
+    gates.foreign("see /wo" "rk/main"), gates.foreign("--index" "-url x"),
+    gates.broken_links("# Title\n[a](#title) [b](README.md) ![c](https://a.org/x) [d](no.png)", ROOT),
+    gates.executed(notebook("x = 1")), gates.executed(BAD_RUN), gates.unexecuted(notebook("x = 1")), gates.stale(OLD),
+    gates.without_alt(notebook("show()", output=html('<img alt=" " src="data:image/png;base64,AAAA">'))),
+    gates.without_alt(notebook("show()", output=new_output("display_data", {"image/png": "AAAA"}))),
+    gates.magics(notebook("x = 1\n!pip install x")), gates.magics(notebook("%load_ext autoreload")),
+    gates.unheaded(notebook("def double(x): return x\ndef _own(): pass"), REAL)], ids=str)
+def test_what_breaks_a_rule_is_noticed(problems):
+    assert len(problems) == 1
+
+
+@pytest.mark.parametrize("source, said", [
+    (DOUBLE.replace("2 *", "3 *"), "double is not what minblip2/a.py defines"),
+    (DOUBLE.replace("Twice", "Two times"), "double is not what"),
+    ('# minblip2/a.py\nclass Box:\n    """A box."""', "Box is not what"),
+    (OPEN.replace("Open", "Shut"), "open is not what"), (DOUBLE.replace("double", "treble"), "does not define it"),
+    (DOUBLE.replace("a.py", "b.py"), "there is no such file"), ("# minblip2/a.py\nimport math", "defines nothing"),
+    (f"{DOUBLE}\nprint(7)", "also runs 'print(7)'"), (f"x = 1\n{DOUBLE}", "heads nothing"),
+    (DOUBLE.replace(".py", ".py, shortened"), "heads nothing")])
+def test_what_is_not_the_module_is_noticed(source, said):
+    assert gates.identity(notebook(DOUBLE, OPEN), REAL) == []
+    (problem,) = gates.identity(notebook(source), REAL)
+    assert said in problem
+
+
+def test_what_no_lesson_shows_is_noticed():
+    assert gates.shown([notebook(DOUBLE)], "a", REAL["a"]) == (["double"], ["Box"])
+    assert gates.shown([notebook(OPEN)], "a", REAL["a"]) == (["Box"], ["double"])  # all its methods are the class
