@@ -31,16 +31,17 @@ from minblip2.data.batches import Batch
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.files import read_json
 from minblip2.data.scene_dataset import load_scenes
+from minblip2.data.tokenizer import normalize_caption
 from minblip2.device import autocast
 from minblip2.evaluation import metrics
 from minblip2.evaluation.measure import caption_scores
-from minblip2.evaluation.retrieval import itc_scores
 from minblip2.evaluation.scene_scores import evaluate_scenes
 from minblip2.qformer import QFormerBlock, QFormerConfig, QFormerOutput
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
-from minblip2.training.bridge import Bridge, prompt_and_target, train_bridge
-from minblip2.training.recipes import LAPTOP, SCENES, Backbones, Recipe, build_scenes, default_data, normalize_caption
+from minblip2.training.bridge import Bridge, train_bridge
+from minblip2.training.recipes import LAPTOP, SCENES, Backbones, Recipe, build_scenes, default_data
+from minblip2.training.stages import prompt_and_target
 
 RESULTS = Path(__file__).parent / "results" / "ablations.jsonl"
 OF_PHOTOGRAPHS = RESULTS.with_name("photographs.jsonl")
@@ -73,13 +74,13 @@ class Patches(nn.Module):
         """There is no text branch to leave behind."""
         return self
 
-    def project_image(self, image: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Image features (b v e), normalised."""
-        return norm(image)
+    def project_image(self, image_features: Tensor) -> Tensor:
+        """Normalised image features (b v e), as they are."""
+        return image_features
 
-    def forward(self, image: Tensor) -> QFormerOutput:
+    def forward(self, image_features: Tensor) -> QFormerOutput:
         """Visual tokens (b v e) for the language model, and no text."""
-        return QFormerOutput(self.mlp(image), image[:, :0])
+        return QFormerOutput(self.mlp(image_features), image_features[:, :0])
 
 
 class RandomNegatives(Stage1):
@@ -105,7 +106,7 @@ class TwoSelfAttentions(nn.Module):
         projected = [layer.project(own) for layer, own in sides]
         key, value = (torch.cat(both, dim=2) for both in zip(*projected, strict=True))
         if cache is not None:
-            key, value = cache.extend(self, key, value)
+            key, value = cache.append(key, value)
         mixed = rearrange(attend(query, key, value, mask), "b h s d -> b s (h d)")
         return torch.cat([self.of_queries.out(mixed[:, : self.queries]), self.of_text.out(mixed[:, self.queries :])], 1)
 
@@ -113,10 +114,10 @@ class TwoSelfAttentions(nn.Module):
 class SeparateBlock(QFormerBlock):
     """A block that tells its self-attention where the queries end."""
 
-    def forward(self, x, queries, image, mask, cache):
+    def forward(self, x, num_queries, image, mask, cache):
         """As `QFormerBlock`."""
-        self.self_attention.queries = queries
-        return super().forward(x, queries, image, mask, cache)
+        self.self_attention.queries = num_queries
+        return super().forward(x, num_queries, image, mask, cache)
 
 
 class SeparateSelfAttention(Stage1):
@@ -166,7 +167,7 @@ def size(*modules: nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
-def build(recipe: Ablation, data: Path, parts: Path | None, out: Path) -> Backbones:
+def build(recipe: Ablation, data: Path, parts: Path | None, out: Path, resume: bool = True) -> Backbones:
     """The experts of another run, under whatever seed this one is."""
     return build_scenes(replace(recipe, experts=SCENES.experts), data, parts, recipe.experts_of)
 
@@ -305,9 +306,10 @@ def measure_photographs(bridge: Bridge, data: CocoCaptions, features: np.memmap)
     beside another one."""
     image = torch.from_numpy(np.array(features))
     rows, captions = zip(*data.pairs, strict=True)
-    recall = metrics.retrieval(itc_scores(bridge, image, captions), torch.tensor(rows))
+    recall = metrics.retrieval(bridge.retriever.similarity(image, captions), torch.tensor(rows))
     references, first = [record.captions for record in data.images], [record.captions[0] for record in data.images]
-    written = {"stage1": bridge.caption_stage1(image, beams=1), "stage2": bridge.caption(image, beams=1)}
+    written = {"stage1": bridge.retriever.caption(image, beams=1),
+               "stage2": bridge.blip2.caption(image, beams=1, batch_size=50)}
     return {f"itc_{key}": value for key, value in recall.items()} | {
         f"{stage}_cider": caption_scores(texts, references)["cider"] for stage, texts in written.items()} | {
         "stage2_loss": word_loss(bridge, image, first), "shuffled_loss": word_loss(bridge, image.roll(1, 0), first)}

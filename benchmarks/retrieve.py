@@ -1,7 +1,7 @@
 """Re-ranking captions by matching, against repeating an image for each of them: python -m benchmarks.retrieve
 
-Each round ranks 128 captions for another image; 100 images take 100 times as long. Ours projects the image once, and
-its captions read it together, the short ones first. LAVIS repeats the image's features for every caption, projects each
+Each round ranks 128 captions for another image; 100 images take 100 times as long. Ours projects the image once and
+takes the short captions first. LAVIS repeats the image's features for every caption, projects each
 copy, and pads texts to 35 tokens: in our code, and composed from transformers' Q-Former. At 364 pixels, where LAVIS
 measures retrieval, an image has 677 visual tokens instead of 257.
 """
@@ -16,14 +16,15 @@ from torch import Tensor
 
 from benchmarks.stage1 import OFFICIAL, SAVINGS, SIZES, THEIRS, PlainStage1, composed, example, sharing
 from benchmarks.timing import OURS, case, difference, interleave, keep, options, same, work
-from minblip2.evaluation.retrieval import match_all
+from minblip2.weights.retriever import match_logits
 
 PADDED = 35  # tokens, as LAVIS pads them for retrieval
 
 
 def ranked(stage1: PlainStage1, image_features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Logits "match" (n) of captions (n t) with one image_features (1 v e), as `evaluation` computes them."""
-    return match_all(stage1, image_features, ids, mask, torch.zeros(len(ids), dtype=torch.long), torch.arange(len(ids)))
+    """Logits "match" (n) of captions (n t) with one image's features (1 v e), as `Retriever` computes them."""
+    image_rows, text_rows = torch.zeros(len(ids), dtype=torch.long), torch.arange(len(ids))
+    return match_logits(stage1, image_features, ids, mask, image_rows, text_rows)
 
 
 @torch.no_grad()

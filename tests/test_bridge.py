@@ -20,10 +20,14 @@ from minblip2.data.features import weights_checksum
 from minblip2.data.scene_captions import write_texts
 from minblip2.data.scene_dataset import load_scenes, write_scenes
 from minblip2.data.scenes import BACKGROUNDS, COLOURS, HELD_OUT, SEEN, SHAPES, SIZES, draw_scenes
-from minblip2.evaluation import grounding, measure, retrieval
+from minblip2.data.tokenizer import normalize_caption
+from minblip2.device import autocast
+from minblip2.evaluation import grounding, measure
 from minblip2.training import experts
-from minblip2.training.bridge import load_bridge, prompt_and_target, train_bridge
-from minblip2.training.recipes import RECIPES, find_recipe, normalize_caption, shrink_and_perturb
+from minblip2.training.bridge import load_bridge, train_bridge
+from minblip2.training.recipes import RECIPES, find_recipe, shrink_and_perturb
+from minblip2.training.stages import prompt_and_target
+from minblip2.vit import to_grid
 
 from .short_recipe import SHORT
 
@@ -166,13 +170,13 @@ def test_reranking_scores_are_logit_plus_cosine_and_order_matters_only_on_top(ru
     data = CocoCaptions(run[0].parent / "data", "val")
     features = torch.from_numpy(np.array(bridge.features(data, run[0] / "cache")))[:6]
     captions = [record.captions[0] for record in data.images[:5]]
-    images, texts = retrieval.embed(bridge, features, captions)
-    cosine = bridge.stage1.similarity(images, texts).cpu()
-    i2t, t2i = retrieval.rerank(bridge, features, captions, cosine, top=2)
+    retriever = bridge.retriever
+    cosine = retriever.similarity(features, captions)
+    i2t, t2i = (retriever.rerank(features, captions, cosine, top=2, dim=dim) for dim in (1, 0))
     assert ((i2t > -50).sum(dim=1) == 2).all() and ((t2i > -50).sum(dim=0) == 2).all()
     image, text = (int(i) for i in (i2t > -50).nonzero()[0])
-    ids, mask = bridge.text_ids([captions[text]])
-    with torch.no_grad(), measure.autocast(bridge.device):
+    ids, mask = retriever.text_ids([captions[text]])
+    with torch.no_grad(), autocast(bridge.device):
         logit = bridge.stage1.itm_logits(bridge.stage1.image_kv(features[image : image + 1].float()), ids, mask)[0, 1]
     assert i2t[image, text] == pytest.approx(float(logit + cosine[image, text]), abs=2e-2)
 
@@ -182,14 +186,14 @@ def test_text_map_is_attention_times_positive_gradient(run):
     _, bridge = run
     stage1 = bridge.stage1.eval()
     image = torch.randn(2, 64, 128)
-    ids, mask = bridge.text_ids(["a red circle", "a blue star and a pink ring"])
-    heat = grounding.text_map(stage1, image, ids, mask)
+    ids, mask = bridge.retriever.text_ids(["a red circle", "a blue star and a pink ring"])
+    heat = stage1.match_map(image, ids, mask)
     assert heat.shape == (2, 64) and (heat >= 0).all() and heat.sum() > 0
-    alone = grounding.text_map(stage1, image[:1], ids[:1, : int(mask[0].sum())], mask[:1, : int(mask[0].sum())])
+    alone = stage1.match_map(image[:1], ids[:1, : int(mask[0].sum())], mask[:1, : int(mask[0].sum())])
     assert torch.allclose(heat[:1], alone, atol=1e-6, rtol=1e-3)
     maps = grounding.query_maps(stage1, image)
     assert maps.shape == (2, 2, 16, 64) and torch.allclose(maps.sum(dim=-1), torch.ones(2, 2, 16), atol=1e-5)
-    assert grounding.to_grid(torch.arange(10.0), class_token=True).tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert to_grid(torch.arange(10.0), class_token=True).tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
 def test_patch_labels_name_what_covers_each_patch(run):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minblip2.lm.protocol import Blocks
+from minblip2.lm.protocol import checkpoint_blocks
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 
@@ -11,12 +11,6 @@ from .batches import END
 from .batches import stage2_batch as batch
 from .pairs import PAIRS
 from .parity import TINY, difference, randomise
-
-
-def checkpoint_blocks(model):
-    for part in model.modules():
-        if isinstance(part, Blocks):
-            part.checkpoint_blocks = True
 
 
 @pytest.fixture(params=PAIRS)

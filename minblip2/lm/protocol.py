@@ -54,17 +54,13 @@ class LanguageModel(Protocol):
 
 
 class Blocks(nn.Module):
-    """A stack of transformer blocks. With `checkpoint_blocks` a block keeps only its input for the backward pass.
+    """A stack of transformer blocks, which may be `checkpointed`: see `checkpoint_blocks`."""
 
-    Its inside is then computed a second time when the gradient arrives: less memory for one more forward pass through
-    the stack, with the same result (arXiv 1604.06174).
-    """
-
-    checkpoint_blocks = False
+    checkpointed = False
 
     def run(self, block: nn.Module, x: Tensor, *inputs, cache: LayerCache | None = None) -> Tensor:
         """x (b s e) after one block, which is called as block(x, *inputs, cache)."""
-        if self.checkpoint_blocks and cache is None and torch.is_grad_enabled():
+        if self.checkpointed and cache is None and torch.is_grad_enabled():
             return checkpoint(block, x, *inputs, None, use_reentrant=False)
         return block(x, *inputs, cache)
 
@@ -73,6 +69,17 @@ class Blocks(nn.Module):
         for i, block in enumerate(self.blocks):
             x = self.run(block, x, *inputs, cache=None if cache is None else cache.layers[i])
         return x
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """From now on each block of the language models in `model` keeps only its input for the backward pass.
+
+    Its inside is computed a second time when the gradient arrives: less memory for one more forward pass through the
+    stack, with the same result (arXiv 1604.06174).
+    """
+    for part in model.modules():
+        if isinstance(part, Blocks):
+            part.checkpointed = True
 
 
 class DecoderOnly(Blocks):

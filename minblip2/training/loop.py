@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .. import UserError
 from ..data.files import write_beside, write_json
 from ..device import autocast, best_device
-from ..lm.protocol import Blocks
+from ..lm.protocol import checkpoint_blocks
 from .distributed import over_processes, rank_and_size
 
 
@@ -35,7 +35,7 @@ class TrainConfig:
     where the device computes in it. Parameters whose names begin with `new_params` are newly initialised among trained
     ones: their learning rate is multiplied by `lr_scale`. Checkpoints are written every `checkpoint_every` steps. How
     it is computed, not what: `compile` runs the model through torch.compile, `checkpoint_blocks` makes the blocks of
-    the frozen language model keep less for the backward pass and compute it again (see `lm.protocol.Blocks`).
+    the frozen language model keep less for the backward pass and compute it again (see `lm.protocol.checkpoint_blocks`).
     """
 
     steps: int
@@ -133,9 +133,8 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(parameter_groups(model, config), betas=config.betas,
                                            lr=config.learning_rate, fused=True)
         self.rank, self.processes = rank_and_size()
-        for part in model.modules():
-            if isinstance(part, Blocks):
-                part.checkpoint_blocks = config.checkpoint_blocks
+        if config.checkpoint_blocks:
+            checkpoint_blocks(model)
         called = over_processes(model)
         if config.compile:
             called.compile(dynamic=True)  # one program for texts of every length

@@ -20,6 +20,25 @@ from .pretrained import load_vit
 from .reader import ImageReader, Images
 
 
+@torch.no_grad()
+def match_logits(stage1: Stage1, image_features: Tensor, text_ids: Tensor, text_mask: Tensor, image_rows: Tensor,
+                 text_rows: Tensor, batch_size: int = 32) -> Tensor:
+    """ITM's logits of "match" (n) for the pairs of image `image_rows` (n) and text `text_rows` (n), on the CPU.
+
+    image_features (b v image_width), texts (b t). An image's keys and values are projected once, however many texts it
+    meets, `batch_size` of them at a time; the short ones come first, so that there is little padding.
+    """
+    logits, lengths, device = torch.empty(len(image_rows)), text_mask.sum(dim=1).cpu(), text_ids.device
+    order = lengths[text_rows].argsort()
+    for image in image_rows.unique().tolist():
+        image_kv = stage1.image_kv(image_features[image:image + 1].to(device).float())
+        for some in order[image_rows[order] == image].split(batch_size):
+            rows, longest = text_rows[some].to(device), int(lengths[text_rows[some]].max())
+            ids, mask = text_ids[rows, :longest], text_mask[rows, :longest]
+            logits[some] = stage1.itm_logits(image_kv.select(torch.zeros_like(rows)), ids, mask)[:, 1].float().cpu()
+    return logits
+
+
 @dataclass(kw_only=True)
 class Retriever(ImageReader):
     """A frozen image encoder and stage 1. Images are given as `ImageReader` says; `max_length` counts a text's ids."""
@@ -78,26 +97,11 @@ class Retriever(ImageReader):
         image_embeds = self.embed_images(images)
         return torch.cat([self.stage1.similarity(some, text_embeds) for some in image_embeds.split(50)]).cpu()
 
-    @torch.no_grad()
-    def match_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor,
-                     batch_size: int = 32) -> Tensor:
-        """ITM's logits of "match" (n) for chosen pairs: image `image_rows` (n) with text `text_rows` (n), on the CPU.
-
-        An image's keys and values are projected once, however many texts it meets; of these the short ones come first,
-        so that there is little padding.
-        """
-        features, (text_ids, text_mask) = self.encode_images(images), self.text_ids(texts)
-        logits, lengths = torch.empty(len(image_rows)), text_mask.sum(dim=1).cpu()
-        order = lengths[text_rows].argsort()
-        self.stage1.eval()
+    def match_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor) -> Tensor:
+        """ITM's logits of "match" (n) for chosen pairs: image `image_rows` (n) with text `text_rows` (n), on the CPU."""
         with autocast(self.device, self.precision):
-            for image in image_rows.unique().tolist():
-                image_kv = self.stage1.image_kv(features[image:image + 1].to(self.device).float())
-                for some in order[image_rows[order] == image].split(batch_size):
-                    rows, longest = text_rows[some].to(self.device), int(lengths[text_rows[some]].max())
-                    pairs = image_kv.select(torch.zeros_like(rows)), text_ids[rows, :longest], text_mask[rows, :longest]
-                    logits[some] = self.stage1.itm_logits(*pairs)[:, 1].float().cpu()
-        return logits
+            return match_logits(self.stage1.eval(), self.encode_images(images), *self.text_ids(texts), image_rows,
+                                text_rows)
 
     def match(self, images: Images, texts: Sequence[str]) -> Tensor:
         """ITM's probability (n m) that each text fits each image, on the CPU."""
