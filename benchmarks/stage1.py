@@ -28,9 +28,10 @@ SAVINGS = {"image_once": "image K/V projected once", "trim": "text no longer tha
            "cached": "ITG on cached queries", "supervised": "LM head where supervised", "fused": "fused attention"}
 OFFICIAL, THEIRS, TRIMMED = "official recipe", "transformers", "transformers, text trimmed"
 SIZES = {"base": (QFormerConfig(dropout=0.0), 257),
-         "laptop": (QFormerConfig(width=384, layers=6, mlp_width=1536, num_queries=16, image_width=384, dropout=0.0), 257),
-         "tiny": (QFormerConfig(width=64, layers=4, heads=4, mlp_width=256, num_queries=8, image_width=64, vocab_size=200,
-                                dropout=0.0), 65)}
+         "laptop": (QFormerConfig(width=384, layers=6, mlp_width=1536, num_queries=16, image_width=384,
+                                  dropout=0.0), 257),
+         "tiny": (QFormerConfig(width=64, layers=4, heads=4, mlp_width=256, num_queries=8, image_width=64,
+                                vocab_size=200, dropout=0.0), 65)}
 PADDED = 32  # tokens, as in LAVIS
 # so many of 400 COCO 2017 captions have this many bert-base-uncased tokens, [CLS] and [SEP] included
 CAPTION_LENGTHS = {9: 2, 10: 7, 11: 47, 12: 77, 13: 63, 14: 72, 15: 50, 16: 32, 17: 19, 18: 7, 19: 9, 20: 5, 21: 1,

@@ -12,13 +12,14 @@ import torch
 from . import UserError, __version__
 from .course.tables import plain_text
 from .data.coco import CocoCaptions
-from .data.files import read_json, write_beside
+from .data.files import write_beside
 from .data.pictures import load_image
 from .evaluation.measure import LABELS, evaluate_run
 from .training.bridge import load_bridge, train_bridge
 from .training.budget import dry_run
 from .training.distributed import env_rank, is_first_to_report
-from .training.recipes import RECIPES, find_recipe
+from .training.recipes import RECIPES, find_recipe, recorded_data
+from .training.shipping import usual_run, working_copy
 from .weights.blip2 import Blip2
 from .weights.retriever import Retriever
 
@@ -59,7 +60,7 @@ def train_command(args: argparse.Namespace) -> None:
 def caption_command(args: argparse.Namespace) -> None:
     """Say what is in each image."""
     images = [load_image(path) for path in args.images]  # all are read before anything is said of one
-    writer = Blip2.from_folder(args.model) if args.model else load_bridge(args.run)
+    writer = Blip2.from_folder(args.model) if args.model else load_bridge(args.run or usual_run())
     if not args.model:
         writer = writer.retriever if args.stage1 else writer.blip2
     torch.manual_seed(args.seed)  # here, for loading draws, too
@@ -73,18 +74,19 @@ def caption_command(args: argparse.Namespace) -> None:
 def ask_command(args: argparse.Namespace) -> None:
     """Answer questions about an image."""
     image = load_image(args.image)
-    blip2 = Blip2.from_folder(args.model) if args.model else load_bridge(args.run).blip2
+    blip2 = Blip2.from_folder(args.model) if args.model else load_bridge(args.run or usual_run()).blip2
     for question, answer in zip(args.questions, blip2.ask(image, args.questions), strict=True):
         print(f"{question} {answer}")
 
 
 def retrieve_command(args: argparse.Namespace) -> None:
     """Find the images of a split that fit a text best: by ITC, then re-ranked by ITM."""
-    bridge = load_bridge(args.run)
+    run = args.run or working_copy()
+    bridge = load_bridge(run)
     retriever = bridge.retriever
     note_unknown(retriever, [args.text])
-    data = CocoCaptions(args.data or read_json(args.run / "run.json")["data"], args.split)
-    features = torch.from_numpy(bridge.features(data, args.run / "cache").copy())
+    data = CocoCaptions(args.data or recorded_data(bridge.recipe, run), args.split)
+    features = torch.from_numpy(bridge.features(data, run / "cache").copy())
     cosine = retriever.similarity(features, [args.text])
     scores = retriever.rerank(features, [args.text], cosine, args.top, dim=0)
     print("  match  cosine  image, and what a person said of it")
@@ -95,8 +97,9 @@ def retrieve_command(args: argparse.Namespace) -> None:
 
 def evaluate_command(args: argparse.Namespace) -> None:
     """Measure a finished run on a split."""
-    print_table(evaluate_run(args.run, load_bridge(args.run), args.split, args.top))
-    print(f"these and more in {args.run / f'results-{args.split}.json'}")
+    run = args.run or working_copy()
+    print_table(evaluate_run(run, load_bridge(run), args.split, args.top))
+    print(f"these and more in {run / f'results-{args.split}.json'}")
 
 
 def attend_command(args: argparse.Namespace) -> None:
@@ -104,7 +107,7 @@ def attend_command(args: argparse.Namespace) -> None:
     from .course import figures, viz
 
     image = load_image(args.image)
-    retriever = load_bridge(args.run).retriever
+    retriever = load_bridge(args.run or usual_run()).retriever
     note_unknown(retriever, args.texts)
     maps = retriever.attention_maps(image, args.texts)
     shown = retriever.transform.crop_and_resize(image)
@@ -142,8 +145,8 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         sub.set_defaults(execute=run)
         if needs_run:
-            sub.add_argument("--run", type=Path, default=Path("runs/scenes"),
-                             help="folder of a trained bridge (default %(default)s)")
+            sub.add_argument("--run", type=Path, help="folder of a trained bridge (default: runs/scenes if you have "
+                                                      "trained it, else the bridge that ships)")
         return sub
 
     train = command("train", train_command, needs_run=False)

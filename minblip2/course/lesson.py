@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +11,24 @@ from typing import Any
 from torch import Tensor
 
 from ..data.files import read_json
+from ..training.recipes import SCENES, default_data
+from ..training.shipping import working_copy
 from .tables import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN, DATA = ROOT / "runs" / "scenes", ROOT / "runs" / "scenes-data"  # the bridge that the course trains, and on what
 WORDS_PER_MINUTE = 150  # prose and code are read at about this pace
+
+
+def __getattr__(name: str) -> Path:
+    """RUN, the bridge that notebooks look at, and DATA, the drawn scenes; both are made when first asked for.
+
+    RUN is the folder in the environment variable MINBLIP2_RUN, else one's own run, else a copy of the one that ships.
+    """
+    if name == "RUN":
+        return Path(os.environ["MINBLIP2_RUN"]).resolve() if "MINBLIP2_RUN" in os.environ else working_copy(ROOT)
+    if name == "DATA":
+        return default_data(SCENES, ROOT / "runs" / "scenes", None)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def say(text: str) -> None:

@@ -14,6 +14,7 @@ from ..data.coco import CocoCaptions
 from ..data.files import read_json, write_json
 from ..data.scene_dataset import load_scenes
 from ..training.bridge import Bridge
+from ..training.recipes import recorded_data
 from . import metrics
 from .retrieval import evaluate_retrieval
 from .scene_scores import evaluate_scenes
@@ -92,8 +93,7 @@ def evaluate_photos(bridge: Bridge, train: CocoCaptions, data: CocoCaptions, fea
 
 def evaluate_run(out: Path, bridge: Bridge, split: str, top: int = 16) -> dict[str, float]:
     """Measure a run on a split of its own data and keep the figures in results-{split}.json."""
-    record = read_json(out / "run.json")
-    root = Path(record["data"])
+    root = recorded_data(bridge.recipe, out)
     data = CocoCaptions(root, split)
     features = bridge.features(data, out / "cache")
     started = time.perf_counter()

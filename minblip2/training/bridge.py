@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,6 +83,19 @@ class Bridge:
         """Batches of a split for stage 2: prompt and caption in the language model's ids."""
         return self._pairs(data, views, self.backbones.lm_tokenizer, self.recipe.prompt, self.recipe.stage2)
 
+    def stage1_settings(self, data: CocoCaptions) -> dict[str, Any]:
+        """What a trained stage 1 depends on beside its `TrainConfig`; a run with others is another run."""
+        texts = hashlib.sha256(repr(data.pairs).encode()).hexdigest()
+        return dict(recipe=self.recipe.name, qformer=self.backbones.qformer, pairs=texts,
+                    embed_dim=self.recipe.embed_dim, encoder=weights_checksum(self.backbones.encoder),
+                    loss_weights=self.recipe.loss_weights)
+
+    def stage2_settings(self, data: CocoCaptions) -> dict[str, Any]:
+        """What a trained stage 2 depends on beside its `TrainConfig`."""
+        return self.stage1_settings(data) | dict(
+            stage1=weights_checksum(self.stage1), lm=weights_checksum(self.backbones.lm), prompt=self.recipe.prompt,
+            warm_start=self.recipe.warm_start)
+
     def _pairs(self, data: CocoCaptions, views: Sequence[np.ndarray], tokenizer: Tokenizer, prompt: str,
                config: TrainConfig) -> PairBatches:
         ids = [tokenizer.encode(normalize_caption(text), prompt, self.recipe.max_length) for _, text in data.pairs]
@@ -109,24 +123,19 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
             write_json(out / "run.json", record)
         split = CocoCaptions(data, "train")
         views = [bridge.features(split, out / "cache", **view) for view in recipe.views]
-    texts = hashlib.sha256(repr(split.pairs).encode()).hexdigest()
-    settings = dict(recipe=recipe.name, qformer=backbones.qformer, pairs=texts, embed_dim=recipe.embed_dim,
-                    encoder=weights_checksum(backbones.encoder), loss_weights=recipe.loss_weights)
     losses = partial(stage1_losses, loss_weights=recipe.loss_weights)
     with process_group():
-        train(bridge.stage1, losses, bridge.stage1_pairs(split, views), recipe.stage1, out / "stage1", settings,
-              name="stage 1", resume=resume, device=bridge.device)
+        train(bridge.stage1, losses, bridge.stage1_pairs(split, views), recipe.stage1, out / "stage1",
+              bridge.stage1_settings(split), name="stage 1", resume=resume, device=bridge.device)
     bridge.stage1.eval()
     if stages == 1:
         return bridge
 
     bridge.init_stage2(views[0])
     losses = partial(stage2_losses, tokenizer=backbones.lm_tokenizer, prompt=recipe.prompt)
-    settings |= dict(stage1=weights_checksum(bridge.stage1), lm=weights_checksum(backbones.lm), prompt=recipe.prompt,
-                     warm_start=recipe.warm_start)
     with process_group():
-        train(bridge.stage2, losses, bridge.stage2_pairs(split, views), recipe.stage2, out / "stage2", settings,
-              name="stage 2", resume=resume, device=bridge.device)
+        train(bridge.stage2, losses, bridge.stage2_pairs(split, views), recipe.stage2, out / "stage2",
+              bridge.stage2_settings(split), name="stage 2", resume=resume, device=bridge.device)
     bridge.stage2.eval()
     return bridge
 
@@ -139,7 +148,8 @@ def load_bridge(out: Path) -> Bridge:
                         "first")
     record = read_json(out / "run.json")
     recipe = find_recipe(record["recipe"]).with_seed(record["seed"])
-    backbones = recipe.build(recipe, Path(record["data"]), Path(record["parts"]) if record["parts"] else None, out)
+    data, parts = (Path(record[key]) if record[key] else None for key in ("data", "parts"))
+    backbones = recipe.build(recipe, data, parts, out)
     bridge = Bridge(recipe, backbones, recipe.new_stage1(backbones))
     if not (out / "stage1" / "model.safetensors").exists():
         raise UserError(f"{out} stopped before the end of stage 1: run `python -m minblip2 train "

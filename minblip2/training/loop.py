@@ -35,7 +35,7 @@ class TrainConfig:
     where the device computes in it. Parameters whose names begin with `new_params` are newly initialised among trained
     ones: their learning rate is multiplied by `lr_scale`. Checkpoints are written every `checkpoint_every` steps. How
     it is computed, not what: `compile` runs the model through torch.compile, `checkpoint_blocks` makes the blocks of
-    the frozen language model keep less for the backward pass and compute it again (see `lm.protocol.checkpoint_blocks`).
+    the frozen language model keep less for the backward pass and compute it again (see `lm.protocol`).
     """
 
     steps: int
@@ -124,6 +124,12 @@ def read_log(path: str | Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def run_fingerprint(config: TrainConfig, settings: Mapping[str, Any] | None = None) -> str:
+    """What identifies a run's result: its settings, but for those that say how it is computed."""
+    chosen = {key: value for key, value in asdict(config).items() if key not in ("compile", "checkpoint_blocks")}
+    return json.dumps({"train": chosen, **(settings or {})}, sort_keys=True, default=str)
+
+
 class Trainer:
     """A model, its optimiser, and how one step of training goes; `train` adds files around it."""
 
@@ -186,8 +192,7 @@ def train(model: nn.Module, losses: Losses, batches: Batches, config: TrainConfi
     Raises UserError when the folder belongs to other settings, or when the loss or its gradient is not finite.
     """
     folder, device = Path(folder), device or best_device()
-    chosen = {key: value for key, value in asdict(config).items() if key not in ("compile", "checkpoint_blocks")}
-    fingerprint = json.dumps({"train": chosen, **(settings or {})}, sort_keys=True, default=str)
+    fingerprint = run_fingerprint(config, settings)
     final, saved, log = folder / "model.safetensors", folder / "checkpoint.pt", folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     rank = rank_and_size()[0]

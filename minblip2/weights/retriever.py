@@ -98,7 +98,7 @@ class Retriever(ImageReader):
         return torch.cat([self.stage1.similarity(some, text_embeds) for some in image_embeds.split(50)]).cpu()
 
     def match_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor) -> Tensor:
-        """ITM's logits of "match" (n) for chosen pairs: image `image_rows` (n) with text `text_rows` (n), on the CPU."""
+        """ITM's logits of "match" (n) for the pairs of image `image_rows` (n) and text `text_rows` (n), on the CPU."""
         with autocast(self.device, self.precision):
             return match_logits(self.stage1.eval(), self.encode_images(images), *self.text_ids(texts), image_rows,
                                 text_rows)
