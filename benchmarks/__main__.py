@@ -9,6 +9,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from minblip2.data.progress import forgiving_output
+
 COMMANDS = (["stage1"], ["stage1", "--draw", "random", "--batch", "16", "--forms", "official recipe"], ["stage2"],
             ["generate"], ["generate", "--batch", "8", "--beams", "1", "--tokens", "1"], ["retrieve"], ["memory"],
             ["growth"])
@@ -30,4 +32,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     sys.exit(main())

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from minblip2 import UserError
 from minblip2.attention import FeedForward, MultiHeadAttention, attend
 from minblip2.data.batches import Batch
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.files import read_json
+from minblip2.data.progress import forgiving_output, progress_bar
 from minblip2.data.scene_dataset import load_scenes
 from minblip2.data.tokenizer import normalize_caption
 from minblip2.device import autocast
@@ -266,7 +266,7 @@ def wanted(groups: list[str], seeds: Iterable[int]) -> Iterator[tuple[str, Chang
 
 def known(path: Path) -> list[dict]:
     """The lines that are there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def add(path: Path, line: dict) -> None:
@@ -368,7 +368,7 @@ def main() -> None:
     results = options.results or (OF_PHOTOGRAPHS if on_photographs else RESULTS)
     done = {(line["name"], line["seed"]) for line in known(results)}
     runs = list(wanted(options.groups or list(GROUPS), options.seeds))
-    with tqdm(runs, desc="ablations", unit="run") as bar:
+    with progress_bar(runs, desc="ablations", unit="run") as bar:
         for name, change, seed in bar:
             bar.set_postfix_str(f"{name}, seed {seed}")
             if (name, seed) in done:
@@ -379,4 +379,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     main()

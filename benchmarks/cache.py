@@ -21,6 +21,7 @@ from benchmarks.timing import OURS, case, difference, interleave, keep, options,
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.features import feature_cache
 from minblip2.data.pictures import load_image
+from minblip2.data.progress import forgiving_output
 from minblip2.data.transforms import Transform
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
@@ -94,4 +95,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     main()

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 from fetch import Fetcher, Item  # noqa: E402
 from minblip2.data.files import write_json  # noqa: E402
 from minblip2.data.pictures import check_image  # noqa: E402
+from minblip2.data.progress import forgiving_output
 from tests.coco_server import CocoServer, coco_files  # noqa: E402
 
 CONNECTIONS = 16
@@ -46,7 +47,7 @@ def curl(urls: list[str], folder: Path, check) -> None:
     listed = "".join(f'url = "{url}"\noutput = "{folder / url.rpartition("/")[2]}"\n' for url in urls)
     subprocess.run(["curl", "--silent", "--no-progress-meter", "--fail", "--parallel", "--parallel-max",
                     str(CONNECTIONS), "--config", "-"], stderr=subprocess.DEVNULL,
-                   input=listed, text=True, check=True)
+                   input=listed, text=True, check=True, encoding="utf-8")
 
 
 def main() -> None:
@@ -87,4 +88,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     main()

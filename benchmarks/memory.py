@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import generate, stage1, stage2
 from benchmarks.timing import OURS, machine, options, store
+from minblip2.data.progress import forgiving_output
 
 WHAT = ("stage 1, batch 16", "stage 2, OPT-125m size, batch 8", "5 beams, OPT-125m size, batch 8")
 THEIRS = stage1.THEIRS
@@ -25,7 +26,7 @@ THEIRS = stage1.THEIRS
 
 def read(what: str) -> int:
     """Bytes of this process: "VmRSS" now, "VmHWM" at most so far."""
-    with open("/proc/self/status") as status:
+    with open("/proc/self/status", encoding="utf-8") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(what))
 
 
@@ -34,7 +35,7 @@ def forget_peak() -> None:
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/clear_refs", "w") as control:
+    with open("/proc/self/clear_refs", "w", encoding="utf-8") as control:
         control.write("5")
 
 
@@ -67,7 +68,7 @@ def peak(what: str, side: str, size: str, threads: int) -> int:
     command = [sys.executable, "-m", "benchmarks.memory", "--child", f"{what}|{side}", "--size", size,
                "--threads", str(threads)]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, encoding="utf-8")
     return int(done.stdout.split()[-1])
 
 
@@ -95,4 +96,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     main()

@@ -20,6 +20,7 @@ import torch
 from minblip2 import UserError
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.files import read_json, write_json
+from minblip2.data.progress import forgiving_output
 from minblip2.device import best_device, compute_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +47,7 @@ def machine() -> str:
     device = best_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     try:
-        output = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+        output = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
                   if line.startswith("model name")]
         name = output[0] if device.type == "cpu" and output else name
     except OSError:
@@ -58,7 +59,8 @@ def machine() -> str:
 def commit() -> str:
     """The commit that is checked out, and whether something was changed since."""
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True,
+                              encoding="utf-8").stdout.strip()
     changed = " with changes" if git("status", "--porcelain") else ""
     return f"{git('rev-parse', '--short', 'HEAD') or 'unknown'}{changed}"
 
@@ -115,4 +117,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     sys.exit(main())

@@ -16,6 +16,7 @@ import torch
 
 from minblip2.data.batches import PairBatches
 from minblip2.data.files import write_json
+from minblip2.data.progress import forgiving_output
 from minblip2.training.recipes import find_recipe
 
 
@@ -66,4 +67,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     main()

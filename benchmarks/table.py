@@ -13,6 +13,7 @@ from benchmarks.timing import OURS, RESULTS
 from minblip2.course.markers import put
 from minblip2.course.tables import markdown
 from minblip2.data.files import read_json
+from minblip2.data.progress import forgiving_output
 
 TITLES = {  # benchmark -> what its cases are called
     "stage1": "stage-1 step", "stage2": "stage-2 step", "generate": "writing", "retrieve": "re-ranking",
@@ -84,4 +85,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     sys.exit(main())

@@ -120,7 +120,7 @@ def machine() -> dict[str, object]:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        name = next((line.partition(":")[2].strip() for line in info.read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in info.read_text(encoding="utf-8").splitlines()
                      if line.startswith("model name")), name)
     return {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.ablations import KEPT, add, borrow, known
 from minblip2.data.files import read_json
+from minblip2.data.progress import forgiving_output
 from minblip2.evaluation.measure import evaluate_run
 from minblip2.training.bridge import train_bridge
 from minblip2.training.recipes import Recipe, find_recipe
@@ -47,4 +48,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     main()

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from annotations import check_archive, choose, entries, read_images, short_name
 from fetch import Fetcher, Item, sha256_of
 from minblip2 import UserError
 from minblip2.data.files import field, read_json, write_json
 from minblip2.data.pictures import check_image
+from minblip2.data.progress import progress_bar
 from minblip2.data.workers import prefetch
 
 OFFICIAL = "http://images.cocodataset.org"  # as COCO publishes it: no certificate is valid for this host
@@ -89,10 +88,11 @@ def verify(out: Path) -> int:
             return f"{path} is missing"
         found = path.stat().st_size, sha256_of(path)
         record = field(entry, "bytes", int, manifest), field(entry, "sha256", str, manifest)
-        return None if found == record else f"{path} has {found[0]} bytes and sha256 {found[1][:12]}..., not {record[0]} " \
-                                          f"and {record[1][:12]}..."
+        return None if found == record else (f"{path} has {found[0]} bytes and sha256 {found[1][:12]}..., not "
+                                             f"{record[0]} and {record[1][:12]}...")
 
-    answers = tqdm(prefetch(problem, listed, os.cpu_count() or 1), total=len(listed), desc="verify", unit="file")
+    answers = progress_bar(prefetch(problem, listed, os.cpu_count() or 1), total=len(listed), desc="verify",
+                           unit="file")
     if problems := [answer for answer in answers if answer]:
         raise UserError(f"{len(problems)} of {len(listed)} files are not as they were fetched, first {problems[0]}: "
                         "run the same download again")
@@ -105,7 +105,7 @@ def _archive(fetcher: Fetcher, url: str, out: Path, members: list[str], sha256: 
     path = out / "archives" / url.rpartition("/")[2]
     item = Item(url, path, LARGEST_ARCHIVE, lambda part, proven: check_archive(part, members, sha256))
     if not _is_there(item):
-        with tqdm(desc=path.name, unit="B", unit_scale=True) as bar:
+        with progress_bar(desc=path.name, unit="B", unit_scale=True) as bar:
             def progress(done: int, total: int | None) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
@@ -142,8 +142,8 @@ def _annotations(archive: Path, members: dict[str, list[str]], split_of: dict[in
     for kind in KINDS:
         for member in members[kind]:
             where, categories = f"{archive.name}, {member}", []
-            for key, entry in tqdm(entries(archive, member, "annotations", "categories"), desc=Path(member).name,
-                                   unit=" entries", leave=False):
+            for key, entry in progress_bar(entries(archive, member, "annotations", "categories"),
+                                           desc=Path(member).name, unit=" entries", leave=False):
                 if key == "categories":
                     categories.append(entry)
                 elif (name := split_of.get(field(entry, "image_id", int, where))) is not None:
@@ -169,14 +169,14 @@ def _split(fetcher: Fetcher, out: Path, name: str, images: list[dict], table: li
     there = prefetch(lambda item: sha256_of(item.path) == trusted[item.path] if item.path in trusted
                      and item.path.exists()
                      else _is_there(item), items, os.cpu_count() or 1)
-    looked = tqdm(zip(items, there, strict=True), total=len(items), desc=f"{name}: look at what is there",
-                  disable=not any(folder.iterdir()), leave=False)
+    looked = progress_bar(zip(items, there, strict=True), hidden=not any(folder.iterdir()), total=len(items),
+                          desc=f"{name}: look at what is there", leave=False)
     missing = [item for item, found in looked if not found]
     needed, free = len(missing) * TYPICAL_PICTURE, shutil.disk_usage(out).free
     if needed > free:
         raise UserError(f"{len(missing)} pictures need about {needed / 1e6:,.0f} MB but {free / 1e6:,.0f} are free in "
                         f"{out}: make room, choose another --out or fewer --images")
-    with tqdm(total=len(items), initial=len(items) - len(missing), desc=name, unit="image") as bar:
+    with progress_bar(total=len(items), initial=len(items) - len(missing), desc=name, unit="image") as bar:
         started, received = time.perf_counter(), fetcher.received
         for _ in fetcher.all(missing):
             rate = (fetcher.received - received) / (time.perf_counter() - started) / 1e6
@@ -208,7 +208,8 @@ def _picture(entry: dict, folder: Path) -> Item:
     def check(path: Path, proven: bool) -> None:
         found, output = check_image(path, decode=not proven), (entry["width"], entry["height"])
         if sorted(found) != sorted(output):  # a camera may have lain on its side
-            raise UserError(f"{path} is {found[0]}x{found[1]} pixels, not {output[0]}x{output[1]} as in the annotations")
+            raise UserError(f"{path} is {found[0]}x{found[1]} pixels, not {output[0]}x{output[1]} as in the "
+                            "annotations")
 
     return Item(entry["coco_url"], folder / entry["file_name"], LARGEST_PICTURE, check)
 
@@ -224,7 +225,7 @@ def _is_there(item: Item) -> bool:
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """One download per folder; the lock is the kernel's and dies with the process, so a kill leaves nothing behind."""
-    with open(out / ".lock", "w") as file:
+    with open(out / ".lock", "w", encoding="utf-8") as file:
         try:
             if os.name == "nt":
                 import msvcrt

@@ -14,6 +14,7 @@ from pathlib import Path
 import coco
 from fetch import Fetcher
 from minblip2 import UserError
+from minblip2.data.progress import forgiving_output
 from minblip2.weights.hub import MODELS, RECIPE_MODELS
 
 
@@ -84,4 +85,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     sys.exit(main())

@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 
 from minblip2.data.files import write_beside
+from minblip2.data.progress import forgiving_output
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
@@ -85,4 +86,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     sys.exit(main())

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 from checks import DONE, OPEN, SIGNS, Exercise, progress  # noqa: E402
+from minblip2.data.progress import forgiving_output  # noqa: E402
 
 
 def lessons() -> dict[str, list[Exercise]]:
@@ -34,4 +35,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     sys.exit(main())

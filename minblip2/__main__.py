@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ import torch
 from . import UserError, __version__
 from .course.tables import plain_text
 from .data.coco import CocoCaptions
-from .data.files import write_beside
+from .data.files import read_json, write_beside
 from .data.pictures import load_image
+from .data.progress import forgiving_output
+from .device import DTYPES, computing
 from .evaluation.measure import LABELS, evaluate_run
 from .training.bridge import load_bridge, train_bridge
 from .training.budget import dry_run
@@ -53,7 +56,7 @@ def train_command(args: argparse.Namespace) -> None:
     bridge = train_bridge(recipe, args.data, args.parts, out, resume=not args.restart)
     if env_rank()[0] > 0:
         return  # torchrun has started more of us: one measures and speaks
-    print_table(evaluate_run(out, bridge, args.split))
+    print_table(evaluate_run(out, bridge, args.split, begun=partial(announce, out, args.split)))
     print(f"kept in {out}; try: python -m minblip2 caption --run {out} PICTURE")
 
 
@@ -95,10 +98,18 @@ def retrieve_command(args: argparse.Namespace) -> None:
         print(f"{scores[row, 0]:7.2f}  {cosine[row, 0]:6.3f}  {record.path}  {record.captions[0]}")
 
 
+def announce(run: Path, split: str) -> None:
+    """Say at once what will be measured, and how long that took the last time, if there was one."""
+    before = run / f"results-{split}.json"
+    seconds = read_json(before).get("seconds_to_evaluate") if before.exists() else None
+    last = f" (the last time this took {seconds:.0f} seconds)" if seconds else ""
+    print(f"measuring {run} on {split}: retrieval, captions, and what they get right{last}", flush=True)
+
+
 def evaluate_command(args: argparse.Namespace) -> None:
     """Measure a finished run on a split."""
     run = args.run or working_copy()
-    print_table(evaluate_run(run, load_bridge(run), args.split, args.top))
+    print_table(evaluate_run(run, load_bridge(run), args.split, args.top, partial(announce, run, args.split)))
     print(f"these and more in {run / f'results-{args.split}.json'}")
 
 
@@ -135,14 +146,26 @@ def share(text: str) -> float:
     return value
 
 
+def computing_options() -> argparse.ArgumentParser:
+    """What every command knows: where to compute, and in which precision."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--device", help="where to compute: cpu, cuda, cuda:1, mps (default: what MINBLIP2_DEVICE "
+                                          "says, else the CPU for the scenes, else a GPU if there is one)")
+    options.add_argument("--dtype", choices=DTYPES, help="of the frozen parts (default: what MINBLIP2_DTYPE says, else "
+                                                         "bfloat16 where the device computes in it, else float32)")
+    return options
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(prog="python -m minblip2", description=__doc__)
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True)
 
+    where = computing_options()
+
     def command(name: str, run, needs_run: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__, parents=[where])
         sub.set_defaults(execute=run)
         if needs_run:
             sub.add_argument("--run", type=Path, help="folder of a trained bridge (default: runs/scenes if you have "
@@ -196,14 +219,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run one command; 0 when it worked, 2 when the user's input cannot be used."""
+    """Run one command; 0 when it worked, 2 when the user's input cannot be used, 130 when it was stopped."""
+    forgiving_output()
     args = parser().parse_args()
     try:
-        args.execute(args)
+        with computing(args.device, args.dtype):
+            args.execute(args)
     except UserError as error:
         if is_first_to_report():
             print(f"minblip2: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if is_first_to_report():
+            again = "; the same command goes on where it stopped" if args.command == "train" else ""
+            print(f"\nminblip2: stopped{again}", file=sys.stderr)
+        return 130  # what a shell says of a command that Ctrl-C has ended
     return 0
 
 

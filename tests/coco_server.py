@@ -39,7 +39,8 @@ def karpathy(folder: Path) -> bytes:
     """A split in the form of Karpathy's: every tenth image is val, every other tenth test, two tenths restval."""
     names = ["val", "test", "restval", "restval", *["train"] * 6]
     ids = [image["id"] for split in ("train2017", "val2017")
-           for image in json.loads((folder / "annotations" / f"captions_{split}.json").read_text())["images"]]
+           for image in json.loads((folder / "annotations" / f"captions_{split}.json").read_text(encoding="utf-8")
+                                   )["images"]]
     images = [{"filepath": "val2014", "cocoid": number, "split": names[i % 10]} for i, number in enumerate(ids)]
     return json.dumps({"images": images, "dataset": "coco"}).encode()
 

@@ -14,6 +14,7 @@ import pytest
 from minblip2.course.lesson import ROOT
 from minblip2.course.markers import put
 from minblip2.course.tables import markdown
+from minblip2.data.progress import forgiving_output
 
 SAME = "identical"
 ROWS = [  # what is compared, the tests that do, what they allow
@@ -92,4 +93,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     sys.exit(main())

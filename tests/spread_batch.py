@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from minblip2.data.progress import forgiving_output
 from minblip2.lm.opt import OPT, OPTConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
@@ -82,7 +83,7 @@ def synchronised(wrapped, step):
 def main(file):
     found, batch = {}, whole_batch()
     given = torch.tensor([3, 2, 6, 0, 1, 2, 5]), torch.tensor([2, 0, 4, 5, 6, 3, 1])
-    with process_group():
+    with process_group(torch.device("cpu")):
         part = own_part(batch)
         for name, model, step in (("stage1", stage1(), stage1_step), ("stage2", stage2(), stage2_step),
                                   ("given", stage1(), lambda *inputs: stage1_step(*inputs, negatives=given))):
@@ -114,4 +115,5 @@ def main(file):
 
 
 if __name__ == "__main__":
+    forgiving_output()
     main(sys.argv[1])

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from minblip2 import UserError, __main__
+from minblip2.data.progress import forgiving_output
 from minblip2.training import bridge, experts
 from minblip2.training.distributed import env_rank
 from minblip2.training.recipes import RECIPES, SCENES
@@ -36,6 +37,7 @@ def with_trouble(losses):
 
 
 if __name__ == "__main__":
+    forgiving_output()
     RECIPES["scenes"] = SHORT
     for name in ("SceneImages", "SceneTexts"):
         setattr(experts, name, functools.partial(getattr(experts, name), scenes=64))

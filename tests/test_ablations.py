@@ -38,7 +38,7 @@ def lines_of(experts, results, monkeypatch, *words):
     monkeypatch.setattr("sys.argv", ["ablations", *words, "--seeds", "0", "--experts-of", str(experts), "--results",
                                      str(results)])
     ablations.main()
-    return [json.loads(line) for line in Path(results).read_text().splitlines()]
+    return [json.loads(line) for line in Path(results).read_text(encoding="utf-8").splitlines()]
 
 
 def test_each_run_is_a_line_and_is_not_run_again(experts, tmp_path, monkeypatch):
@@ -69,7 +69,7 @@ def test_photographs_are_asked_by_name_and_have_their_own_lines(monkeypatch, tmp
     assert asked == [(name, "laptop", count, bert, Path("D"), Path("P")) for name, count, bert in (
         ("photographs", steps, True), ("photographs, no stage 1", 0, True),
         ("photographs, not from BERT", steps, False))]
-    assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "lines.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
 def test_a_caption_costs_what_stage_2_says(experts):
@@ -130,7 +130,8 @@ def test_each_change_changes_one_thing():
 def test_a_warm_start_is_compared_with_the_whole_one_on_the_same_stage_1(tmp_path, monkeypatch):
     run, trained = tmp_path / "scenes", []
     run.mkdir()
-    (run / "run.json").write_text(json.dumps({"recipe": "scenes", "seed": 3, "data": "D", "parts": None}))
+    (run / "run.json").write_text(json.dumps({"recipe": "scenes", "seed": 3, "data": "D", "parts": None}),
+                                  encoding="utf-8")
     for part in ("vit", "lm", "stage1", "cache"):
         (run / part).mkdir()
     monkeypatch.setattr(warm_start, "train_bridge", lambda recipe, data, parts, out: trained.append(
@@ -147,7 +148,7 @@ def test_a_warm_start_is_compared_with_the_whole_one_on_the_same_stage_1(tmp_pat
 
 
 def test_each_beginning_of_stage_2_is_tried_once(tmp_path, monkeypatch):
-    (tmp_path / "run.json").write_text(json.dumps({"data": "D"}))
+    (tmp_path / "run.json").write_text(json.dumps({"data": "D"}), encoding="utf-8")
     monkeypatch.setattr(rates, "load_bridge", lambda run: None)
     monkeypatch.setattr(rates, "line", lambda bridge, data, cache, rate, loudness, steps:
                         {"rate": rate, "loudness": loudness, "steps": steps, "own": 3.0, "other": 3.1})

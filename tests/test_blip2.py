@@ -264,7 +264,8 @@ def test_save_transformers_load_save_is_bit_identical(pair, tmp_path):
     a, b, c = (load_file(folder / "model.safetensors") for folder in (first, second, third))
     assert set(a) == set(b) == set(c)
     assert all(torch.equal(a[name], b[name]) and torch.equal(a[name], c[name]) for name in a)
-    assert json.loads((first / "config.json").read_text()) == json.loads((third / "config.json").read_text())
+    one, other = (json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (first, third))
+    assert one == other
 
     _, _, _, whole = inputs(theirs, (3, 5))
     if theirs.config.text_config.is_encoder_decoder:
@@ -339,12 +340,12 @@ def test_settings_that_files_leave_out_are_those_of_transformers(tmp_path):
     """In nested settings transformers writes only what differs from its own defaults."""
     theirs = original("opt", 0)
     theirs.save_pretrained(tmp_path)
-    hub = json.loads((tmp_path / "config.json").read_text())
+    hub = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     usual = {"vision_config": Blip2VisionConfig(), "qformer_config": Blip2QFormerConfig(), "text_config": OPTConfig()}
     for part, config in usual.items():
         hub[part] = {key: value for key, value in hub[part].items() if value != getattr(config, key, None)}
     assert "patch_size" not in hub["vision_config"] and "do_layer_norm_before" not in hub["text_config"]
-    (tmp_path / "config.json").write_text(json.dumps(hub))
+    (tmp_path / "config.json").write_text(json.dumps(hub), encoding="utf-8")
     vit, stage2 = load_blip2(tmp_path)
     assert vit.config.patch_size == 14 and stage2.qformer.config.cross_attention_every == 2
 

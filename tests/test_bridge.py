@@ -156,7 +156,7 @@ def test_stage_2_starts_as_warm_as_the_recipe_says(run):
 def test_evaluate_keeps_what_it_prints(run, cli):
     folder, _ = run
     code, out, _ = cli("evaluate", "--run", folder, "--split", "test")
-    results = json.loads((folder / "results-test.json").read_text())
+    results = json.loads((folder / "results-test.json").read_text(encoding="utf-8"))
     assert code == 0 and results["images"] == 24 and f"{folder / 'results-test.json'}" in out
     for key in ("images", "pointing_chance", "stage2_things_unseen"):
         value = results[key] if isinstance(results[key], int) else f"{results[key]:.1f}"
@@ -297,7 +297,7 @@ def test_unknown_recipe():
 
 def test_help_runs_without_anything_trained():
     shown = subprocess.run([sys.executable, "-m", "minblip2", "--help"], capture_output=True, text=True, check=True,
-                           cwd=Path(__file__).parents[1])
+                           cwd=Path(__file__).parents[1], encoding="utf-8")
     assert all(command in shown.stdout for command in ("train", "caption", "retrieve", "evaluate", "attend"))
 
 
@@ -307,16 +307,16 @@ def test_laptop_recipe_on_real_parts(photos, parts, tmp_path):
     (small / "annotations").mkdir(parents=True)
     (small / "images").symlink_to(photos / "images")
     for split, count in (("train", 12), ("val", 6)):
-        content = json.loads((photos / "annotations" / f"captions_{split}.json").read_text())
+        content = json.loads((photos / "annotations" / f"captions_{split}.json").read_text(encoding="utf-8"))
         images = content["images"][:count]
         ids = {image["id"] for image in images}
         content = {"images": images, "annotations": [a for a in content["annotations"] if a["image_id"] in ids]}
-        (small / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
+        (small / "annotations" / f"captions_{split}.json").write_text(json.dumps(content), encoding="utf-8")
     laptop = RECIPES["laptop"]
     recipe = replace(laptop, stage1=replace(laptop.stage1, steps=2, batch_size=8),
                      stage2=replace(laptop.stage2, steps=2, batch_size=4))
     bridge = train_bridge(recipe, small, parts, tmp_path / "out")
-    first = json.loads((tmp_path / "out" / "stage1" / "log.jsonl").read_text().splitlines()[0])
+    first = json.loads((tmp_path / "out" / "stage1" / "log.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["itc"] == pytest.approx(np.log(8), abs=0.4) and first["itm"] == pytest.approx(0.6365, abs=0.15)
     data, train = CocoCaptions(small, "val"), CocoCaptions(small, "train")
     results = measure.evaluate_photos(bridge, train, data, bridge.features(data, tmp_path / "out" / "cache"),

@@ -102,8 +102,8 @@ def test_memory_is_estimated_within_a_quarter(tmp_path, monkeypatch):
     clip["vision_config"].update(hidden_size=256, num_hidden_layers=2, intermediate_size=512)
     for role, config in (("encoder", clip), ("bert", bert), ("lm", lm)):
         (tmp_path / GPU.models[role]).mkdir()
-        (tmp_path / GPU.models[role] / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(budget, "best_device", lambda: torch.device("cpu"))
+        (tmp_path / GPU.models[role] / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr(budget, "best_device", lambda default=None: torch.device("cpu"))
     monkeypatch.setattr(budget, "compute_dtype", lambda device: torch.float32)
     recipe = replace(GPU, stage1=replace(GPU.stage1, batch_size=batch), stage2=replace(GPU.stage2, batch_size=batch))
     output = [float(line.rpartition("about ")[2].removesuffix(" GB of memory"))
@@ -139,7 +139,7 @@ def test_what_is_there_is_not_missing(tmp_path, parts, photos):
     assert "2 views of 2,500 pictures in" in dry_run(LAPTOP, photos, parts)
     folder = tmp_path / "opt-1.3b"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(dict(MODELS["opt-125m"].config)))
+    (folder / "config.json").write_text(json.dumps(dict(MODELS["opt-125m"].config)), encoding="utf-8")
     text = dry_run(GPU, tmp_path, tmp_path)
     assert f"{lm_parameters(MODELS['opt-125m'].config):,} frozen   missing" in text, "the config.json there counts"
     (folder / "pytorch_model.bin").touch()

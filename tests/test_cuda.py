@@ -33,8 +33,9 @@ GPU = torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def full_precision():
-    """Products of float32 in float32: the default, which a session before may have changed."""
+def full_precision(monkeypatch):
+    """The scenes on the GPU, too; products of float32 in float32: the default, which others may have changed."""
+    monkeypatch.setenv("MINBLIP2_DEVICE", "cuda")
     torch.set_float32_matmul_precision("highest")
 
 

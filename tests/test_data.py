@@ -168,7 +168,7 @@ MEANS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
     ({"size": 384}, 384, "square", None),
 ])
 def test_from_folder_reads_every_form(tmp_path, config, size, mode, resize_to):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(MEANS | config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(MEANS | config), encoding="utf-8")
     assert Transform.from_folder(tmp_path) == Transform(size, (0.5,) * 3, (0.25,) * 3, mode, resize_to)
 
 
@@ -185,7 +185,7 @@ def test_from_folder_reads_every_form(tmp_path, config, size, mode, resize_to):
 ])
 def test_from_folder_refuses(tmp_path, content, message):
     if content is not None:
-        (tmp_path / "preprocessor_config.json").write_text(content)
+        (tmp_path / "preprocessor_config.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         Transform.from_folder(tmp_path)
 
@@ -218,7 +218,7 @@ def layout(root, images=3, names=("captions_train.json", "images"), content=None
     notes = [{"image_id": 10 + i, "caption": f"picture {i}, told {j}"} for i in range(images) for j in range(2)]
     content = {"images": listed, "annotations": notes} | changes if content is None else content
     text = content if isinstance(content, str) else json.dumps(content)
-    (root / "annotations" / names[0]).write_text(text)
+    (root / "annotations" / names[0]).write_text(text, encoding="utf-8")
     return root
 
 
@@ -291,10 +291,10 @@ def damaged(root):
     """Six pictures: 0 good, 1 missing, 2 with one empty caption, 3 without captions, 4 truncated, 5 good."""
     layout(root, images=6)
     file = root / "annotations" / "captions_train.json"
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     content["annotations"] = [note for note in content["annotations"] if note["image_id"] != 13]
     content["annotations"][4]["caption"] = " \n"
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
     (root / "images" / "1.png").unlink()
     broken = root / "images" / "4.png"
     broken.write_bytes(broken.read_bytes()[:60])
@@ -324,14 +324,14 @@ def test_without_check_pictures_are_not_opened(tmp_path, monkeypatch):
 ])
 def test_strict_refuses_by_name(tmp_path, repaired, message):
     file = damaged(tmp_path) / "annotations" / "captions_train.json"
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     if "caption" in repaired:
         content["annotations"][4]["caption"] = "told"
     if "missing" in repaired:
         smooth(20, 10).save(tmp_path / "images" / "1.png")
     if "without" in repaired:
         content["annotations"].append({"image_id": 13, "caption": "told"})
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match=message):
         CocoCaptions(tmp_path, "train", strict=True, check=True)
 
@@ -352,7 +352,7 @@ def boxes_file(root, **changes):
     content = {"categories": [{"id": 3, "name": "cat"}],
                "annotations": [{"image_id": 11, "category_id": 3, "bbox": [1, 2, 3.5, 4], "iscrowd": 0},
                                {"image_id": 11, "category_id": 3, "bbox": [0, 0, 9, 9], "iscrowd": 1}]} | changes
-    (root / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    (root / "annotations" / "instances_train.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_boxes_are_read_without_crowds(tmp_path):
@@ -437,7 +437,7 @@ def test_cache_equals_direct_encoding_and_is_used_again(pictures, tmp_path):
     again = build(Counting(fail_at=0), pictures, tmp_path / "cache")
     assert encode.seen == 11 and np.array_equal(again, made)
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npy"]
-    note = json.loads(next((tmp_path / "cache").glob("*.json")).read_text())
+    note = json.loads(next((tmp_path / "cache").glob("*.json")).read_text(encoding="utf-8"))
     assert note["key"] == "weights" and note["done"] == 11 and note["shape"] == [11, 4, 48]
 
 
@@ -478,7 +478,7 @@ def test_a_build_killed_before_the_rename_encodes_nothing_again(pictures, tmp_pa
 def test_a_damaged_cache_is_built_again(pictures, tmp_path, damage):
     build(Counting(), pictures, tmp_path / "cache")
     file, note = (next((tmp_path / "cache").glob(f"*.{kind}")) for kind in ("npy", "json"))
-    content, output = file.read_bytes(), json.loads(note.read_text())
+    content, output = file.read_bytes(), json.loads(note.read_text(encoding="utf-8"))
     match damage:
         case "cut":
             file.write_bytes(content[:-100])
@@ -489,11 +489,11 @@ def test_a_damaged_cache_is_built_again(pictures, tmp_path, damage):
         case "no note":
             note.unlink()
         case "garbled note":
-            note.write_text("{")
+            note.write_text("{", encoding="utf-8")
         case "other key":
-            note.write_text(json.dumps(output | {"key": "others"}))
+            note.write_text(json.dumps(output | {"key": "others"}), encoding="utf-8")
         case "unfinished":
-            note.write_text(json.dumps(output | {"done": 5}))
+            note.write_text(json.dumps(output | {"done": 5}), encoding="utf-8")
     encode = Counting()
     assert np.array_equal(build(encode, pictures, tmp_path / "cache"), direct(pictures)) and encode.seen == 11
 

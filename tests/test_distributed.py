@@ -162,7 +162,8 @@ def assert_same_curve(one, other):
 
 def test_two_processes_train_as_one_does(data, uninterrupted, tmp_path):
     run = subprocess.run(torchrun(2, "tests.spread_command", "train", "--data", data, "--out", tmp_path / "run"),
-                         check=True, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
+                         check=True, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100,
+                         encoding="utf-8")
     assert_same_curve(uninterrupted, tmp_path / "run")
     # one process speaks, one writes
     assert run.stdout.count("kept in") == 1 and run.stderr.count("0/24 [00:00<?, ?step/s]") == 1
@@ -171,22 +172,23 @@ def test_two_processes_train_as_one_does(data, uninterrupted, tmp_path):
 
 def children(pid):
     """The processes that another has started."""
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True,
+                            encoding="utf-8").stdout.split()
     return [int(child) for child in listed]
 
 
 def test_one_of_two_is_killed_and_one_goes_on(data, uninterrupted, tmp_path):
     out, log = tmp_path / "run", tmp_path / "run" / "stage1" / "log.jsonl"
     command = ["tests.spread_command", "train", "--data", data, "--out", out]
-    with open(tmp_path / "said", "w") as said:
+    with open(tmp_path / "said", "w", encoding="utf-8") as said:
         process = subprocess.Popen(torchrun(2, *command), cwd=ROOT, env=environment(SPREAD_PAUSE="0.1"), stderr=said)
         deadline = time.monotonic() + 60
-        while not (log.exists() and log.read_text().count("\n") >= 6):  # behind the first checkpoint
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
+        while not (log.exists() and log.read_text(encoding="utf-8").count("\n") >= 6):  # behind the first checkpoint
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text("utf-8")
             time.sleep(0.02)
         os.kill(children(process.pid)[-1], signal.SIGKILL)
         assert process.wait(timeout=60) != 0
-    said = (tmp_path / "said").read_text()
+    said = (tmp_path / "said").read_text(encoding="utf-8")
     assert "another process of this run has ended" in said or "Signal 9 (SIGKILL)" in said
     assert "SIGKILL" in said and said.count("minblip2: ") <= 1
     assert (out / "stage1" / "checkpoint.pt").exists() and not (out / "stage1" / "model.safetensors").exists()
@@ -194,7 +196,7 @@ def test_one_of_two_is_killed_and_one_goes_on(data, uninterrupted, tmp_path):
     subprocess.run([sys.executable, "-m", *map(str, command)], check=True, cwd=ROOT, env=environment(),
                    capture_output=True, timeout=100)
     assert_same_curve(uninterrupted, out)
-    seconds = json.loads((out / "stage1" / "seconds.json").read_text())
+    seconds = json.loads((out / "stage1" / "seconds.json").read_text(encoding="utf-8"))
     assert seconds["from_step"] >= 4, "it did not begin anew"
 
 
@@ -203,27 +205,30 @@ def test_one_of_two_is_killed_and_one_goes_on(data, uninterrupted, tmp_path):
     ({"SPREAD_BROKEN": "0"}, "minblip2: something that only this process has met")], ids=["one", "zero"])
 def test_trouble_of_one_process_ends_all_and_is_told_once(data, uninterrupted, tmp_path, broken, said):
     run = subprocess.run(torchrun(2, "tests.spread_command", "train", "--data", data, "--out", tmp_path / "run"),
-                         cwd=ROOT, env=environment(**broken), capture_output=True, text=True, timeout=100)
+                         cwd=ROOT, env=environment(**broken), capture_output=True, text=True, timeout=100,
+                         encoding="utf-8")
     assert run.returncode != 0 and run.stderr.count(said) == 1 and run.stderr.count("minblip2: ") == 1
     assert "exitcode  : 2" in run.stderr
 
 
 def test_trouble_before_the_group_is_there(tmp_path):
     run = subprocess.run(torchrun(2, "minblip2", "train", "--recipe", "laptop", "--data", tmp_path),
-                         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
+                         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100, encoding="utf-8")
     assert run.returncode != 0 and run.stderr.count("minblip2: ") == 1 and "exitcode  : 2" in run.stderr
 
 
 def test_the_one_that_is_left_says_what_to_do(tmp_path):
     """Without torchrun, which would be as quick to end it."""
-    code = ("import os, torch\nfrom minblip2.distributed import DistributedBatch, process_group\n"
-            "with process_group():\n    ranks = DistributedBatch(torch.zeros(2, 1))\n    ranks.held\n"
+    code = ("import os, torch\nfrom minblip2.training.distributed import DistributedBatch, process_group\n"
+            "with process_group(torch.device('cpu')):\n    ranks = DistributedBatch(torch.zeros(2, 1))\n    "
+            "ranks.held\n"
             "    if os.environ['RANK'] == '1':\n        os._exit(1)\n    ranks.gather(torch.zeros(2, 1))\n")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                             env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port))
+                             env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+                             encoding="utf-8")
             for rank in (0, 1)]
     said = [process.communicate(timeout=60)[1] for process in both]
     assert "UserError: another process of this run has ended" in said[0] and "last checkpoint" in said[0]

@@ -66,7 +66,7 @@ def few(server, out, *words):
 def chosen(server, out):
     """The twelve pictures' paths on the server, in the order of fetching."""
     assert few(server, out) == 0
-    listed = json.loads((out / "manifest-val2017.json").read_text())["files"]
+    listed = json.loads((out / "manifest-val2017.json").read_text(encoding="utf-8"))["files"]
     return [entry["url"].removeprefix(server.url) for entry in listed if entry["url"]]
 
 
@@ -92,7 +92,7 @@ def test_everything_arrives_and_the_loader_reads_it(site, files, tmp_path, capsy
         assert len(data) == count and len(data.pairs) == 5 * count
         assert sum(len(record.boxes) for record in data.images) > 3 * count
         assert all(record.path.read_bytes() == files[f"/{split}/{record.path.name}"] for record in data.images)
-    manifest = json.loads((tmp_path / "manifest-train2017.json").read_text())
+    manifest = json.loads((tmp_path / "manifest-train2017.json").read_text(encoding="utf-8"))
     assert len(manifest["files"]) == 82 and manifest["licenses"][3]["name"] == "Attribution License"
     for entry in manifest["files"]:
         content = (tmp_path / entry["file"]).read_bytes()
@@ -139,7 +139,7 @@ def test_karpathys_split_is_made_of_both(site, coco_mini, tmp_path):
 
 def test_licences_are_filtered_and_carried(site, tmp_path, capsys):
     assert run(site, tmp_path, "--licenses", "by", "5") == 0
-    manifest = json.loads((tmp_path / "manifest-val2017.json").read_text())
+    manifest = json.loads((tmp_path / "manifest-val2017.json").read_text(encoding="utf-8"))
     assert {entry["license"] for entry in manifest["files"]} == {4, 5, "CC BY 4.0"}
     data = CocoCaptions(tmp_path, "val2017")
     assert len(data) == 25 and all("Attribution" in image.credit and "flickr" in image.credit for image in data.images)
@@ -540,6 +540,7 @@ def test_bad_options_are_refused_before_anything_is_asked(site, tmp_path, capsys
 
 def test_help_says_what_there_is():
     shown = subprocess.run([sys.executable, ROOT / "data" / "download.py", "coco", "--help"], check=True, text=True,
-                           capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).stdout
+                           capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                           encoding="utf-8").stdout
     assert all(option in shown for option in ("--split", "--images", "--seed", "--out", "--base-url", "--workers",
                                               "--licenses", "--verify"))

@@ -52,7 +52,8 @@ def test_peak_memory_of_loading_stays_below_1_3_times_the_files(tmp_path, monkey
     export.save_pretrained(tmp_path, vit.to_empty(device="cpu"), stage2.to_empty(device="cpu"), image_token=50271)
     size = (tmp_path / "model.safetensors").stat().st_size
     assert 1.4e9 < size < 1.6e9
-    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, check=True,
+                          encoding="utf-8")
     peak, before = map(int, done.stdout.split())
     note(peak / size)
     print(f"{size / 1e9:.2f} GB of files, peak {peak / 1e9:.2f} GB, {before / 1e9:.2f} GB before")

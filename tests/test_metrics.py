@@ -94,7 +94,7 @@ def test_captions_equal_pycocoevalcap_on_any_corpus(corpus):
 
 
 def test_captions_equal_pycocoevalcap_on_real_captions(photos):
-    annotations = json.loads((photos / "annotations" / "captions_val.json").read_text())["annotations"]
+    annotations = json.loads((photos / "annotations" / "captions_val.json").read_text(encoding="utf-8"))["annotations"]
     of_image = {}
     for annotation in annotations:
         of_image.setdefault(annotation["image_id"], []).append(annotation["caption"])

@@ -1,6 +1,9 @@
 """Packed matrices are the same matrices, and only where they may be used."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -42,6 +45,38 @@ def test_products_are_the_same_but_for_rounding(products, shape, bias, low):
     assert found.dtype == expected.dtype == (torch.bfloat16 if low else torch.float32)
     torch.testing.assert_close(found, expected, atol=2e-2 if low else 1e-6, rtol=1e-2 if low else 1e-5)
     assert products == [layer.weight]
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_dtypes_that_onednn_may_refuse_are_multiplied_all_the_same(products, kind, low):
+    layer, x = frozen().to(kind), torch.randn(3, 24).to(kind)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+        expected = layer(x)
+        with PackedLinears():
+            found = layer(x)
+    assert found.dtype == expected.dtype and products == [layer.weight]
+    torch.testing.assert_close(found, expected, atol=1e-12 if kind == torch.float64 else 2e-2, rtol=1e-2)
+
+
+def test_where_onednn_refuses_no_copy_is_made(products, monkeypatch):
+    monkeypatch.setattr(packed, "packable", lambda dtype: dtype != torch.bfloat16)
+    layer, x = frozen(), torch.randn(3, 24)
+    with torch.no_grad(), PackedLinears(), torch.autocast("cpu", torch.bfloat16):
+        low = layer(x)
+        assert products == [layer.weight] and layer.weight not in packed.COPIES
+    torch.testing.assert_close(low, layer(x).bfloat16(), atol=2e-2, rtol=1e-2)
+
+
+def test_what_onednn_packs_it_says_itself():
+    assert packed.packable(torch.float32) and not packed.packable(torch.float64)
+    with torch.no_grad(), PackedLinears():
+        assert frozen(24, 1)(torch.randn(0, 24)).shape == (0, 1)
+        for rows, columns in ((0, 24), (3, 0)):  # matrices without rows or columns
+            empty = nn.Parameter(torch.empty(rows, columns), requires_grad=False)
+            assert nn.functional.linear(torch.randn(2, columns), empty).shape == (2, rows)
+        with pytest.raises(RuntimeError):  # as without it: dtypes that differ are no product
+            frozen()(torch.randn(3, 24, dtype=torch.float64))
 
 
 def test_only_frozen_matrices_without_gradient(products):
@@ -88,3 +123,17 @@ def test_captions_are_the_same(products, beams):
     copied = copy.deepcopy(stage2)
     with PackedLinears():
         assert torch.equal(copied.generate(image, prompt, prompt.bool(), eos_id=2, beams=beams, max_length=9), expected)
+
+
+def test_an_older_cpu_writes_the_same():
+    """oneDNN limited to AVX2, as it is on a CPU without AVX-512: bfloat16 is multiplied, though not packed."""
+    code = ("import torch\nfrom torch import nn\nfrom minblip2.lm import packed\n"
+            "layer, x = nn.Linear(24, 40).requires_grad_(False), torch.randn(3, 24)\n"
+            "with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):\n"
+            "    expected = layer(x)\n"
+            "    with packed.Packed():\n"
+            "        torch.testing.assert_close(layer(x), expected, atol=2e-2, rtol=1e-2)\n"
+            "print(packed.packable(torch.float32), packed.packable(torch.bfloat16))")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+                          capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].split()[0] == "True", done.stdout + done.stderr

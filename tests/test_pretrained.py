@@ -133,9 +133,9 @@ def edit(change):
 
 def configure(**changes):
     def spoil(folder):
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kept = {k: v for k, v in (config | changes).items() if v is not None}
-        (folder / "config.json").write_text(json.dumps(kept))
+        (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
     return spoil
 
 
@@ -156,7 +156,8 @@ def test_what_is_loaded_no_longer_depends_on_the_file(tmp_path, kind):
 
 SPOILED = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
-    "half a config": (lambda folder: (folder / "config.json").write_text('{"model_'), "config.json is not JSON"),
+    "half a config": (lambda folder: (folder / "config.json").write_text('{"model_', encoding="utf-8"),
+                      "config.json is not JSON"),
     "config without a size": (configure(num_attention_heads=None), "num_attention_heads"),
     "another model": (configure(model_type="gpt2"), "'gpt2'"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors file"),

@@ -30,7 +30,7 @@ def wheel(tmp_path_factory):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "minblip2", source / "minblip2", ignore=shutil.ignore_patterns("__pycache__"))
     build = "import setuptools.build_meta as backend; print(backend.build_wheel('out'))"
-    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, encoding="utf-8")
     if done.returncode and "setuptools" in done.stderr.splitlines()[-1]:
         pytest.skip(f"this setuptools cannot build it: {done.stderr.splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
@@ -53,7 +53,7 @@ def test_the_wheel_runs_where_there_is_no_checkout(wheel, tmp_path):
             "sys.argv = ['minblip2', '--help']\n"
             "sys.exit(importlib.import_module('minblip2.__main__').main())")
     done = subprocess.run([sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else
-                          [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+                          [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0 and "{train,caption,ask" in done.stdout, done.stderr
 
 
@@ -68,10 +68,11 @@ def test_the_wheel_says_what_it_is(wheel):
 
 def test_one_version_everywhere():
     version = minblip2.__version__
-    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"),
+                     re.MULTILINE)
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest[1] == version, "the changelog's newest entry is another version"
-    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 # --- results with their provenance ------------------------------------------------------------------------------------
@@ -83,9 +84,10 @@ def run(tmp_path):
     folder = tmp_path / "laptop"
     for stage, seconds in (("stage1", 120.0), ("stage2", 30.0)):
         (folder / stage).mkdir(parents=True)
-        (folder / stage / "seconds.json").write_text(json.dumps({"seconds": seconds, "from_step": 0}))
-    (folder / "run.json").write_text(json.dumps({"recipe": "laptop", "data": "nowhere"}))
-    (folder / "results-val.json").write_text(json.dumps({"images": 5} | dict.fromkeys(provenance.ROAD, 12.5)))
+        (folder / stage / "seconds.json").write_text(json.dumps({"seconds": seconds, "from_step": 0}), encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps({"recipe": "laptop", "data": "nowhere"}), encoding="utf-8")
+    (folder / "results-val.json").write_text(json.dumps({"images": 5} | dict.fromkeys(provenance.ROAD, 12.5)),
+                                             encoding="utf-8")
     return folder
 
 
@@ -111,12 +113,12 @@ def test_results_are_kept_with_their_provenance(run, tmp_path, monkeypatch, caps
 @pytest.mark.parametrize("change", [dict(machine=None), dict(minutes_stage1="long"), dict(data=3)], ids=str)
 def test_results_without_provenance_are_refused(tmp_path, change):
     good = {"commit": "a", "machine": "b", "minutes_stage1": 1.5, "minutes_stage2": 2, "data": "c", "stage2_cider": 1.0}
-    (tmp_path / "x.json").write_text(json.dumps(good))
+    (tmp_path / "x.json").write_text(json.dumps(good), encoding="utf-8")
     assert provenance.read_results(tmp_path / "x.json")["stage2_cider"] == 1.0
-    (tmp_path / "x.json").write_text(json.dumps(good | change))
+    (tmp_path / "x.json").write_text(json.dumps(good | change), encoding="utf-8")
     with pytest.raises(UserError, match=f"has no {next(iter(change))}"):
         provenance.read_results(tmp_path / "x.json")
-    (tmp_path / "x.json").write_text(json.dumps({name: good[name] for name in provenance.PROVENANCE}))
+    (tmp_path / "x.json").write_text(json.dumps({name: good[name] for name in provenance.PROVENANCE}), encoding="utf-8")
     with pytest.raises(UserError, match="holds no figure"):
         provenance.read_results(tmp_path / "x.json")
 

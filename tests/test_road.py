@@ -184,7 +184,7 @@ def test_a_cache_killed_again_and_again_ends_as_if_it_had_not(pictures, tmp_path
 
     def count():
         notes = list((tmp_path / "killed").glob("*.json"))
-        return json.loads(notes[0].read_text())["done"] if notes else -1
+        return json.loads(notes[0].read_text(encoding="utf-8"))["done"] if notes else -1
 
     done = []
     for reached in (0, 8, 24, 48):
@@ -195,7 +195,7 @@ def test_a_cache_killed_again_and_again_ends_as_if_it_had_not(pictures, tmp_path
             assert time.monotonic() < deadline and process.is_alive()
             time.sleep(0.002)
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        orphans = [int(child) for child in workers.read_text().split()] if workers.exists() else []
+        orphans = [int(child) for child in workers.read_text(encoding="utf-8").split()] if workers.exists() else []
         process.kill()
         process.join()
         done.append(count())

@@ -14,7 +14,7 @@ from minblip2.data.tokenizer import Tokenizer
 
 @pytest.fixture(scope="module")
 def captions(photos):
-    annotations = json.loads((photos / "annotations" / "captions_val.json").read_text())["annotations"]
+    annotations = json.loads((photos / "annotations" / "captions_val.json").read_text(encoding="utf-8"))["annotations"]
     return [annotation["caption"] for annotation in annotations]
 
 
@@ -114,7 +114,7 @@ def test_language_model_folder(parts):
     lm = Tokenizer.from_folder(parts / "SmolLM2-135M-Instruct")
     assert lm.dec_id is None and lm.eos_id == 2 and len(lm) == 49152
     assert lm.decode(lm.encode("A dog — naïve, 東京!")) == "A dog — naïve, 東京!"
-    settings = json.loads((parts / "SmolLM2-135M-Instruct" / "tokenizer_config.json").read_text())
+    settings = json.loads((parts / "SmolLM2-135M-Instruct" / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert lm.backend.token_to_id(settings["eos_token"]) == lm.eos_id
 
 
@@ -142,10 +142,11 @@ def test_opts_vocabulary_and_merges_are_gpt2s_form(tmp_path):
     symbols = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     merges = [("a", "t"), ("Ġ", "c"), ("Ġc", "at"), ("Ġ", "a"), ("m", "at")]
     words = ["<s>", "<pad>", "</s>", *symbols, *("".join(pair) for pair in merges)]
-    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(
-        {"bos_token": {"content": "</s>"}, "eos_token": {"content": "</s>"}, "pad_token": {"content": "<pad>"}}))
+        {"bos_token": {"content": "</s>"}, "eos_token": {"content": "</s>"}, "pad_token": {"content": "<pad>"}}),
+        encoding="utf-8")
     ours = Tokenizer.from_folder(tmp_path)
     original = GPT2Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     assert ours.token_ids(text) == original.encode(text,
@@ -153,7 +154,7 @@ def test_opts_vocabulary_and_merges_are_gpt2s_form(tmp_path):
     assert (ours.bos_ids, ours.eos_id, ours.pad_id) == ([2], 2, 1)
     assert ours.encode(text, max_length=99) == [2, *ours.token_ids(text), 2]
     assert ours.decode(ours.token_ids(text)) == text.strip() and ours.decode([1, *ours.token_ids("at")]) == "at"
-    (tmp_path / "merges.txt").write_text("#version: 0.2\nx\n")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nx\n", encoding="utf-8")
     with pytest.raises(UserError, match="vocab.json is not a tokenizer file"):
         Tokenizer.from_folder(tmp_path)
 
@@ -168,9 +169,11 @@ def test_the_end_may_be_named_in_several_ways(tmp_path, files, end):
 
 @pytest.mark.parametrize("spoil, names", [
     (lambda path: (path / "tokenizer.json").unlink(), "no tokenizer.json"),
-    (lambda path: (path / "tokenizer.json").write_text("{"), "tokenizer.json is not a tokenizer file"),
+    (lambda path: (path / "tokenizer.json").write_text("{", encoding="utf-8"),
+     "tokenizer.json is not a tokenizer file"),
     (lambda path: (path / "tokenizer.json").write_bytes(b"\xff\xfe\x00"), "tokenizer.json is not a tokenizer file"),
-    (lambda path: (path / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is not JSON"),
+    (lambda path: (path / "tokenizer_config.json").write_text("{", encoding="utf-8"),
+     "tokenizer_config.json is not JSON"),
     (lambda path: (path / "tokenizer_config.json").unlink(), "no eos_token")])
 def test_broken_folders_are_named(tmp_path, spoil, names):
     spoil(folder(tmp_path, tokenizer_config={"eos_token": "<end>"}))

@@ -171,7 +171,8 @@ def test_killed_and_resumed_is_the_uninterrupted_run(tmp_path, kills):
     for kill in range(kills):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         enough = CONFIG.checkpoint_every * (kill + 1) + 2
-        while process.poll() is None and (not log_file.exists() or log_file.read_text().count("\n") < enough):
+        while process.poll() is None and (not log_file.exists()
+                                          or log_file.read_text(encoding="utf-8").count("\n") < enough):
             time.sleep(0.005)
         assert process.poll() is None, "the run ended before it could be killed"
         process.send_signal(signal.SIGKILL)
@@ -187,7 +188,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(tmp_path, kills):
 
 
 def test_a_log_line_that_a_kill_cut_short_is_left_out(tmp_path):
-    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo', encoding="utf-8")
     assert read_log(tmp_path / "log.jsonl") == [{"step": 1}]
 
 

@@ -66,7 +66,7 @@ def test_only_what_is_read_arrives_and_sizes_are_told_before(hub, tmp_path, caps
     assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors",
                                                         "source.json"}
     assert (folder / "model.safetensors").read_bytes() == REPOSITORY["model.safetensors"]
-    source = json.loads((folder / "source.json").read_text())
+    source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
     assert source["revision"] == MODELS["dinov2-small"].revision and len(source["files"]) == 3
     assert source["files"][1]["sha256"] == hashlib.sha256(REPOSITORY["model.safetensors"]).hexdigest()
 
@@ -100,7 +100,7 @@ def test_no_is_no(hub, tmp_path, answer):
 
 
 def test_without_a_terminal_yes_is_needed(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    monkeypatch.setattr("sys.stdin", open(os.devnull, encoding="utf-8"))
     with pytest.raises(UserError, match="add --yes"):
         fetch(hub, tmp_path, yes=False)
 
@@ -127,7 +127,7 @@ def test_offline_the_cache_serves(hub, tmp_path, monkeypatch):
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache"),
                                     "HF_ENDPOINT": hub.url, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'data'}"}
         return subprocess.run([sys.executable, "-c", program, name, tmp_path / folder], env=environment, text=True,
-                              capture_output=True)
+                              capture_output=True, encoding="utf-8")
 
     assert offline("dinov2-small", "again").returncode == 0
     again = tmp_path / "again" / "dinov2-small"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from minblip2.data.progress import forgiving_output
 from minblip2.training.loop import TrainConfig, train
 
 CONFIG = TrainConfig(steps=60, batch_size=16, learning_rate=1e-2, warmup=5, checkpoint_every=12, precision="float32")
@@ -52,5 +53,6 @@ def toy_losses(model, batch):
 
 
 if __name__ == "__main__":
+    forgiving_output()
     torch.manual_seed(0)
     train(Toy(), toy_losses, Numbers(), CONFIG, sys.argv[1])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 
+from ..data.progress import forgiving_output
 from .lesson import ROOT, WORDS_PER_MINUTE
 from .markers import put
 from .tables import markdown
@@ -108,4 +109,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     sys.exit(main())

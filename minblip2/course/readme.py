@@ -10,12 +10,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..data.files import read_json, write_beside
+from ..training.shipping import working_copy
 from . import layout
 from .lesson import ROOT
 from .markers import put
 from .results import columns, kept, provenance, results_table
+
+MEASURED = ROOT / "benchmarks" / "results"  # fetched.json: tests/pins.py; course.json: course.run --write
 
 
 def under_picture(right: Sequence[bool], prompt: str) -> str:
@@ -31,14 +35,16 @@ def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
     from ..data.pictures import load_image
     from ..data.scene_captions import judge
     from ..data.scene_dataset import load_scenes
-    from ..evaluation.scene_scores import QUESTIONS, ask
+    from ..evaluation.scene_scores import QUESTIONS, write_after
     from ..training.bridge import load_bridge
+    from ..training.recipes import recorded_data
     from . import figures, viz
 
-    bridge, data = load_bridge(run), read_json(run / "run.json")["data"]
+    bridge = load_bridge(run)
+    data = recorded_data(bridge.recipe, run)
     images = [load_image(record.path) for record in CocoCaptions(data, "val", limit=count).images]
     prompt = QUESTIONS["things"]
-    captions = ask(bridge, bridge.encode_images(images), prompt)
+    captions = write_after(bridge.blip2, images, prompt)
     truths = load_scenes(data, "val")[:count]
     right = [bool(judge(caption, truth)["things"]) for caption, truth in zip(captions, truths, strict=True)]
     return viz.png(figures.caption_sheet(images, [[caption] for caption in captions])), under_picture(right, prompt)
@@ -61,19 +67,35 @@ def write_results() -> list[str]:
     tables = [results_table({name: some for name, some in sorted(found.items()) if name.split(",")[0] == recipe})
               for recipe in recipes]  # one for each: what is measured on drawings is not what is on photographs
     put("\n\n".join([*tables, *([provenance(output)] if output else [])]), "results")
-    if (ROOT / "runs" / "scenes" / "stage2" / "model.safetensors").exists():
-        figure = ROOT / "notebooks" / "figures" / "bridge.png"
-        figure.parent.mkdir(exist_ok=True)
-        drawn, sentence = picture(ROOT / "runs" / "scenes")
-        put(sentence, "picture")
-        write_beside(figure, lambda partial: partial.write_bytes(drawn))
+    figure = ROOT / "notebooks" / "figures" / "bridge.png"
+    figure.parent.mkdir(exist_ok=True)
+    drawn, sentence = picture(working_copy(ROOT))
+    put(sentence, "picture")
+    write_beside(figure, lambda partial: partial.write_bytes(drawn))
     return list(found)
+
+
+def takes(fetched: dict[str, float], course: dict[str, Any] | None) -> str:
+    """What the course costs before it begins: gigabytes for each system, and minutes where they were measured."""
+    sizes = ", ".join(f"{size:.1f} GB on {system}" for system, size in fetched.items())
+    said = f"*Setting up fetches {sizes}, once.\nOn Linux most of it is for NVIDIA GPUs; `TORCH=cpu` leaves that out."
+    if course:
+        said += (f"\n`make course` then takes {course['wall_minutes']:.0f} minutes on {course['cores']} cores"
+                 f" ({course['cpu_minutes']:.0f} minutes of CPU time; {course['machine']}).")
+    return f"{said}*"
+
+
+def put_takes() -> None:
+    """Put into README.md what the course costs."""
+    course = MEASURED / "course.json"
+    put(takes(read_json(MEASURED / "fetched.json"), read_json(course) if course.exists() else None), "takes")
 
 
 def main() -> int:
     """Write what there is to write; 2 when README.md has no place for it."""
     try:
         write_layout()
+        put_takes()
         results = write_results()
     except ValueError as error:
         print(f"readme: {error}", file=sys.stderr)

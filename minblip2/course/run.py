@@ -1,9 +1,10 @@
 """Run the course: python -m minblip2.course.run [--write] [--jobs N] [NN ...]
 
-Every notebook, or those whose names begin with NN, without a window, N at a time; before them the bridge that they look
-at is trained, if it is not there. Executed copies go to runs/course/; with --write the notebook itself is replaced by
-its executed self, stamped with a hash of its source, and INSTRUCTORS.md gets the new timings. That is how outputs are
-made before they are committed; a test compares the hash, so stale outputs do not go unnoticed.
+Every notebook, or those whose names begin with NN, without a window, N at a time. They look at the bridge in
+runs/scenes if you have trained it, else at the one that ships; MINBLIP2_RUN=FOLDER names another. Executed copies go
+to runs/course/; with --write the notebook itself is replaced by its executed self, stamped with a hash of its source
+and the checksum of the bridge, and INSTRUCTORS.md gets the new timings. That is how outputs are made before they are
+committed; tests compare both, so stale outputs do not go unnoticed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import subprocess
+import platform
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,20 +21,29 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
-from tqdm import tqdm
 
-from ..data.files import write_beside
-from . import guide
+from ..data.files import write_beside, write_json
+from ..data.progress import forgiving_output, progress_bar
+from ..training.shipping import run_checksum
+from . import guide, lesson
 from .lesson import ROOT
+from .readme import MEASURED, put_takes
 from .results import columns, results_table
 
 STAMP = "minblip2_source_sha256"
+BRIDGE = "minblip2_bridge_sha256"  # which bridge the outputs are of
 
 
 def source_hash(notebook: nbformat.NotebookNode) -> str:
     """Hash of all code in a notebook; it changes when a code cell is edited, added, removed or moved."""
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
+
+
+def cpu_seconds() -> float:
+    """Seconds of CPU time that this process and those it has waited for have used; 0 where the system does not tell."""
+    output = os.times()
+    return output.user + output.system + output.children_user + output.children_system
 
 
 def choose(folder: Path, prefixes: list[str]) -> list[Path]:
@@ -65,7 +75,8 @@ def execute(path: Path, copy: Path) -> nbformat.NotebookNode:
     try:
         client.execute()
         notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-                             "language_info": {"name": "python"}, STAMP: source_hash(notebook)}
+                             "language_info": {"name": "python"}, STAMP: source_hash(notebook),
+                             BRIDGE: run_checksum(lesson.RUN)}
     finally:
         write_notebook(notebook, copy)
     return notebook
@@ -79,7 +90,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="notebooks that run at once (default: 2)")
     parser.add_argument("--folder", type=Path, default=ROOT / "notebooks", help="where they are (default: notebooks)")
     args = parser.parse_args()
-    sys.stdout.reconfigure(errors="replace")  # a Windows console may lack the arrows of the table
+    forgiving_output()
     os.environ.setdefault("MINBLIP2_SCALE", "fast")  # the form for a CPU; "full" wants a GPU
     if args.write:
         os.environ["MINBLIP2_DRAWN_ONLY"] = "1"  # outputs in git hold no photograph: not all may be handed on
@@ -88,14 +99,15 @@ def main() -> int:
     except ValueError as error:
         print(f"course: {error}", file=sys.stderr)
         return 2
-    if not (ROOT / "runs" / "scenes" / "stage2" / "model.safetensors").exists():
-        print("course: train the bridge that the notebooks look at (once; kept in runs/scenes)", flush=True)
-        if code := subprocess.run([sys.executable, "-m", "minblip2", "train"], cwd=ROOT).returncode:
-            return code
+    run, _ = lesson.RUN, lesson.DATA  # made once, before two notebooks want to make them
+    print(f"course: the notebooks look at the bridge {run_checksum(run)[:12]} in {run.relative_to(ROOT)}"
+          if run.is_relative_to(ROOT) else f"course: the notebooks look at the bridge in {run}", flush=True)
+    started, used = time.perf_counter(), cpu_seconds()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # in the kernels: what is kept of a notebook holds no progress bars
     # Kernels that share cores are fastest with a share of them each.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
 
-    def run(path: Path) -> str | None:
+    def run_one(path: Path) -> str | None:
         started, copy = time.perf_counter(), ROOT / "runs" / "course" / path.name
         try:
             notebook = execute(path, copy)
@@ -107,15 +119,22 @@ def main() -> int:
         bar.write(f"{path.stem}: {time.perf_counter() - started:.0f} s")
         return None
 
-    with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(chosen), unit="notebook", leave=False) as bar:
-        for failure in (future.result() for future in as_completed([pool.submit(run, path) for path in chosen])):
+    with ThreadPoolExecutor(args.jobs) as pool, progress_bar(total=len(chosen), unit="notebook", leave=False) as bar:
+        for failure in (future.result() for future in as_completed([pool.submit(run_one, path) for path in chosen])):
             bar.update()
             if failure:
                 print(failure, file=sys.stderr)
                 pool.shutdown(cancel_futures=True)
                 return 1
+    taken = dict(wall_minutes=(time.perf_counter() - started) / 60, cpu_minutes=(cpu_seconds() - used) / 60,
+                 cores=os.cpu_count(), machine=platform.processor() or platform.machine())
+    print(f"\ncourse: {taken['wall_minutes']:.1f} minutes, {taken['cpu_minutes']:.1f} of CPU time, on "
+          f"{taken['cores']} cores")
     if args.write and args.folder.resolve() == ROOT / "notebooks":
         guide.write_guide()  # its timings are those of the outputs
+        if not args.notebooks:
+            write_json(MEASURED / "course.json", taken)
+            put_takes()
     if found := columns(ROOT / "runs", "scenes"):
         print(f"\n{results_table(found)}")
     return 0

@@ -50,7 +50,8 @@ def png(figure: Figure) -> bytes:
     figure.savefig(raw, format="png", dpi=1.5 * PIXELS_PER_INCH)
     image = Image.open(raw).convert("RGB")
     palette = image.quantize(256, method=Image.Quantize.FASTOCTREE)  # unlike the default, it keeps rare colours
-    image.quantize(palette=palette).save(small, format="png", optimize=True)  # with a palette given, it dithers
+    flat = image.quantize(palette=palette, dither=Image.Dither.NONE)  # dithering would speckle even one flat colour
+    flat.save(small, format="png", optimize=True)
     return small.getvalue()
 
 

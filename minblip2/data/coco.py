@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from .. import UserError
 from .files import field, read_json
 from .pictures import load_image
+from .progress import progress_bar
 from .workers import prefetch
 
 
@@ -78,7 +77,7 @@ class CocoCaptions:
         records = prefetch(lambda entry: self._record(entry, folder, captions, boxes, file, check, licences),
                            images.values(), 2)
         total = min(limit or len(images), len(images))
-        with tqdm(total=total, desc=f"check {split}", unit="image", disable=not check) as bar:
+        with progress_bar(total=total, desc=f"check {split}", unit="image", hidden=not check) as bar:
             for reason, record in itertools.takewhile(lambda _: len(self.images) < total, records):
                 if isinstance(record, Record):
                     self.images.append(record)

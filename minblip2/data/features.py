@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import UserError
 from .files import write_json
 from .pictures import load_image
+from .progress import progress_bar
 from .transforms import Transform
 from .workers import prefetch
 
@@ -72,7 +72,7 @@ def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, path
         array.flush()  # the counter may only ever say less than what is on disk
         write_note(start + len(features), array.shape)
 
-    with (tqdm(total=len(paths), initial=done, desc="encode", unit="image", disable=not progress) as bar,
+    with (progress_bar(total=len(paths), initial=done, desc="encode", unit="image", hidden=not progress) as bar,
           ThreadPoolExecutor(1) as writer):
         rest = prefetch(functools.partial(_pixels, transform), paths[done:], workers or os.cpu_count() or 1,
                         2 * batch_size, processes=len(paths) - done >= PROCESSES_FROM)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,10 +91,16 @@ def evaluate_photos(bridge: Bridge, train: CocoCaptions, data: CocoCaptions, fea
     return results
 
 
-def evaluate_run(out: Path, bridge: Bridge, split: str, top: int = 16) -> dict[str, float]:
-    """Measure a run on a split of its own data and keep the figures in results-{split}.json."""
+def evaluate_run(out: Path, bridge: Bridge, split: str, top: int = 16,
+                 begun: Callable[[], None] | None = None) -> dict[str, float]:
+    """Measure a run on a split of its own data and keep the figures in results-{split}.json.
+
+    `begun` is called when it is known that all can be read, before the long part.
+    """
     root = recorded_data(bridge.recipe, out)
     data = CocoCaptions(root, split)
+    if begun is not None:
+        begun()
     features = bridge.features(data, out / "cache")
     started = time.perf_counter()
     if bridge.recipe.name == "scenes":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,10 +16,10 @@ COPIES = WeakTensorKeyDictionary()  # frozen matrix -> {(version, dtype): the sa
 class PackedLinears(TorchFunctionMode):
     """While open, and where no gradient is asked for, linear layers use packed copies of their frozen matrices.
 
-    Who writes multiplies every matrix of the language model with one token of each text, and waits for memory more than
-    for arithmetic; oneDNN's own order of the numbers saves half of that. The sums are the same but for rounding. Copies
-    are made when first needed and live as long as their matrices: the model takes twice its memory. On other devices
-    than CPUs, and for builds of PyTorch without oneDNN, nothing changes.
+    A language model that writes multiplies every matrix with one token of each text, and waits for memory more than for
+    arithmetic; oneDNN's own order of the numbers saves half of that. The sums are the same but for rounding. Copies
+    are made when first needed and live as long as their matrices: the model takes twice its memory. Nothing changes on
+    devices other than CPUs, in builds of PyTorch without oneDNN, and for dtypes that oneDNN refuses on this CPU.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -29,12 +31,30 @@ class PackedLinears(TorchFunctionMode):
         return function(*args, **kwargs or {})
 
 
+@cache
+def packable(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs and multiplies matrices of this dtype here, which a small one tells.
+
+    Many CPUs have no instructions for bfloat16 or float16, and no build of oneDNN multiplies float64.
+    """
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(16, 16, dtype=dtype))
+        torch.ops.mkldnn._linear_pointwise(torch.ones(1, 16, dtype=dtype), weight, None, "none", [], "")
+    except (RuntimeError, AttributeError, NotImplementedError):  # refused, or no such operator in this release
+        return False
+    return True
+
+
 def multiply(x: Tensor, weight: nn.Parameter, bias: Tensor | None = None) -> Tensor:
     """x (... e) times the matrix (n e), plus the bias (n): (... n), in the dtype that autocast wants, if it is on.
 
-    Source: the operators that torch.compile calls for frozen weights.
+    Source: the operators that torch.compile calls for frozen weights. What these do not take, `F.linear` does.
     """
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    # autocast leaves float64 alone
+    low = torch.is_autocast_enabled("cpu") and torch.float64 not in (x.dtype, weight.dtype)
+    dtype = torch.get_autocast_dtype("cpu") if low else weight.dtype
+    if not (low or x.dtype == dtype) or not weight.numel() or not packable(dtype):
+        return F.linear(x, weight, bias)
     key = weight._version, dtype
     if key not in COPIES.get(weight, ()):
         COPIES[weight] = {key: torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..data.coco import CocoCaptions
 from ..data.features import feature_cache, weights_checksum
 from ..data.files import read_json, write_json
 from ..data.tokenizer import Tokenizer, normalize_caption
-from ..device import best_device
+from ..device import best_device, compute_dtype
 from ..stage1 import Stage1
 from ..stage2 import Stage2
 from ..weights.blip2 import Blip2
@@ -40,7 +40,10 @@ class Bridge:
     backbones: Backbones
     stage1: Stage1
     stage2: Stage2 | None = None
-    device: torch.device = field(default_factory=best_device)
+    device: torch.device | None = None  # without one, `best_device` of the recipe
+
+    def __post_init__(self):
+        self.device = self.device or best_device(self.recipe.device)
 
     @property
     def retriever(self) -> Retriever:
@@ -111,6 +114,9 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     trained anew, the small experts of the scenes as well. Started by torchrun, all processes train together; `out`,
     data and parts must be folders that all of them see.
     """
+    if compute_dtype(best_device(recipe.device)) == torch.float16:
+        raise UserError("training in float16 needs scaled gradients, which this loop does not have: choose bfloat16 or "
+                        "float32 (a finished bridge can be used in float16)")
     set_local_device()
     with prepare_once():
         data = default_data(recipe, out, data)
@@ -124,7 +130,7 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
         split = CocoCaptions(data, "train")
         views = [bridge.features(split, out / "cache", **view) for view in recipe.views]
     losses = partial(stage1_losses, loss_weights=recipe.loss_weights)
-    with process_group():
+    with process_group(bridge.device):
         train(bridge.stage1, losses, bridge.stage1_pairs(split, views), recipe.stage1, out / "stage1",
               bridge.stage1_settings(split), name="stage 1", resume=resume, device=bridge.device)
     bridge.stage1.eval()
@@ -133,7 +139,7 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
 
     bridge.init_stage2(views[0])
     losses = partial(stage2_losses, tokenizer=backbones.lm_tokenizer, prompt=recipe.prompt)
-    with process_group():
+    with process_group(bridge.device):
         train(bridge.stage2, losses, bridge.stage2_pairs(split, views), recipe.stage2, out / "stage2",
               bridge.stage2_settings(split), name="stage 2", resume=resume, device=bridge.device)
     bridge.stage2.eval()

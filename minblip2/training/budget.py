@@ -134,7 +134,7 @@ def free_memory(device: torch.device) -> float | None:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:
-        record = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        record = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         return 1024.0 * int(record["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
         return None
@@ -145,7 +145,7 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None)
 
     Memory is an estimate: see `estimate`.
     """
-    device = best_device()
+    device = best_device(recipe.device)
     value = compute_dtype(device).itemsize
     data, parts, missing, absent = data or FETCHED_DATA, parts or FETCHED_PARTS, [], []
     costs = estimate(recipe, parts, value)
@@ -170,7 +170,7 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None)
 
     views = len(recipe.views)
     lines = [
-        f"recipe {recipe.name}, on {device} in {'bfloat16' if value == 2 else 'float32'}", "",
+        f"recipe {recipe.name}, on {device} in {str(compute_dtype(device)).removeprefix('torch.')}", "",
         row("image encoder", "encoder", costs.encoder, "frozen"),
         row("language model", "lm", costs.lm, "frozen"),
         row("bridge, stage 1", "bert", costs.stage1.trained, "trained"),

@@ -200,8 +200,8 @@ def prepare_once() -> Iterator[None]:
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
-    """While open, processes started by torchrun form a group; one alone stays as it is.
+def process_group(device: torch.device) -> Iterator[None]:
+    """While open, processes started by torchrun form a group that computes on such a device; one alone stays as it is.
 
     Raises UserError when another process has ended and this one cannot go on.
     """
@@ -209,7 +209,7 @@ def process_group() -> Iterator[None]:
     if size == 1:
         yield
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=rank, world_size=size,
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size,
                             store=dist.PrefixStore(f"group {next(_number)}", _store()))
     try:
         yield

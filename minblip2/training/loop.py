@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from .. import UserError
 from ..data.files import write_beside, write_json
+from ..data.progress import progress_bar
 from ..device import autocast, best_device
 from ..lm.protocol import Blocks
 from .distributed import over_processes, rank_and_size
@@ -120,7 +120,7 @@ def load_weights(model: nn.Module, path: Path, fingerprint: str | None = None) -
 
 def read_log(path: str | Path) -> list[dict]:
     """The records of a JSON-lines training log; a last line that a kill cut short is left out."""
-    lines = Path(path).read_text().split("\n")[:-1]  # what stands behind the last newline was not finished
+    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is unfinished
     return [json.loads(line) for line in lines]
 
 
@@ -195,10 +195,11 @@ def train(model: nn.Module, losses: Losses, batches: Batches, config: TrainConfi
     and its number, so a run that was killed and resumed is the run that was not. A finished folder is loaded, not
     trained again; with `resume` = False all that it holds of an earlier run is removed first. In a process group (see
     `distributed`), `batches` gives each process its part, `losses` the loss of the whole, and process 0 writes; a run
-    may go on with another number of processes.
+    may go on with another number of processes. Without a `device` it trains on the one that MINBLIP2_DEVICE names, or
+    on the CPU.
     Raises UserError when the folder belongs to other settings, or when the loss or its gradient is not finite.
     """
-    folder, device = Path(folder), device or best_device()
+    folder, device = Path(folder), device or best_device("cpu")
     fingerprint = run_fingerprint(config, settings)
     final, saved, log = folder / "model.safetensors", folder / "checkpoint.pt", folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
@@ -221,9 +222,9 @@ def train(model: nn.Module, losses: Losses, batches: Batches, config: TrainConfi
 
     model.train()
     source, began = batches.iterate(first * config.grad_accum), time.perf_counter()
-    progress = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=name, unit="step",
-                    disable=rank > 0)
-    with (open(log if rank == 0 else os.devnull, "a", encoding="utf-8") as log_file, contextlib.closing(source)):
+    progress = progress_bar(range(first, config.steps), initial=first, total=config.steps, desc=name, unit="step",
+                            hidden=rank > 0)
+    with open(log if rank == 0 else os.devnull, "a", encoding="utf-8") as log_file, contextlib.closing(source):
         for step in progress:
             record = trainer.step(step, source)
             records.append(record)

@@ -52,8 +52,9 @@ class Recipe:
     `flips` also trains on mirrored images, `crops` on so many random crops of each, `keep_tokens` is how many visual
     tokens of an image training sees at a time, `max_length` counts the ids of a text. `qformer` holds what differs from
     the sizes that the parts dictate. `models` names the hub models it builds on, `images` is how many it is meant for.
-    `loss_weights` are those of ITC, ITM and ITG in stage 1; the paper's are equal. Stage 2 starts from stage 1's
-    matrices times `warm_start`, the rest of them is a fresh start's; the paper's starts from all of them.
+    `device` is where it computes unless told otherwise; None: see `best_device`. `loss_weights` are those of ITC, ITM
+    and ITG in stage 1; the paper's are equal. Stage 2 starts from stage 1's matrices times `warm_start`, the rest of
+    them is a fresh start's; the paper's starts from all of them.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Recipe:
     experts: dict[str, TrainConfig] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
     images: int = 0
+    device: str | None = None
 
     @property
     def views(self) -> list[dict[str, Any]]:
@@ -135,7 +137,9 @@ def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path, 
     config = official.bert_sizes(bert, pretrained.read_config(bert), image_width=encoder.width, **recipe.qformer)
     # The language model is never trained: where the device computes in bfloat16, its weights may be kept so as well.
     return Backbones(encoder, transform, Tokenizer.from_folder(bert),
-                     pretrained.load_lm(lm, compute_dtype(best_device())), Tokenizer.from_folder(lm), config, bert)
+                     pretrained.load_lm(lm, compute_dtype(best_device(recipe.device))), Tokenizer.from_folder(lm),
+                     config,
+                     bert)
 
 
 SCENES = Recipe(
@@ -148,7 +152,7 @@ SCENES = Recipe(
     stage1=TrainConfig(steps=1500, learning_rate=2e-3, warmup=60),
     stage2=TrainConfig(steps=3000, learning_rate=1e-3, warmup=40),
     warm_start=0.5,  # what has been trained long learns less of what comes next: lesson 14, section 2
-    embed_dim=64, max_length=32, beams=1,
+    embed_dim=64, max_length=32, beams=1, device="cpu",  # too small for a GPU to be faster
 )
 
 LAPTOP = Recipe(

@@ -54,7 +54,8 @@ def shards(folder: Path) -> list[Path]:
             raise UserError(f"{folder} has no .safetensors file: fetch the weights in that format")
         return files
     try:
-        files = sorted({folder / Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+        files = sorted({folder / Path(name).name
+                        for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{index} is not an index of weights ({error!r}): fetch it again") from None
     for path in files:

@@ -105,6 +105,58 @@ def einops_letters(source: str) -> list[str]:
     return problems
 
 
+TEXT_CALLS = {"read_text", "write_text"}
+OPENERS = {"open": 1, "fdopen": 1, "TextIOWrapper": None, "NamedTemporaryFile": 0, "TemporaryFile": 0,
+           "SpooledTemporaryFile": 1, "FileHandler": None}  # name -> where its mode stands, None: always text
+BINARY = {"NamedTemporaryFile", "TemporaryFile", "SpooledTemporaryFile"}  # without a mode
+NO_FILES = {"Image", "zipfile", "tarfile", "webbrowser", "os", "archive", "zipped", "opener", "request",
+            "urllib"}  # whose open
+PROCESSES = {"run", "Popen", "check_output", "check_call", "call", "getoutput", "getstatusoutput"}
+
+
+def unencoded(source: str | ast.Module) -> list[tuple[int, ast.Call]]:
+    """Line and call of each place that reads or writes text in whatever encoding the system has."""
+    def opens_text(node: ast.Call, name: str, owner: str) -> bool:
+        place = OPENERS[name]
+        if place is None:
+            return len(node.args) < 2  # the second one is the encoding, or a mode, which wants none less
+        if name == "open" and isinstance(node.func, ast.Attribute):
+            if owner in NO_FILES:
+                return False
+            place = 1 if owner in ("io", "codecs", "gzip", "bz2", "lzma") else 0  # a path's method knows its path
+        mode = next((word.value for word in node.keywords if word.arg == "mode"), None)
+        mode = mode if mode is not None else node.args[place] if len(node.args) > place else None
+        if mode is None:
+            return name not in BINARY and owner not in ("gzip", "bz2", "lzma")
+        texts = [part.value for part in ast.walk(mode) if isinstance(part, ast.Constant) and isinstance(part.value,
+                                                                                                        str)]
+        wanted = [text for text in texts if re.fullmatch(r"[rwaxbt+]{1,3}", text)]
+        return any("t" in text for text in wanted) if owner in ("gzip", "bz2", "lzma") else any(
+            "b" not in text for text in wanted or [""])
+
+    def is_text(node: ast.Call) -> bool:
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        owner = getattr(node.func, "value", None)
+        owner = getattr(owner, "id", getattr(owner, "attr", ""))
+        if name in TEXT_CALLS:
+            return not (name == "read_text" and node.args) and not (name == "write_text" and len(node.args) > 1)
+        if name in OPENERS:
+            return opens_text(node, name, owner)
+        asked = {word.arg: getattr(word.value, "value", True) for word in node.keywords}
+        return name in PROCESSES and (name.startswith("get") or bool(
+            asked.get("text") or asked.get("universal_newlines") or asked.get("errors")))
+
+    tree = ast.parse(source) if isinstance(source, str) else source
+    return [(node.lineno, node) for node in ast.walk(tree) if isinstance(node, ast.Call) and is_text(node)
+            and not any(word.arg in ("encoding", None) for word in node.keywords)]
+
+
+def silent_streams(source: str) -> bool:
+    """Whether a file is run as a command but never lets its output replace what it cannot print."""
+    return (bool(re.search(r"^if __name__ == .__main__.", source, re.MULTILINE))
+            and "forgiving_output()" not in source and 'sys.stdout.reconfigure(errors="replace")' not in source)
+
+
 def docstrings(source: str) -> list[str]:
     """Every public function, class and method says what it is; the stubs of a Protocol leave it to their class."""
     def undocumented(body: list[ast.stmt], owner: str) -> Iterator[str]:

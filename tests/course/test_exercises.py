@@ -162,7 +162,7 @@ def test_a_call_tells_and_remembers(tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "✗ 99.1 two: not right yet\n  you say 3. Read again: nothing." in output and "✓ 99.1 two: done" in output
     assert checks.progress() == {"99.1 two": checks.DONE}
-    (tmp_path / "runs" / "progress.json").write_text("{")
+    (tmp_path / "runs" / "progress.json").write_text("{", encoding="utf-8")
     assert checks.progress() == {}
 
 
@@ -183,8 +183,9 @@ def test_a_changed_exercise_is_noticed(tmp_path, monkeypatch):
         monkeypatch.setattr("sys.argv", ["make.py", *args])
         assert make.main() == code
     made = tmp_path / "exercises" / "00_a.ipynb"
-    assert "y = 2" not in made.read_text() and "raise NotImplementedError()" in made.read_text()
-    made.write_text(made.read_text().replace("x = 1", "x = 3"))
+    assert "y = 2" not in made.read_text(encoding="utf-8")
+    assert "raise NotImplementedError()" in made.read_text(encoding="utf-8")
+    made.write_text(made.read_text(encoding="utf-8").replace("x = 1", "x = 3"), encoding="utf-8")
     assert make.main() == 1
 
 
@@ -196,11 +197,12 @@ def test_answers_are_not_written_over(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["make.py"])
     assert make.main() == 0
     made = tmp_path / "exercises" / "00_a.ipynb"
-    stub = made.read_text()
-    made.write_text(stub.replace("raise NotImplementedError()", "y = 3"))
-    assert make.main() == 2 and "y = 3" in made.read_text() and "00_a.ipynb holds answers" in capsys.readouterr().err
+    stub = made.read_text(encoding="utf-8")
+    made.write_text(stub.replace("raise NotImplementedError()", "y = 3"), encoding="utf-8")
+    assert make.main() == 2 and "y = 3" in made.read_text(encoding="utf-8")
+    assert "00_a.ipynb holds answers" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["make.py", "--force"])
-    assert make.main() == 0 and made.read_text() == stub
+    assert make.main() == 0 and made.read_text(encoding="utf-8") == stub
 
 
 @pytest.mark.parametrize("source", ["### BEGIN SOLUTION", "### END SOLUTION",

@@ -10,6 +10,7 @@ from minblip2.course.guide import GUIDE
 from minblip2.course.lesson import ROOT
 from minblip2.course.markers import put
 from minblip2.course.tables import markdown
+from minblip2.data.progress import forgiving_output
 
 sys.path.insert(0, str(ROOT / "exercises"))
 
@@ -56,4 +57,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    forgiving_output()
     main()
