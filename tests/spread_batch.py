@@ -13,7 +13,7 @@ from minblip2.data.progress import forgiving_output
 from minblip2.lm.opt import OPT, OPTConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
-from minblip2.training.distributed import DistributedBatch, batch_group, process_group, rank_and_size
+from minblip2.training.distributed import DistributedBatch, over_processes, process_group, rank_and_size
 from tests.parity import TINY, randomise
 
 LENGTHS = (5, 7, 3, 6, 4, 8, 5)  # of 7 texts: two processes hold 3 and 4, three hold 2, 2 and 3
@@ -43,16 +43,21 @@ def stage2():
 def stage1_step(model, batch, negatives=None):
     """Losses by name; gradients are in the model. Seeded as `train` does, but for what each process draws alone."""
     torch.manual_seed(rank_and_size()[0] * 500_009)
-    out = model(*batch, negatives=negatives, group=batch_group(batch[0]))
+    out = model(*batch, negatives=negatives)
     out.loss.backward()
     return {name: getattr(out, name).detach() for name in ("loss", "itc", "itm", "itg", "similarity")}
 
 
 def stage2_step(model, batch):
     image, ids, mask, _ = batch
-    loss = model(image, ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:], group=batch_group(image)).loss
+    loss = model(image, ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:]).loss
     loss.backward()
     return {"loss": loss.detach()}
+
+
+def spread(model):
+    """The model as the training loop calls it in a process group."""
+    return DistributedDataParallel(over_processes(model))
 
 
 def gradients(model):
@@ -87,15 +92,15 @@ def main(file):
         part = own_part(batch)
         for name, model, step in (("stage1", stage1(), stage1_step), ("stage2", stage2(), stage2_step),
                                   ("given", stage1(), lambda *inputs: stage1_step(*inputs, negatives=given))):
-            values = step(DistributedDataParallel(model), part)
+            values = step(spread(model), part)
             everywhere = [None] * rank_and_size()[1]
             dist.all_gather_object(everywhere, (values, gradients(model)))
             found[name] = everywhere
         model = stage1()
-        stage1_step(DistributedDataParallel(model), [*part[:3], None])  # every image its own
+        stage1_step(spread(model), [*part[:3], None])  # every image its own
         found["no ids"] = gradients(model)
         model = stage2()
-        found["synchronised"] = (synchronised(DistributedDataParallel(model), lambda model: stage2_step(model, part)),
+        found["synchronised"] = (synchronised(spread(model), lambda model: stage2_step(model, part)),
                                  sum(p.numel() for p in model.parameters() if p.requires_grad))
         # Only what is chosen travels.
         sent, original = [], dist.all_to_all_single

@@ -220,9 +220,9 @@ def test_trouble_before_the_group_is_there(tmp_path):
 def test_the_one_that_is_left_says_what_to_do(tmp_path):
     """Without torchrun, which would be as quick to end it."""
     code = ("import os, torch\nfrom minblip2.training.distributed import DistributedBatch, process_group\n"
-            "with process_group(torch.device('cpu')):\n    ranks = DistributedBatch(torch.zeros(2, 1))\n    "
-            "ranks.held\n"
-            "    if os.environ['RANK'] == '1':\n        os._exit(1)\n    ranks.gather(torch.zeros(2, 1))\n")
+            "with process_group(torch.device('cpu')):\n    batch = DistributedBatch(torch.zeros(2, 1))\n    "
+            "batch.rows_per_rank\n"
+            "    if os.environ['RANK'] == '1':\n        os._exit(1)\n    batch.gather(torch.zeros(2, 1))\n")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -108,14 +108,15 @@ class DistributedStage1(nn.Module):
         super().__init__()
         self.stage1 = stage1
 
-    def forward(self, image_features: Tensor, text_ids: Tensor, text_mask: Tensor, image_ids: Tensor,
+    def forward(self, image_features: Tensor, text_ids: Tensor, text_mask: Tensor, image_ids: Tensor | None = None,
                 negatives: tuple[Tensor, Tensor] | None = None) -> Stage1Output:
         """As `Stage1.forward` with this process's part (b ...); negatives (n) are the whole batch's.
 
         Losses and similarity (n n) are the whole batch's, the other logits this process's.
         """
         stage1, batch = self.stage1, DistributedBatch(image_features)
-        image_ids = batch.gather(image_ids)
+        pairs = torch.arange(sum(batch.rows_per_rank), device=text_ids.device)
+        image_ids = pairs if image_ids is None else batch.gather(image_ids)
         same_image = rearrange(image_ids, "b -> b 1") == rearrange(image_ids, "n -> 1 n")
         image_kv, cache = stage1.image_kv(image_features), stage1.qformer.new_cache()
 
