@@ -84,12 +84,14 @@ def ask_command(args: argparse.Namespace) -> None:
 
 def retrieve_command(args: argparse.Namespace) -> None:
     """Find the images of a split that fit a text best: by ITC, then re-ranked by ITM."""
-    run = args.run or working_copy()
-    bridge = load_bridge(run)
-    retriever = bridge.retriever
+    if args.model and not args.data:
+        raise UserError("--model needs images: name a folder with captions, or a CSV, with --data")
+    run = args.run or (Path("runs") / args.model.resolve().name if args.model else working_copy())
+    bridge = None if args.model else load_bridge(run)
+    retriever = Retriever.from_folder(args.model) if args.model else bridge.retriever
     note_unknown(retriever, [args.text])
     data = CocoCaptions(args.data or recorded_data(bridge.recipe, run), args.split)
-    features = torch.from_numpy(bridge.features(data, run / "cache").copy())
+    features = torch.from_numpy(retriever.cached_features([record.path for record in data.images], run / "cache").copy())
     cosine = retriever.similarity(features, [args.text])
     scores = retriever.rerank(features, [args.text], cosine, args.top, dim=0)
     print("  match  cosine  image, and what a person said of it")
@@ -118,7 +120,7 @@ def attend_command(args: argparse.Namespace) -> None:
     from .course import figures, viz
 
     image = load_image(args.image)
-    retriever = load_bridge(args.run or usual_run()).retriever
+    retriever = Retriever.from_folder(args.model) if args.model else load_bridge(args.run or usual_run()).retriever
     note_unknown(retriever, args.texts)
     maps = retriever.attention_maps(image, args.texts)
     shown = retriever.transform.crop_and_resize(image)
@@ -181,7 +183,6 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="of every draw (default %(default)s)")
     train.add_argument("--split", default="val", help="what is measured at the end (default %(default)s)")
     train.add_argument("--resume", action="store_true", help="go on where a killed run stopped (the default)")
-    train.add_argument("--restart", action="store_true", help="train again even if the folder holds a finished run")
 
     caption = command("caption", caption_command)
     caption.add_argument("images", nargs="+", type=Path)
@@ -215,6 +216,8 @@ def parser() -> argparse.ArgumentParser:
     attend.add_argument("texts", nargs="+", help='for example "a dog" "the grass"')
     attend.add_argument("--to", type=Path, default=Path("attention.png"),
                         help="the figure to write, a PNG (default %(default)s)")
+    for sub in (retrieve, attend):
+        sub.add_argument("--model", type=Path, help="folder of a BLIP-2 for retrieval as on the model hub, instead of --run")
     return top
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from minblip2.weights import names
-from minblip2.weights.keymap import Stacked, spell_out, translate
+from minblip2.weights.keymap import Fused, spell_out, translate
 
 from . import parity_table
 
@@ -26,10 +26,10 @@ def test_each_name_of_theirs_means_one_thing_and_is_found_again(naming):
 def test_layers_and_endings_are_kept():
     fused = translate("encoder.layers.17.self_attn.qkv.bias", names.EVA.tensors)
     assert fused == tuple(f"blocks.17.attention.{part}.bias" for part in ("query", "key", "value"))
-    assert isinstance(fused, Stacked)
+    assert isinstance(fused, Fused)
     copies = translate("encoder.layer.3.output.dense.weight", names.BERT.tensors)
     assert copies == ("blocks.3.text_mlp.down.weight", "blocks.3.query_mlp.down.weight")
-    assert not isinstance(copies, Stacked)
+    assert not isinstance(copies, Fused)
     assert translate("encoder.layers.x.self_attn.qkv.bias", names.EVA.tensors) == ()
     assert translate("layers.1.fc1.weight.more", names.OPT.tensors) == ()
 

@@ -1,8 +1,10 @@
-"""Pictures with captions and boxes in COCO layout."""
+"""Pictures with captions and boxes in COCO layout, or captions alone out of a table."""
 
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -10,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import UserError
-from .files import field, read_json
-from .pictures import load_image
+from .files import field, read_json, whole
+from .pictures import check_image, load_image
 from .progress import progress_bar
+from .tables import NoSplit, find_table, read_table
 from .workers import prefetch
+
+YEARS = ("", "2017", "2014")  # behind a split's name, as COCO was published
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture with its captions and boxes; width and height in pixels; `credit` says whose it is, if it is told."""
+    """One picture with its captions and boxes; width and height in pixels; `credit` says whose it is, if it is told.
+
+    Without boxes the size may be unknown: then it is 0.
+    """
 
     id: int
     path: Path
@@ -41,12 +49,14 @@ class Record:
 
 
 class CocoCaptions:
-    """Pictures with captions in COCO layout: `.images` in the file's order, `.pairs` of (index in images, caption).
+    """Pictures with captions: `.images` in the file's order, `.pairs` of (index in images, caption).
 
-    Reads annotations/captions_{split}.json, instances_{split}.json if there (boxes; crowds are left out), pictures
-    from images/, {split}/ or {split}2017/. `limit` keeps the first usable pictures; `check` decodes each of them once.
-    What has no use (empty caption, missing or broken picture, picture without caption) is counted in `.skipped`, or
-    refused if `strict`. Raises UserError for a file that is not what it should be.
+    A `root` in COCO layout holds annotations/captions_{split}.json, instances_{split}.json if there are boxes (crowds
+    are left out), and pictures in images/ or {split}/; the official names, as train2017 and train2014, are found for
+    "train", too. Otherwise `root` is a table of file names and captions, or a folder with one: see `read_table`.
+    `limit` keeps the first usable pictures; `check` decodes each of them once. What has no use (empty caption, missing
+    or broken picture, picture without caption) is counted in `.skipped`, or refused if `strict`. Raises UserError for a
+    file that is not what it should be.
     """
 
     def __init__(self, root: str | Path, split: str, limit: int | None = None, strict: bool = False,
@@ -56,26 +66,29 @@ class CocoCaptions:
         self.skipped: Counter[str] = Counter()
         if limit is not None and limit < 1:
             raise UserError(f"limit is {limit}: ask for at least 1 image")
-        file, folder = self._find()
-        content = read_json(file)
+        file, folder, content = self._find()
+        self._base = _real(file.parent if self.root.is_file() else self.root)
         images = {}
         for entry in field(content, "images", list, file):
-            if images.setdefault(field(entry, "id", int, file), entry) is not entry:
+            if images.setdefault(whole(entry, "id", file), entry) is not entry:
                 raise UserError(f"{file} lists image id {entry['id']} twice: ids must be unique")
         captions: dict[int, list[str]] = {number: [] for number in images}
         for entry in field(content, "annotations", list, file):
-            number, caption = field(entry, "image_id", int, file), field(entry, "caption", str, file)
+            number, caption = whole(entry, "image_id", file), field(entry, "caption", str, file)
             if number not in images:
-                raise UserError(f"{file} has a caption for image id {number}, which is not among its images")
+                raise UserError(f"{file} has a caption for image id {number}, which is not among its images: list the "
+                                "image, or take the caption out")
             caption = " ".join(caption.encode(errors="ignore").decode().split())  # no newlines, no lone surrogates
             if caption:
                 captions[number].append(caption)
             else:
                 self._skip("empty caption", f"{file}, image id {number}")
         boxes = self._boxes(file.with_name(file.name.replace("captions_", "instances_", 1)), set(images))
-        licences = {entry.get("id"): entry for entry in content.get("licenses", ()) if isinstance(entry, dict)}
-        records = prefetch(lambda entry: self._record(entry, folder, captions, boxes, file, check, licences),
-                           images.values(), 2)
+        listed = content.get("licenses")
+        licences = {str(entry.get("id")): entry for entry in (listed if isinstance(listed, list) else ())
+                    if isinstance(entry, dict)}
+        records = prefetch(lambda item: self._record(*item, folder, captions, boxes, file, check, licences),
+                           images.items(), 2)
         total = min(limit or len(images), len(images))
         with progress_bar(total=total, desc=f"check {split}", unit="image", hidden=not check) as bar:
             for reason, record in itertools.takewhile(lambda _: len(self.images) < total, records):
@@ -94,62 +107,87 @@ class CocoCaptions:
     def __len__(self) -> int:
         return len(self.images)
 
-    def _find(self) -> tuple[Path, Path]:
-        """The captions file and the picture folder of the split, by our names or the official ones."""
-        notes, names = self.root / "annotations", (self.split, f"{self.split}2017")
+    def _find(self) -> tuple[Path, Path, dict[str, Any]]:
+        """The captions file, the folder that its file names start from, and what it holds."""
+        notes, names = self.root / "annotations", [self.split + year for year in YEARS]
         file = next((path for name in names if (path := notes / f"captions_{name}.json").is_file()), None)
+        if file is None and (table := find_table(self.root, self.split)) is not None:
+            folder = next((path for name in ("images", *names) if (path := table.parent / name).is_dir()), table.parent)
+            return table, _real(folder), read_table(table, self.split)
         if file is None:
             there = sorted(path.stem.removeprefix("captions_") for path in notes.glob("captions_*.json"))
-            raise UserError(f"no split {self.split!r} in {self.root}: " + (
-                f"there are {', '.join(there)}" if there else "it holds no annotations/captions_*.json at all"))
+            raise NoSplit(f"no split {self.split!r} in {self.root}: " + (
+                f"there are {', '.join(there)}" if there else
+                "it holds no annotations/captions_*.json at all, and no captions.csv or captions.txt"))
+        names.sort(key=lambda name: name != file.stem.removeprefix("captions_"))
         folder = next((path for name in ("images", *names) if (path := self.root / name).is_dir()), None)
         if folder is None:
-            raise UserError(f"no picture folder in {self.root}: put the pictures into images/ or {names[1]}/")
-        return file, folder.resolve()  # once here instead of for each picture
+            raise UserError(f"no picture folder in {self.root}: put the pictures into images/ or {self.split}2017/")
+        return file, _real(folder), read_json(file)  # resolved once here instead of for each picture
 
     def _boxes(self, file: Path, known: set[int]) -> dict[int, list[Box]]:
         """The boxes of every image id; none when there is no instances file."""
         found: dict[int, list[Box]] = {}
-        if not file.is_file():
+        if file.suffix != ".json" or not file.name.startswith("instances_") or not file.is_file():
             return found
         content = read_json(file)
-        label = {field(entry, "id", int, file): field(entry, "name", str, file)
+        label = {whole(entry, "id", file): field(entry, "name", str, file)
                  for entry in field(content, "categories", list, file)}
-        known = known | {field(entry, "id", int, file) for entry in content.get("images", ())}
+        known = known | {whole(entry, "id", file) for entry in content.get("images") or ()}
         for entry in field(content, "annotations", list, file):
-            number, category, box = (field(entry, key, kind, file) for key, kind in
-                                     (("image_id", int), ("category_id", int), ("bbox", list)))
+            number, category = whole(entry, "image_id", file), whole(entry, "category_id", file)
+            box = field(entry, "bbox", list, file)
             if number not in known or category not in label:
                 raise UserError(f"{file} has a box for image id {number}, category {category}, which it does not list")
-            if len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+            if len(box) != 4 or not all(isinstance(side, int | float) and math.isfinite(side) for side in box):
                 raise UserError(f"{file} has the box {box} for image id {number}: give [x, y, width, height] in pixels")
             if not entry.get("iscrowd"):
                 found.setdefault(number, []).append(Box(label[category], *box))
         return found
 
-    def _record(self, entry: dict, folder: Path, captions: dict, boxes: dict, file: Path, check: bool,
+    def _record(self, number: int, entry: dict, folder: Path, captions: dict, boxes: dict, file: Path, check: bool,
                 licences: dict) -> tuple[str, Any]:
         """("", Record), or the reason to skip the picture and its name. Runs in threads: changes nothing."""
-        number, name = entry["id"], field(entry, "file_name", str, file)
-        width, height = field(entry, "width", int, file), field(entry, "height", int, file)
-        path = folder / name
-        if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts or \
-                not path.resolve().is_relative_to(folder):  # a link may climb, too
-            raise UserError(f"{file} names the picture {name!r}, which is outside {folder}: put it inside")
-        if not path.is_file():
+        path = self._picture(field(entry, "file_name", str, file), folder, file)
+        if not os.path.isfile(path):  # also for a name that no disk could hold
             return "missing picture", path
         if not captions[number]:
             return "picture without caption", path
+        width, height = (_size(entry.get(side)) for side in ("width", "height"))
         try:
+            if number in boxes and not (width and height):
+                width, height = check_image(path, decode=False)
             if check:
                 load_image(path)
         except UserError as error:
             return "unreadable picture", error
-        source, licence = entry.get("flickr_url"), licences.get(entry.get("license"), {})
+        source, licence = entry.get("flickr_url"), licences.get(str(entry.get("license")), {})
         credit = ", ".join(str(part) for part in (source, licence.get("name"), licence.get("url")) if part)
         return "", Record(number, path, tuple(captions[number]), tuple(boxes.get(number, ())), width, height, credit)
+
+    def _picture(self, name: str, folder: Path, file: Path) -> Path:
+        """Where a picture of this name is. It may start from the data's folder as well, or be written as in Windows."""
+        spelt = dict.fromkeys((name, name.replace("\\", "/")))
+        base, path = next(((base, base / one) for one in spelt for base in (folder, self._base)
+                           if os.path.isfile(base / one)), (folder, folder / name))
+        if "\0" in name or Path(name).is_absolute() or ".." in Path(name.replace("\\", "/")).parts or \
+                not _real(path).is_relative_to(base):  # a link may climb, too
+            raise UserError(f"{file} names the picture {name!r}, which is outside {folder}: put it inside")
+        return path
 
     def _skip(self, reason: str, what: object) -> None:
         if self.strict:
             raise UserError(f"{reason}: {what} (strict mode refuses what is otherwise skipped)")
         self.skipped[reason] += 1
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _size(value: object) -> int:
+    """A side in pixels, or 0 for what is no such number."""
+    try:
+        return max(0, int(float(str(value))))
+    except (ValueError, OverflowError):
+        return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError for a file that is absent, no JSON or no object."""
+    """The object in a JSON file, in UTF-8, -16 or -32. Raises UserError for one that is absent, no JSON, no object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # which may begin with a byte order mark, or be UTF-16
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}): download or write it again") from error
+        raise UserError(f"{path} is not JSON ({error}): download or write it again, in UTF-8") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not an object with keys: download or write it again")
     return content
@@ -42,7 +43,21 @@ def read_json(path: Path) -> dict[str, Any]:
 def field(entry: Any, key: str, kind: type, file: object) -> Any:
     """entry[key], which must be there and of a kind (true is no int). Raises UserError naming the `file` it is from."""
     if not isinstance(entry, dict) or key not in entry:
-        raise UserError(f"{file} has an entry without {key!r}: {str(entry)[:80]}")
+        raise UserError(f"{file} has an entry without {key!r}: {str(entry)[:80]}; add it, or take the entry out")
     if not isinstance(entry[key], kind) or (kind is int and isinstance(entry[key], bool)):
-        raise UserError(f"{file} has {key} = {str(entry[key])[:80]!r}, which is not {kind.__name__}")
+        raise UserError(f"{file} has {key} = {str(entry[key])[:80]!r}, which is not {kind.__name__}: "
+                        "mend it, or take the entry out")
     return entry[key]
+
+
+def whole(entry: Any, key: str, file: object) -> int:
+    """entry[key] as a whole number, which may be written as 7, 7.0 or "7". Raises UserError naming the `file`."""
+    value = field(entry, key, object, file)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,19}", value.strip()):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not -2**63 <= value < 2**63:
+        raise UserError(f"{file} has {key} = {str(value)[:80]!r}, which is not int, or not one of 64 bits: give the "
+                        "images whole numbers below 2**63, the same ones in `images` and `annotations`")
+    return value

@@ -71,7 +71,7 @@ class Tokenizer:
                 backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
                 backend.decoder = tokenizers.decoders.ByteLevel()
             else:
-                backend = tokenizers.Tokenizer.from_str(source.read_text(encoding="utf-8"))
+                backend = tokenizers.Tokenizer.from_str(source.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise UserError(f"{folder} has no tokenizer.json: download the model's tokenizer files as well") from None
         except Exception as error:  # the library raises bare Exception for a malformed file
@@ -81,27 +81,25 @@ class Tokenizer:
         settings: dict = {}
         for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
             if (folder / name).exists():
-                try:
-                    found = json.loads((folder / name).read_text(encoding="utf-8"))
-                except ValueError as error:
-                    raise UserError(f"{folder / name} is not JSON ({error}): fetch it again") from None
-                settings |= {k: v for k, v in found.items() if v is not None}
+                settings |= {k: v for k, v in read_json(folder / name).items() if v is not None}
 
         text = settings.pop("text_config", {})
-        settings = text | settings
+        text = text if isinstance(text, dict) else {}
+        settings = {k: v for k, v in text.items() if v is not None} | settings
 
         def special(name: str) -> int | None:
             token = settings.get(f"{name}_token", settings.get(f"{name}_token_id"))
             token = token.get("content") if isinstance(token, dict) else token
-            token = token[0] if isinstance(token, list) else token  # Llama 3 names several ends: the first ends a text
-            return backend.token_to_id(token) if isinstance(token, str) else token
+            token = token[0] if isinstance(token, list) and token else token  # Llama 3 has several: first a text's
+            token = backend.token_to_id(token) if isinstance(token, str) else token
+            return token if isinstance(token, int) and not isinstance(token, bool) and token >= 0 else None
 
         end, begin = special("eos"), special("bos")
         if end is None:
-            raise UserError(f"{folder} names no eos_token: add it to tokenizer_config.json")
+            raise UserError(f"{folder} names no eos_token that its tokenizer has: add it to tokenizer_config.json")
         pad = special("pad")
         if source != folder / "tokenizer.json":  # which would tell that these are no words
-            backend.add_special_tokens([backend.id_to_token(i) for i in {end, begin, pad} - {None}])
+            backend.add_special_tokens([token for i in {end, begin, pad} - {None} if (token := backend.id_to_token(i))])
         if text.get("model_type") == "opt":
             end = backend.encode("\n", add_special_tokens=False).ids[-1]
         prompt_end = [end] if (text or settings).get("model_type") == "t5" else []

@@ -6,6 +6,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .. import UserError
-from .files import read_json
+from .files import field, read_json
 
 LOG_RATIO = math.log(4 / 3)  # the longest and the tallest random crop
 
@@ -45,9 +46,17 @@ class Transform:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Transform:
-        """The transform that a model hub folder describes in its preprocessor_config.json."""
+        """The transform of a hub folder: of its preprocessor_config.json or, in newer ones, processor_config.json.
+
+        Where it scales pixels by another factor than 1/255, or does not normalise them, `mean` and `std` are those that
+        give the same. Raises UserError for what is missing, garbled or not supported.
+        """
         path = Path(folder) / "preprocessor_config.json"
-        config = read_json(path)
+        if not path.exists() and path.with_name("processor_config.json").exists():
+            path = path.with_name("processor_config.json")
+            config = field(read_json(path), "image_processor", dict, path)
+        else:
+            config = read_json(path)
         try:
             size, cut = config["size"], config.get("crop_size")
             if isinstance(size, int):  # files of older versions
@@ -55,13 +64,17 @@ class Transform:
             resize_to = size.get("shortest_edge")
             sides = {"height": cut, "width": cut} if isinstance(cut, int) else cut
             sides = sides if resize_to else size
-            cuts = config.get("do_center_crop", True)
-            if config.get("resample", 3) != 3 or sides["height"] != sides["width"] or (resize_to and not cuts):
-                raise UserError(f"{path} asks for size {size}, crop {cut if cuts else None}, resample "
-                                f"{config.get('resample')}: only squares and bicubic resampling (3) are supported")
-            return cls(sides["height"], tuple(config["image_mean"]), tuple(config["image_std"]),
-                       "crop" if resize_to else "square", resize_to)
-        except (KeyError, TypeError, AttributeError) as error:
+            cuts, resample = config.get("do_center_crop", True), config.get("resample", 3)
+            resample = resample if config.get("do_resize", True) else "none"
+            if str(resample).lower() not in ("3", "bicubic") or sides["height"] != sides["width"] or (
+                    resize_to and not cuts):
+                raise UserError(f"{path} asks for size {size}, crop {cut if cuts else None}, resample {resample}: only "
+                                "squares and bicubic resampling (3) are supported")
+            if not isinstance(sides["height"], int) or not isinstance(resize_to or 1, int):
+                raise ValueError(f"'size', which is {size}")
+            mean, std = _normalisation(config)
+            return cls(sides["height"], mean, std, "crop" if resize_to else "square", resize_to)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} lacks or garbles {error}: give size, image_mean and image_std") from error
 
     def crop_and_resize(self, image: Image.Image) -> Image.Image:
@@ -101,3 +114,23 @@ class Transform:
     def __call__(self, image: Image.Image) -> Tensor:
         """Resize, cut, scale to 0..1 and normalise. Returns (c size size) float32."""
         return self.normalise(np.array(self.crop_and_resize(image)))
+
+
+def _normalisation(config: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation of colours in 0..1 that do what a hub folder's settings do, whatever their order and scale."""
+    def colours(value: Any, name: str) -> list[float]:
+        values = value if isinstance(value, list) else [value] * 3
+        if len(values) != 3 or not all(isinstance(one, int | float) and math.isfinite(one) for one in values):
+            raise ValueError(f"{name!r}, which is {str(value)[:60]}")
+        return values
+
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+    scale = colours(factor, "rescale_factor")[0]
+    mean, std = [0.0] * 3, [1.0] * 3
+    if config.get("do_normalize", True):
+        mean, std = (colours(config[f"image_{name}"], f"image_{name}") for name in ("mean", "std"))
+    if scale <= 0 or min(std) <= 0:
+        raise ValueError("'rescale_factor' or 'image_std', which are not above 0")
+    scale = 1.0 if abs(255 * scale - 1) < 1e-9 else 255 * scale  # exactly what is written there in the usual case
+    mean, std = (tuple(value / scale for value in values) for values in (mean, std))
+    return mean, std

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from .. import UserError
 from ..data.batches import PairBatches
 from ..data.coco import CocoCaptions
-from ..data.features import feature_cache, weights_checksum
+from ..data.features import weights_checksum
 from ..data.files import read_json, write_json
 from ..data.tokenizer import Tokenizer, normalize_caption
 from ..device import best_device, compute_dtype
@@ -68,9 +68,7 @@ class Bridge:
 
         `view` changes the transform: flip=True for mirrored images, crop=3 for the third random crop of each.
         """
-        transform = replace(self.backbones.transform, **view)
-        return feature_cache(self.retriever.encode_pixels, transform, [record.path for record in data.images], cache,
-                             weights_checksum(self.backbones.encoder))
+        return self.retriever.cached_features([record.path for record in data.images], cache, **view)
 
     def init_stage2(self, view: np.ndarray) -> None:
         """Start stage 2 from stage 1, with soft prompts that spread like words; view: features (n v e) of images."""

@@ -18,6 +18,7 @@ from ..data.transforms import Transform
 from ..device import autocast, best_device, compute_dtype
 from ..lm.packed import PackedLinears
 from ..stage2 import Stage2
+from .checkpoint import read_config
 from .export import save_pretrained
 from .official import load_blip2
 from .reader import ImageReader, Images, is_single
@@ -27,6 +28,7 @@ CAPTION = dict(max_length=30, min_length=1)
 ANSWER = dict(max_length=10, min_length=1, length_penalty=-1.0)
 BEAMS = 5
 IMAGE = "<image>"  # stands for an image in transformers' texts, and never in ours
+FILES = (("tokenizer.json", "vocab.json"), ("preprocessor_config.json", "processor_config.json"))
 
 
 @dataclass(kw_only=True)
@@ -54,6 +56,11 @@ class Blip2(ImageReader):
         """
         if not Path(folder).is_dir():
             raise UserError(f"there is no folder {folder}: fetch a model with `python data/download.py weights NAME`")
+        read_config(folder)  # what this is no folder of is said first
+        absent = [" or ".join(names) for names in FILES if not any((Path(folder) / name).exists() for name in names)]
+        if absent and any((Path(folder) / name).exists() for name in ("trainer_state.json", "training_args.bin")):
+            raise UserError(f"{folder} is a checkpoint of transformers' Trainer, which lacks {' and '.join(absent)}: "
+                            "copy them from the folder of the model that training started from")
         device = device or best_device()
         tokenizer, transform = Tokenizer.from_folder(folder), Transform.from_folder(folder)  # fail before the long part
         vit, stage2 = load_blip2(folder, dtype or compute_dtype(device))

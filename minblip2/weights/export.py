@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .. import UserError
 from ..data.files import write_beside, write_json
@@ -17,17 +18,17 @@ from ..lm.t5 import T5Config
 from ..stage2 import Stage2
 from ..vit import EVA_G, ViT
 from . import names
-from .checkpoint import HubConfig, export_tensors
-from .keymap import Naming
+from .checkpoint import HubConfig, export_tensors, open_files, shards
+from .keymap import KeyMap
 from .pretrained import rename_settings
 
 
-def settings(config: Any, key_map: Naming) -> dict[str, Any]:
+def settings(config: Any, key_map: KeyMap) -> dict[str, Any]:
     """Our sizes under their names."""
     return {theirs: getattr(config, ours) for theirs, ours in key_map.settings.items()}
 
 
-def lm_settings(lm: nn.Module) -> tuple[dict[str, Any], Naming]:
+def lm_settings(lm: nn.Module) -> tuple[dict[str, Any], KeyMap]:
     """What `config.json` says of a language model, and its tensors' names. Raises UserError for one of another kind."""
     match config := getattr(lm, "config", None):
         case OPTConfig():
@@ -76,3 +77,29 @@ def save_pretrained(folder: str | Path, vit: ViT, stage2: Stage2, image_token: i
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     write_beside(folder / "model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
     write_json(folder / "config.json", hub)
+
+
+def save_trained(folder: str | Path, source: str | Path, trained: dict[str, Tensor]) -> None:
+    """Write a hub folder anew in which some tensors, by their names there, have been trained.
+
+    All others are copied as they are, in their own precision and one file at a time, and so are the settings, the
+    tokenizer and the preprocessing. Raises UserError when `source` lacks one of the tensors.
+    """
+    folder, source, index, left = Path(folder), Path(source), {}, set(trained)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = shards(source)
+    for path in files:
+        checkpoint = open_files(str(source), [path])
+        tensors = {name: trained.get(name, tensor).detach().cpu().clone().contiguous()
+                   for name, tensor in checkpoint.tensors}
+        name = f"{path.stem.replace('pytorch_model', 'model')}.safetensors"
+        write_beside(folder / name, lambda partial, tensors=tensors: save_file(tensors, partial, {"format": "pt"}))
+        index |= dict.fromkeys(tensors, name)
+        left -= tensors.keys()
+    if left:
+        raise UserError(f"{source} lacks {min(left)} ({len(left)} tensors in all), which was trained: fetch it again")
+    if len(files) > 1:
+        write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+    for path in source.iterdir():
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and not path.name.endswith(".index.json"):
+            write_beside(folder / path.name, lambda partial, path=path: shutil.copyfile(path, partial))

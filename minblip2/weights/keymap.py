@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 
-class Stacked(tuple):
+class Fused(tuple):
     """Our names of the parts that one of their tensors holds, first rows first."""
 
 
@@ -53,7 +53,7 @@ def spell_out(table: Table, layers: int) -> Iterator[tuple[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Naming:
+class KeyMap:
     """How a kind of model is written elsewhere: settings, tensors, and which tensors are left aside for what reason.
 
     `prefix` stands before all tensors in some files, and in others not.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .keymap import Naming, Stacked, Table, within
+from .keymap import Fused, KeyMap, Table, within
 
 CONSTANT = "a constant"
 COUNTS = {"hidden_size": "width", "num_hidden_layers": "layers", "num_attention_heads": "heads"}
 
 # --- image encoders ---------------------------------------------------------------------------------------------------
 
-DINOV2 = Naming(
+DINOV2 = KeyMap(
     {**COUNTS, "image_size": "image_size", "patch_size": "patch_size", "layer_norm_eps": "eps"},
     {"embeddings.cls_token": "class_token",
      "embeddings.position_embeddings": "position_embedding",
@@ -31,7 +31,7 @@ DINOV2 = Naming(
 EMBEDDINGS = {"embeddings.class_embedding": "class_token", "embeddings.patch_embedding": "patches"}
 MLP = {"layer_norm1": "attention_norm", "layer_norm2": "mlp_norm", "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}
 
-CLIP = Naming(
+CLIP = KeyMap(
     {**DINOV2.settings, "intermediate_size": "mlp_width", "hidden_act": "activation"},
     {**EMBEDDINGS,
      "embeddings.position_embedding.weight": "position_embedding",
@@ -50,13 +50,13 @@ CLIP = Naming(
      "logit_scale": "CLIP's own loss is not used"},
     prefix="vision_model.")
 
-EVA = Naming(
+EVA = KeyMap(
     CLIP.settings,
     {**EMBEDDINGS,
      "embeddings.position_embedding": "position_embedding",
      **within("encoder.layers.{i}.", "blocks.{i}.", {
          **MLP,
-         "self_attn.qkv": Stacked(("attention.query", "attention.key", "attention.value")),
+         "self_attn.qkv": Fused(("attention.query", "attention.key", "attention.value")),
          "self_attn.projection": "attention.out"})},
     dict.fromkeys(("post_layernorm", "query_tokens", "qformer", "embeddings.word_embeddings",
                    "embeddings.position_embeddings", "vision_projection", "text_projection", "itm_head",
@@ -88,7 +88,7 @@ BERT_HEAD: Table = {
     "cls.predictions.transform.LayerNorm": "lm_head.norm",
     "cls.predictions.bias": "lm_head.bias",
 }
-BERT = Naming(
+BERT = KeyMap(
     {**COUNTS, "intermediate_size": "mlp_width", "max_position_embeddings": "max_positions", "layer_norm_eps": "eps"},
     # BERT reads no image, and its one feed-forward becomes two: queries start from a copy of the text's
     {**BERT_EMBEDDINGS, **BERT_HEAD, **{theirs: (ours, ours.replace("text_", "query_")) if "text_" in ours else ours
@@ -101,13 +101,13 @@ BERT = Naming(
      "cls.seq_relationship": "next-sentence prediction is not used"},
     prefix="bert.")
 
-QFORMER = Naming({**BERT.settings, "cross_attention_frequency": "cross_attention_every",
+QFORMER = KeyMap({**BERT.settings, "cross_attention_frequency": "cross_attention_every",
                   "encoder_hidden_size": "image_width"},
                  {"layernorm": "norm", **qformer_blocks("attention")})
 
 # --- stage 1: transformers' Blip2ForImageTextRetrieval, and LAVIS's own files -----------------------------------------
 
-STAGE1 = Naming(
+STAGE1 = KeyMap(
     {},
     {"query_tokens": "qformer.query_tokens",
      "vision_model.post_layernorm": "vision_norm",
@@ -119,7 +119,7 @@ STAGE1 = Naming(
      "itm_head": "itm_head"},
     {"vision_model": "the frozen image encoder: `load_vit` reads it", "embeddings.position_ids": CONSTANT})
 
-LAVIS_STAGE1 = Naming(
+LAVIS_STAGE1 = KeyMap(
     {},
     {"query_tokens": "qformer.query_tokens",
      "ln_vision": "vision_norm",
@@ -139,7 +139,7 @@ TIED = "tied to the word embeddings"
 PROJECTIONS = {"self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
                "self_attn.v_proj": "attention.value"}
 
-OPT = Naming(
+OPT = KeyMap(
     {**COUNTS, "vocab_size": "vocab_size", "ffn_dim": "mlp_width", "max_position_embeddings": "max_positions",
      "do_layer_norm_before": "pre_norm", "word_embed_proj_dim": "embed_dim"},
     within("decoder.", "", {
@@ -158,7 +158,7 @@ OPT = Naming(
     {"lm_head": TIED},
     prefix="model.")
 
-LLAMA = Naming(
+LLAMA = KeyMap(
     {**COUNTS, "vocab_size": "vocab_size", "intermediate_size": "mlp_width", "rms_norm_eps": "eps",
      "num_key_value_heads": "kv_heads", "rope_theta": "rope_theta", "tie_word_embeddings": "tied"},
     {"lm_head.weight": "lm_head.weight",
@@ -191,10 +191,10 @@ def t5_stack(stack: str, feed_forward: Table, layers: Table) -> Table:
         **within("block.{i}.", "blocks.{i}.", block)})
 
 
-def t5(feed_forward: Table) -> Naming:
+def t5(feed_forward: Table) -> KeyMap:
     """A T5 with this kind of feed-forward."""
     feed_forward = within("DenseReluDense.", "", feed_forward)
-    return Naming(
+    return KeyMap(
         {"vocab_size": "vocab_size", "d_model": "width", "num_layers": "layers", "num_decoder_layers": "decoder_layers",
          "num_heads": "heads", "d_kv": "head_width", "d_ff": "mlp_width", "layer_norm_epsilon": "eps",
          "relative_attention_num_buckets": "buckets", "relative_attention_max_distance": "max_distance"},
@@ -213,9 +213,9 @@ T5_PLAIN = t5({"wi": "up", "wo": "down"})
 # --- the whole: transformers' Blip2ForConditionalGeneration -----------------------------------------------------------
 
 
-def blip2(lm: Naming) -> Naming:
+def blip2(lm: KeyMap) -> KeyMap:
     """The whole BLIP-2 as the hub has it, with one of the language models: image encoder `vit`, and `stage2`."""
-    return Naming(
+    return KeyMap(
         {},
         {**within(EVA.prefix, "vit.", EVA.tensors),
          "vision_model.post_layernorm": "stage2.vision_norm",

@@ -16,9 +16,14 @@ from ..stage1 import Stage1
 from ..stage2 import Stage2
 from ..vit import ViT
 from . import names
-from .checkpoint import HubConfig, load_into, open_hub, open_lavis, read_config
-from .keymap import translate
+from .checkpoint import Checkpoint, HubConfig, load_into, open_hub, open_lavis, read_config, section, setting
+from .keymap import KeyMap, translate
 from .pretrained import empty_lm, empty_vit, eva, rename_settings, with_defaults, wrong_kind
+
+
+def is_retrieval(checkpoint: Checkpoint) -> bool:
+    """Whether a BLIP-2's weights are those of `Blip2ForImageTextRetrieval`, which matches texts and writes none."""
+    return any(name.startswith("itm_head.") for name in checkpoint.shapes)
 
 
 def bert_sizes(source: object, hub: HubConfig, **changes) -> QFormerConfig:
@@ -76,7 +81,10 @@ def load_stage1(source: str | Path, heads: int | None = None) -> Stage1:
         hub, checkpoint, key_map = read_config(source), open_hub(source), names.STAGE1
         if hub.get("model_type") != "blip-2":
             raise wrong_kind(source, hub.get("model_type"), "stage 1 is read from a blip-2 or a LAVIS .pth file")
-        hub_sizes = rename_settings(with_defaults(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()),
+        if not is_retrieval(checkpoint):
+            raise UserError(f"{source} holds a BLIP-2 that writes texts, without the heads that match them with "
+                            "pictures: use it with `caption --model` or `ask --model`, or give one for retrieval")
+        hub_sizes = rename_settings(with_defaults(section(hub, "qformer_config"), names.QFORMER, QFormerConfig()),
                                     names.QFORMER)
         heads, qformer_eps, absent = heads or hub_sizes["heads"], hub_sizes["eps"], ("qformer.lm_head", "temperature")
         norm_eps = eva(source, hub)[0].eps
@@ -96,25 +104,39 @@ def load_stage1(source: str | Path, heads: int | None = None) -> Stage1:
     return stage1.eval()
 
 
+def empty_blip2(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[ViT, Stage2, KeyMap]:
+    """A BLIP-2 of the sizes of a hub folder that still waits for its weights, and how they are called.
+
+    Raises UserError for a folder with another kind of model, and for weights that are for retrieval.
+    """
+    hub = read_config(folder)
+    if hub.get("model_type") != "blip-2":
+        raise wrong_kind(folder, hub.get("model_type"), "give the folder of a blip-2")
+    if is_retrieval(checkpoint):
+        raise UserError(f"{folder} holds a BLIP-2 for retrieval, which has no language model to write with: use it "
+                        "with `retrieve --model` or `attend --model`, or give one with a language model")
+    config, _ = eva(folder, hub)
+    text = HubConfig({"model_type": "opt"} | section(hub, "text_config"))
+    lm, key_map = empty_lm(folder, text, "language_model.lm_head.weight" in checkpoint.shapes, dtype)
+    bridge = rename_settings(with_defaults(section(hub, "qformer_config"), names.QFORMER, QFormerConfig()),
+                             names.QFORMER)
+    vit = empty_vit(config, dtype)
+    queries = setting(HubConfig({"num_query_tokens": QFormerConfig().num_queries} | hub), "num_query_tokens")
+    with torch.device("meta"):
+        qformer = QFormer(QFormerConfig(**bridge | dict(image_width=vit.width), num_queries=queries))
+        stage2 = Stage2(nn.LayerNorm(vit.width, eps=config.eps), qformer, lm)
+    return vit, stage2, names.blip2(key_map)
+
+
 def load_blip2(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[ViT, Stage2]:
     """BLIP-2 from a hub folder of `Blip2ForConditionalGeneration`, with OPT, T5 or a Llama.
 
     `dtype` is that of the two frozen parts; the bridge between them stays in float32, as in transformers.
     """
-    hub, checkpoint = read_config(folder), open_hub(folder)
-    if hub.get("model_type") != "blip-2":
-        raise wrong_kind(folder, hub.get("model_type"), "give the folder of a blip-2")
-    config, _ = eva(folder, hub)
-    text = HubConfig({"model_type": "opt"} | hub.get("text_config", {}))
-    lm, key_map = empty_lm(folder, text, "language_model.lm_head.weight" in checkpoint.shapes, dtype)
-    bridge = rename_settings(with_defaults(hub.get("qformer_config", {}), names.QFORMER, QFormerConfig()),
-                             names.QFORMER)
-    vit = empty_vit(config, dtype)
-    with torch.device("meta"):
-        qformer = QFormer(QFormerConfig(**bridge | dict(image_width=vit.width),
-                                        num_queries=hub.get("num_query_tokens", QFormerConfig().num_queries)))
-        stage2 = Stage2(nn.LayerNorm(vit.width, eps=config.eps), qformer, lm)
-    load_into(nn.ModuleDict(dict(vit=vit, stage2=stage2)), checkpoint.tensors, names.blip2(key_map), str(folder))
+    read_config(folder)  # what this is no folder of is said before weights are looked for
+    checkpoint = open_hub(folder)
+    vit, stage2, key_map = empty_blip2(folder, checkpoint, dtype)
+    load_into(nn.ModuleDict(dict(vit=vit, stage2=stage2)), checkpoint.tensors, key_map, str(folder))
     return vit.requires_grad_(False).eval(), stage2.eval()
 
 

@@ -17,18 +17,24 @@ from ..lm.opt import OPT, OPTConfig
 from ..lm.t5 import T5, T5Config
 from ..vit import CLIP_L, EVA_G, ViT, ViTConfig
 from . import names
-from .checkpoint import HubConfig, load_into, open_hub, read_config
-from .keymap import Naming
+from .checkpoint import HubConfig, load_into, open_hub, read_config, section, setting
+from .keymap import KeyMap
 
 
-def rename_settings(hub: HubConfig, key_map: Naming) -> dict[str, Any]:
-    """Their settings under our names. Raises UserError for one that is not there."""
-    return {ours: hub[theirs] for theirs, ours in key_map.settings.items()}
+def rename_settings(hub: HubConfig, key_map: KeyMap) -> dict[str, Any]:
+    """Their settings under our names. Raises UserError for one that is not there, or not what it should be."""
+    found = {ours: setting(hub, theirs) for theirs, ours in key_map.settings.items()}
+    width, heads = (hub.get(name) for name in ("hidden_size", "num_attention_heads"))
+    if width and heads and width % heads:
+        raise UserError(f"this model's config.json has num_attention_heads = {heads}, which does not divide its "
+                        f"hidden_size = {width}: fetch it again")
+    return found
 
 
-def with_defaults(part: Mapping[str, Any], key_map: Naming, usual: Any) -> HubConfig:
+def with_defaults(part: Mapping[str, Any], key_map: KeyMap, usual: Any) -> HubConfig:
     """The settings of a part of a model, with the `usual` ones: files leave out what transformers takes as known."""
-    return HubConfig({theirs: getattr(usual, ours) for theirs, ours in key_map.settings.items()} | part)
+    given = {key: value for key, value in part.items() if value is not None}
+    return HubConfig({theirs: getattr(usual, ours) for theirs, ours in key_map.settings.items()} | given)
 
 
 def wrong_kind(source: object, kind: Any, wanted: str) -> UserError:
@@ -39,27 +45,31 @@ def wrong_kind(source: object, kind: Any, wanted: str) -> UserError:
 # --- image encoders ---------------------------------------------------------------------------------------------------
 
 
-def dinov2(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+def vision_of(hub: HubConfig) -> HubConfig:
+    """The settings of the image encoder: those of the part, or of a model that is nothing else."""
+    return section(hub, "vision_config") if "vision_config" in hub else hub
+
+
+def dinov2(source: object, hub: HubConfig) -> tuple[ViTConfig, KeyMap]:
     """DINOv2, all blocks and the final norm (transformers `Dinov2Model`)."""
     if hub.get("use_swiglu_ffn"):
         raise UserError(f"{source} is a DINOv2 with gated feed-forwards (giant): use small, base or large")
-    mlp_width = int(hub["hidden_size"] * hub["mlp_ratio"])
+    mlp_width = int(setting(hub, "hidden_size") * setting(hub, "mlp_ratio"))
     return ViTConfig(**rename_settings(hub, names.DINOV2), mlp_width=mlp_width), names.DINOV2
 
 
-def clip(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+def clip(source: object, hub: HubConfig) -> tuple[ViTConfig, KeyMap]:
     """The image side of CLIP as BLIP-2 takes it: without the last block and the final norm (`CLIPVisionModel`)."""
     base = replace(CLIP_L, width=768, layers=12, heads=12, mlp_width=3072, patch_size=32)
-    config = replace(CLIP_L,
-                     **rename_settings(with_defaults(hub.get("vision_config", hub), names.CLIP, base), names.CLIP))
+    config = replace(CLIP_L, **rename_settings(with_defaults(vision_of(hub), names.CLIP, base), names.CLIP))
     last = f"encoder.layers.{config.layers - 1}"
     ignored = {**names.CLIP.ignored, last: "BLIP-2 takes the second-to-last block"}
     return replace(config, layers=config.layers - 1), replace(names.CLIP, ignored=ignored)
 
 
-def eva(source: object, hub: HubConfig) -> tuple[ViTConfig, Naming]:
+def eva(source: object, hub: HubConfig) -> tuple[ViTConfig, KeyMap]:
     """BLIP-2's own encoder, out of a whole BLIP-2 (transformers `Blip2VisionModel`); its last norm is the bridge's."""
-    config = with_defaults(hub.get("vision_config", hub), names.EVA, EVA_G)
+    config = with_defaults(vision_of(hub), names.EVA, EVA_G)
     return replace(EVA_G, **rename_settings(config, names.EVA)), names.EVA
 
 
@@ -73,10 +83,10 @@ def load_vit(folder: str | Path, dtype: torch.dtype = torch.float32) -> ViT:
     return vit.requires_grad_(False).eval()
 
 
-def empty_encoder(source: object, hub: HubConfig, dtype: torch.dtype) -> tuple[ViT, Naming]:
+def empty_encoder(source: object, hub: HubConfig, dtype: torch.dtype) -> tuple[ViT, KeyMap]:
     """An image encoder that still waits for its weights, and how they are called."""
     kind = hub.get("model_type")
-    if kind not in ENCODERS:
+    if not isinstance(kind, str) or kind not in ENCODERS:
         raise wrong_kind(source, kind, f"the image encoder must be one of {', '.join(ENCODERS)}")
     config, key_map = ENCODERS[kind](source, hub)
     return empty_vit(config, dtype), key_map
@@ -93,35 +103,42 @@ def empty_vit(config: ViTConfig, dtype: torch.dtype) -> ViT:
 # --- language models --------------------------------------------------------------------------------------------------
 
 
-def build_opt(hub: HubConfig, own_head: bool) -> tuple[OPT, Naming]:
+def build_opt(hub: HubConfig, own_head: bool) -> tuple[OPT, KeyMap]:
     """OPT of any size (transformers `OPTForCausalLM`)."""
     if hub.get("activation_function", "relu") != "relu" or hub.get("_remove_final_layer_norm"):
         raise UserError("this OPT has another activation than ReLU or lacks its final norm: use one of Meta's own")
     return OPT(OPTConfig(**rename_settings(hub, names.OPT))), names.OPT
 
 
-def build_llama(hub: HubConfig, own_head: bool) -> tuple[Llama, Naming]:
+def build_llama(hub: HubConfig, own_head: bool) -> tuple[Llama, KeyMap]:
     """A language model of the Llama family (transformers `LlamaForCausalLM`)."""
-    rope = hub.get("rope_parameters") or hub.get("rope_scaling") or {}
+    rope = section(hub, "rope_parameters") or section(hub, "rope_scaling")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UserError(f"this Llama scales its rotary positions ({rope}), which is not supported: use a plain one")
     hub = HubConfig({"num_key_value_heads": hub["num_attention_heads"], "tie_word_embeddings": False,
                      "rope_theta": rope.get("rope_theta", 10_000.0)} | hub)
-    return Llama(LlamaConfig(**rename_settings(hub, names.LLAMA))), names.LLAMA
+    found = rename_settings(hub, names.LLAMA)
+    if hub["num_attention_heads"] % hub["num_key_value_heads"]:
+        raise UserError("this model's config.json has a num_key_value_heads that does not divide num_attention_heads: "
+                        "fetch it again")
+    return Llama(LlamaConfig(**found)), names.LLAMA
 
 
-def build_t5(hub: HubConfig, own_head: bool) -> tuple[T5, Naming]:
+def build_t5(hub: HubConfig, own_head: bool) -> tuple[T5, KeyMap]:
     """T5, T5 1.1 or FlanT5 (transformers `T5ForConditionalGeneration`); its head is its own if the file has one."""
-    kind = hub.get("feed_forward_proj", "relu")  # "gated-gelu" has always meant the approximation
-    activation = hub.get("dense_act_fn") or ("gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-"))
+    hub = HubConfig({"num_decoder_layers": None, "relative_attention_max_distance": T5Config().max_distance,
+                     "feed_forward_proj": "relu"} | hub)
+    kind = setting(hub, "feed_forward_proj")  # "gated-gelu" has always meant the approximation
+    plain = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
+    activation = setting(hub, "dense_act_fn") if hub.get("dense_act_fn") else plain
     if activation not in ACTIVATIONS:
         raise UserError(f"the activation {activation!r} is unknown: there are {', '.join(ACTIVATIONS)}")
     gated = kind.startswith("gated-")
-    hub = HubConfig({"num_decoder_layers": None, "relative_attention_max_distance": T5Config().max_distance} | hub)
     # Newer files say whether the head is scaled; in older ones it is scaled where it is tied.
-    scaled = hub.get("scale_decoder_outputs", hub.get("tie_word_embeddings", True))
+    scaled = bool(hub.get("scale_decoder_outputs", hub.get("tie_word_embeddings", True)))
+    start = setting(hub, "decoder_start_token_id") if hub.get("decoder_start_token_id") else 0
     config = T5Config(**rename_settings(hub, names.T5_GATED), activation=activation, gated=gated, tied=not own_head,
-                      scaled=scaled, decoder_start_id=hub.get("decoder_start_token_id") or 0)
+                      scaled=scaled, decoder_start_id=start)
     return T5(config), names.T5_GATED if gated else names.T5_PLAIN
 
 
@@ -129,10 +146,10 @@ LANGUAGE_MODELS = {"opt": build_opt, "llama": build_llama, "t5": build_t5}
 USUAL = {"opt": (names.OPT, OPTConfig()), "t5": (names.T5_GATED, T5Config())}  # what transformers takes as known
 
 
-def empty_lm(source: object, hub: HubConfig, own_head: bool, dtype: torch.dtype) -> tuple[nn.Module, Naming]:
+def empty_lm(source: object, hub: HubConfig, own_head: bool, dtype: torch.dtype) -> tuple[nn.Module, KeyMap]:
     """A language model that still waits for its weights, and how they are called."""
     kind = hub.get("model_type")
-    if kind not in LANGUAGE_MODELS:
+    if not isinstance(kind, str) or kind not in LANGUAGE_MODELS:
         raise wrong_kind(source, kind, f"the language model must be one of {', '.join(LANGUAGE_MODELS)}")
     if kind in USUAL:
         hub = with_defaults(hub, *USUAL[kind])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.features import feature_cache, weights_checksum
 from ..data.transforms import Transform
 from ..device import autocast
 
@@ -47,6 +49,14 @@ class ImageReader:
             features = torch.as_tensor(images)
             return features.reshape(-1, *features.shape[-2:])
         return torch.cat(list(self.chunks(images)))
+
+    def cached_features(self, paths: Sequence[Path], cache: Path, **view) -> np.memmap:
+        """Frozen features (n v e) float16 of image files, computed once and kept in the folder `cache`.
+
+        `view` changes the transform: flip=True for mirrored images, crop=3 for the third random crop of each.
+        """
+        return feature_cache(self.encode_pixels, replace(self.transform, **view), paths, cache,
+                             weights_checksum(self.vit))
 
     def chunks(self, images: Images, batch_size: int = 8) -> Iterator[Tensor]:
         """Frozen features (b v e) of at most `batch_size` images at a time, in float32 on the encoder's device.

@@ -1,0 +1,166 @@
+"""Pictures and captions as people keep them outside COCO's layout: tables of file name and caption, and JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import UserError
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")  # of a table that is looked for in a folder
+IMAGE = r"\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf])"
+COLUMNS = {
+    "file_name": {"file_name", "filename", "file", "image", "image_name", "image_file", "image_path", "image_id", "img",
+                  "path", "file_path", "filepath", "name", "images"},
+    "caption": {"caption", "captions", "text", "comment", "description", "sentence", "caption_text", "title"},
+    "split": {"split", "set", "subset"},
+}
+EXAMPLE = "give lines such as `dog.jpg,a dog on the grass`, with or without the head `file_name,caption`"
+
+
+class NoSplit(UserError):
+    """The data have no split of that name."""
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8 or UTF-16, with or without a byte order mark. Raises UserError for any other."""
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.bos_ids} is {content[error.bos_ids]:#x}): save it as UTF-8, "
+                        "in a spreadsheet as 'CSV UTF-8'") from None
+
+
+def find_table(root: Path, split: str) -> Path | None:
+    """The table that holds a split's captions: `root` itself if it is a file, else one in it; None without any.
+
+    In a folder it is called after the split (val.csv, captions_val.txt, val/metadata.jsonl), or captions or metadata.
+    """
+    if root.is_file():
+        return root
+    for stem in (f"captions_{split}", split, f"{split}/captions", f"{split}/metadata", "captions", "metadata"):
+        for suffix in SUFFIXES:
+            if (path := root / f"{stem}{suffix}").is_file():
+                return path
+    return None
+
+
+def read_table(path: Path, split: str) -> dict[str, Any]:
+    """The captions of a split out of a table, as the object that a captions file in COCO layout holds.
+
+    Every line has a file name and a caption; a picture may have several lines. Read are CSV with commas, semicolons,
+    tabs or bars, a file name and a caption with blanks between them, JSON lines, and a JSON list, whose names for the
+    two may be any of `COLUMNS`. A third column, split, says which split a line belongs to; without it, and unless the
+    file is called after a split, all lines are "train". Raises UserError naming the line that cannot be read.
+    """
+    rows = list(_json_rows(path) if path.suffix.lower() in (".json", ".jsonl") else _rows(path))
+    if any("split" in row for _, row in rows):
+        there = sorted({str(row.get("split")) for _, row in rows})
+        rows = [(line, row) for line, row in rows if row.get("split") == split]
+    else:
+        named = path.stem in (split, f"captions_{split}") or path.parent.name == split
+        there = ["train"]
+        rows = rows if named or split == "train" else []
+    if not rows:
+        raise NoSplit(f"no split {split!r} in {path}: there are {', '.join(there)}; a third column 'split' can name "
+                      "others")
+    numbers: dict[str, int] = {}
+    notes = []
+    for line, row in rows:
+        name, caption = row.get("file_name"), row.get("caption")
+        if not isinstance(name, str) or not name or not isinstance(caption, str):
+            raise UserError(f"{path}, line {line} has no file name and caption: {EXAMPLE}")
+        notes.append(dict(image_id=numbers.setdefault(name, len(numbers) + 1), caption=caption))
+    return dict(images=[dict(id=number, file_name=name) for name, number in numbers.items()], annotations=notes)
+
+
+def _columns(names: list[Any]) -> dict[str, int]:
+    """Which column holds what, by the names in a table's head; {} when it is none."""
+    names = [str(name).strip().lower().replace(" ", "_").replace("-", "_") for name in names]
+    found = {kind: next((names.index(name) for name in names if name in known), None)
+             for kind, known in COLUMNS.items()}
+    return {kind: place for kind, place in found.items() if place is not None} if None not in (
+        found["file_name"], found["caption"]) else {}
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) for every line of a table that is not empty."""
+    text = read_text(path)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    for delimiter in ("\t", "|", ";", ","):
+        cells = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))
+        columns = _columns(cells)
+        if columns or (len(cells) > 1 and re.fullmatch(rf".*{IMAGE}(#\d+)?", cells[0].strip(), re.IGNORECASE)):
+            break
+    else:
+        yield from _spaced(path, text)
+        return
+    head, columns = len(cells) if columns else 0, columns or dict(file_name=0, caption=1)
+    last = columns["caption"] == (head or 2) - 1  # only then what is left of a line belongs to its caption
+    for number, (line, cells) in enumerate(_cells(path, text, delimiter)):
+        if number == 0 and head:
+            continue
+        if len(cells) > (head or 2) and last:
+            cells = [*cells[:columns["caption"]], delimiter.join(cells[columns["caption"]:])]
+        if len(cells) > (head or len(cells)) or len(cells) <= max(columns["file_name"], columns["caption"]):
+            raise UserError(f"{path}, line {line} has {len(cells)} columns, not {head or 2}: put a caption that holds "
+                            f"{delimiter!r} into quotes; {EXAMPLE}")
+        row = {kind: cells[place].strip() for kind, place in columns.items() if place < len(cells)}
+        yield line, row | dict(file_name=re.sub(rf"({IMAGE})#\d+$", r"\1", row["file_name"], flags=re.IGNORECASE))
+
+
+def _cells(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) for every line that is not empty. Between tabs and bars a quote may begin a caption and not end."""
+    if delimiter in "\t|":
+        for line, content in enumerate(text.splitlines(), start=1):
+            if content.strip():
+                cells = (cell.strip() for cell in content.split(delimiter))
+                yield line, [cell[1:-1].replace('""', '"') if re.fullmatch('".*"', cell) else cell for cell in cells]
+        return
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num} is no line of a table ({error}): {EXAMPLE}") from None
+
+
+def _spaced(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) for lines of a file name, a colon or not, blanks, and a caption."""
+    for line, content in enumerate(text.splitlines(), start=1):
+        if content.strip():
+            found = re.fullmatch(rf"\s*(.+?{IMAGE})(?:#\d+)?\s*:?\s+(.*)", content, re.IGNORECASE)
+            if not found:
+                raise UserError(f"{path}, line {line} has no file name and caption: {EXAMPLE}")
+            yield line, dict(file_name=found[1], caption=found[2])
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line or place, row) for every entry of JSON lines, or of a JSON file that is one list."""
+    text = read_text(path)
+    try:
+        if text.lstrip().startswith("["):
+            entries = list(enumerate(json.loads(text), start=1))
+        else:
+            entries = [(i, json.loads(line)) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is neither a JSON list nor JSON lines ({error}): for COCO's layout name its folder, "
+                        "which holds annotations/ and images/") from None
+    for line, entry in entries:
+        columns = _columns(list(entry)) if isinstance(entry, dict) else {}
+        if not columns:
+            raise UserError(f"{path}, entry {line} has no file name and caption: write it as "
+                            '{"file_name": "dog.jpg", "caption": "a dog on the grass"}')
+        values = list(entry.values())
+        caption = values[columns["caption"]]
+        for one in caption if isinstance(caption, list) else [caption]:
+            yield line, {kind: values[place] for kind, place in columns.items()} | dict(caption=one)
