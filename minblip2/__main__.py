@@ -91,7 +91,8 @@ def retrieve_command(args: argparse.Namespace) -> None:
     retriever = Retriever.from_folder(args.model) if args.model else bridge.retriever
     note_unknown(retriever, [args.text])
     data = CocoCaptions(args.data or recorded_data(bridge.recipe, run), args.split)
-    features = torch.from_numpy(retriever.cached_features([record.path for record in data.images], run / "cache").copy())
+    paths = [record.path for record in data.images]
+    features = torch.from_numpy(retriever.cached_features(paths, run / "cache").copy())
     cosine = retriever.similarity(features, [args.text])
     scores = retriever.rerank(features, [args.text], cosine, args.top, dim=0)
     print("  match  cosine  image, and what a person said of it")

@@ -35,7 +35,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.bos_ids} is {content[error.bos_ids]:#x}): save it as UTF-8, "
+        raise UserError(f"{path} is not UTF-8 (byte {error.start} is {content[error.start]:#x}): save it as UTF-8, "
                         "in a spreadsheet as 'CSV UTF-8'") from None
 
 

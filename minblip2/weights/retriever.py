@@ -61,7 +61,8 @@ class Retriever(ImageReader):
         device = device or best_device()
         tokenizer, transform = Tokenizer.from_folder(folder), Transform.from_folder(folder)  # fail before the long part
         if tokenizer.dec_id is None:
-            raise UserError(f"{folder} has a tokenizer that is no BERT's: copy tokenizer.json from the model's own folder")
+            raise UserError(f"{folder} has a tokenizer that is no BERT's: copy tokenizer.json from the model's own "
+                            "folder")
         vit, stage1 = load_vit(folder, dtype or compute_dtype(device)), load_stage1(folder)
         return cls(vit=vit.to(device).eval(), transform=transform, stage1=stage1.to(device).eval(), tokenizer=tokenizer)
 
