@@ -218,7 +218,8 @@ def parser() -> argparse.ArgumentParser:
     attend.add_argument("--to", type=Path, default=Path("attention.png"),
                         help="the figure to write, a PNG (default %(default)s)")
     for sub in (retrieve, attend):
-        sub.add_argument("--model", type=Path, help="folder of a BLIP-2 for retrieval as on the model hub, instead of --run")
+        sub.add_argument("--model", type=Path, help="folder of a BLIP-2 for retrieval as on the model hub, instead of "
+                                                    "--run")
     return top
 
 
