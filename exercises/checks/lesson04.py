@@ -294,7 +294,8 @@ def written_alone(model: OPT, prompt: Sequence[int], steps: int) -> list[int]:
     ids = list(prompt)
     for _ in range(steps):
         seen = torch.ones(1, len(ids), dtype=torch.bool)
-        ids.append(int(model.lm_logits(model(model.embed(torch.tensor([ids])), masks.causal(seen))[0, -1]).argmax()))
+        hidden = model(model.embed(torch.tensor([ids])), masks.causal(seen), masks.token_positions(seen))
+        ids.append(int(model.lm_logits(hidden[0, -1]).argmax()))
     return ids[len(prompt):]
 
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from tokenizers.models import WordPiece
 
 from minblip2 import masks
-from minblip2.attention import KVCache
 from minblip2.lm import llama
 
 from . import Answers
@@ -244,7 +243,7 @@ def writing(left=True, by_id=False, blind=False, feed=True, see_own=True, scramb
         start, written = ids.shape[1], []
         for _ in range(steps):
             attention_mask = ids != pad if by_id else attention_mask
-            hidden = model(model.embed(ids), masks.causal(attention_mask))
+            hidden = model(model.embed(ids), masks.causal(attention_mask), masks.token_positions(attention_mask))
             last = attention_mask.long().cumsum(1).argmax(1) if newest else torch.full((len(ids),), ids.shape[1] - 1)
             words = model.lm_logits(hidden[torch.arange(len(ids)), last]).argmax(-1)
             written.append(words)
@@ -261,12 +260,13 @@ def one_by_one(model, prompts, pad, steps):
 
 def with_cache(model, prompts, pad, steps):
     ids, attention_mask = filled(prompts, pad, left=False)
-    cache, written = KVCache(), []
+    cache, written = model.new_cache(), []
     state, attention_mask = model.prefill(model.embed(ids), attention_mask, cache)
     for _ in range(steps):
         written.append(model.lm_logits(state).argmax(-1))
         attention_mask = F.pad(attention_mask, (0, 1), value=True)
-        state = model(model.embed(written[-1][:, None]), attention_mask[:, None, None], cache)[:, -1]
+        positions = masks.token_positions(attention_mask)[:, -1:]
+        state = model(model.embed(written[-1][:, None]), attention_mask[:, None, None], positions, cache)[:, -1]
     return torch.stack(written, dim=1)
 
 
@@ -275,7 +275,8 @@ def mask_on_the_other_side(model, prompts, pad, steps):
     _, attention_mask = filled(prompts, pad, left=False)
     start = ids.shape[1]
     for _ in range(steps):
-        words = model.lm_logits(model(model.embed(ids), masks.causal(attention_mask))[:, -1]).argmax(-1)
+        hidden = model(model.embed(ids), masks.causal(attention_mask), masks.token_positions(attention_mask))
+        words = model.lm_logits(hidden[:, -1]).argmax(-1)
         ids, attention_mask = torch.cat([ids, words[:, None]], dim=1), F.pad(attention_mask, (0, 1), value=True)
     return ids[:, start:]
 
