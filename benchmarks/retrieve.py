@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.stage1 import OFFICIAL, SAVINGS, SIZES, THEIRS, PlainStage1, composed, example, sharing
 from benchmarks.timing import OURS, case, difference, interleave, keep, options, same, work
-from minblip2.weights.retriever import match_logits
+from minblip2.weights.retriever import pair_logits
 
 PADDED = 35  # tokens, as LAVIS pads them for retrieval
 
@@ -24,7 +24,7 @@ PADDED = 35  # tokens, as LAVIS pads them for retrieval
 def ranked(stage1: PlainStage1, image_features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Logits "match" (n) of captions (n t) with one image's features (1 v e), as `Retriever` computes them."""
     image_rows, text_rows = torch.zeros(len(ids), dtype=torch.long), torch.arange(len(ids))
-    return match_logits(stage1, image_features, ids, mask, image_rows, text_rows)
+    return pair_logits(stage1, image_features, ids, mask, image_rows, text_rows)[:, 1]
 
 
 @torch.no_grad()

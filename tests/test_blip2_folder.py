@@ -4,11 +4,9 @@ import sys
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 from PIL import Image
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-from transformers import Blip2ForConditionalGeneration, Blip2Processor, PreTrainedTokenizerFast
+from transformers import Blip2ForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from minblip2 import UserError
@@ -16,50 +14,17 @@ from minblip2.__main__ import main
 from minblip2.data.transforms import Transform
 from minblip2.weights.blip2 import Blip2
 
-from .parity import difference, randomise
-from .tiny_blip2 import blip2_config
+from .parity import difference
+from .tiny_blip2 import official_folder
 
-TEXTS = ["a photo of two dogs\n", "Question: what is the dog doing? Short answer:", "a red bus in the rain\n"] * 2
 QUESTIONS = ["Question: what is the dog doing? Answer:", "Question: a bus? Answer:"]
 Q = 5
-
-
-def tokenizer(lm):
-    """A small tokenizer of the kind that the language model has, as transformers holds it."""
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    specials = ["<s>", "<pad>", "</s>"] if lm == "opt" else ["<pad>", "</s>"]
-    backend.train_from_iterator(TEXTS, trainers.BpeTrainer(
-        vocab_size=120, special_tokens=[*specials, "<image>"], initial_alphabet=["Ċ"]))
-    end = ("</s>", backend.token_to_id("</s>"))
-    backend.post_processor = processors.TemplateProcessing(
-        single="</s> $A" if lm == "opt" else "$A </s>", special_tokens=[end])
-    bos = dict(bos_token="</s>") if lm == "opt" else {}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", **bos,
-                                   padding_side="left" if lm == "opt" else "right")
 
 
 @pytest.fixture(params=["opt", "t5"])
 def original(request, tmp_path):
     """A small BLIP-2 with tokenizer and preprocessing: transformers' model and processor, and the folder."""
-    lm = request.param
-    words = tokenizer(lm)
-    settings = blip2_config(lm, 1)
-    settings.image_token_index = words.convert_tokens_to_ids("<image>")
-    text = settings.text_config
-    text.vocab_size = len(words) + 3  # padded, as on the hub
-    text.eos_token_id = words.convert_tokens_to_ids("Ċ") if lm == "opt" else 1
-    settings.vision_config.image_size = 42
-    model = randomise(Blip2ForConditionalGeneration(settings), 3)
-    with torch.no_grad():
-        end = model.get_output_embeddings().weight[text.eos_token_id]
-        end.mul_(1.4 if lm == "opt" else 2.0)  # now and then a text ends before its greatest length
-    processor = Blip2Processor(BlipImageProcessorPil(size=dict(height=42, width=42)), words, num_query_tokens=Q)
-    model.save_pretrained(tmp_path)
-    processor.image_processor.save_pretrained(tmp_path)
-    words.save_pretrained(tmp_path)
-    return model, processor, tmp_path
+    return *official_folder(request.param, tmp_path), tmp_path
 
 
 def pictures():

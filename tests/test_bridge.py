@@ -228,7 +228,7 @@ def test_both_frozen_models_know_every_pair_of_colour_and_shape():
     pictured = {(thing.colour, thing.shape) for _, _, scene in draw_scenes(400, "0 picture") for thing in scene.things}
     assert pictured == {*SEEN, *HELD_OUT}
     batch = next(experts.SceneImages(16, seed=0, scenes=16).iterate())
-    assert batch.image_features.shape == (16, 3, 64, 64) and batch.labels.shape == (16, 8, 8, 6)
+    assert batch.pixels.shape == (16, 3, 64, 64) and batch.labels.shape == (16, 8, 8, 6)
 
 
 def test_the_lm_has_read_of_pairs_that_no_captioned_picture_shows():

@@ -105,6 +105,41 @@ def test_a_loss_that_is_not_finite_stops_with_the_images(tmp_path):
         train(Toy(), broken, Numbers(), CONFIG, tmp_path)
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
+    """A loss may be finite where its gradient is none: as the square root is at 0."""
+    model = Toy(dropout=0.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def broken(model, batch):
+        return {"loss": toy_losses(model, batch)["loss"] + (0 * model(batch.x)).sum().abs().sqrt()}
+
+    with pytest.raises(UserError, match=r"the gradient of train is nan at step 1, on images \[0, 1"):
+        train(model, broken, Numbers(), CONFIG, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_restart_that_is_killed_does_not_bring_the_old_model_back(tmp_path):
+    old = train(Toy(), toy_losses, Numbers(), CONFIG, tmp_path)
+
+    def killed(model, batch):
+        if int(batch.image_ids[0]) >= 30 * 16:
+            raise KeyboardInterrupt
+        return toy_losses(model, batch)
+
+    torch.manual_seed(7)
+    with pytest.raises(KeyboardInterrupt):
+        train(Toy(), killed, Numbers(), CONFIG, tmp_path, resume=False)
+    assert not (tmp_path / "model.safetensors").exists(), "the old model would pass for the new run's"
+    again = Toy()
+    new = train(again, toy_losses, Numbers(), CONFIG, tmp_path)
+    assert len(new) == CONFIG.steps and new != old
+    torch.manual_seed(7)
+    whole = Toy()
+    assert train(whole, toy_losses, Numbers(), CONFIG, tmp_path / "whole") == new
+    assert all(torch.equal(one, other) for one, other in zip(again.parameters(), whole.parameters(), strict=True))
+
+
 def test_precision():
     with autocast(torch.device("cpu"), "bfloat16"):
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16

@@ -21,21 +21,21 @@ from .reader import ImageReader, Images
 
 
 @torch.no_grad()
-def match_logits(stage1: Stage1, image_features: Tensor, text_ids: Tensor, text_mask: Tensor, image_rows: Tensor,
-                 text_rows: Tensor, batch_size: int = 32) -> Tensor:
-    """ITM's logits of "match" (n) for the pairs of image `image_rows` (n) and text `text_rows` (n), on the CPU.
+def pair_logits(stage1: Stage1, image_features: Tensor, text_ids: Tensor, text_mask: Tensor, image_rows: Tensor,
+                text_rows: Tensor, batch_size: int = 32) -> Tensor:
+    """ITM's logits (n 2) of no match / match for pairs of image `image_rows` (n) and text `text_rows` (n), on the CPU.
 
     image_features (b v image_width), texts (b t). An image's keys and values are projected once, however many texts it
     meets, `batch_size` of them at a time; the short ones come first, so that there is little padding.
     """
-    logits, lengths, device = torch.empty(len(image_rows)), text_mask.sum(dim=1).cpu(), text_ids.device
+    logits, lengths, device = torch.empty(len(image_rows), 2), text_mask.sum(dim=1).cpu(), text_ids.device
     order = lengths[text_rows].argsort()
     for image in image_rows.unique().tolist():
         image_kv = stage1.image_kv(image_features[image:image + 1].to(device).float())
         for some in order[image_rows[order] == image].split(batch_size):
             rows, longest = text_rows[some].to(device), int(lengths[text_rows[some]].max())
             ids, mask = text_ids[rows, :longest], text_mask[rows, :longest]
-            logits[some] = stage1.itm_logits(image_kv.select(torch.zeros_like(rows)), ids, mask)[:, 1].float().cpu()
+            logits[some] = stage1.itm_logits(image_kv.select(torch.zeros_like(rows)), ids, mask).float().cpu()
     return logits
 
 
@@ -99,15 +99,19 @@ class Retriever(ImageReader):
 
     def match_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor) -> Tensor:
         """ITM's logits of "match" (n) for the pairs of image `image_rows` (n) and text `text_rows` (n), on the CPU."""
+        return self._pair_logits(images, texts, image_rows, text_rows)[:, 1]
+
+    def _pair_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor) -> Tensor:
         with autocast(self.device, self.precision):
-            return match_logits(self.stage1.eval(), self.encode_images(images), *self.text_ids(texts), image_rows,
-                                text_rows)
+            return pair_logits(self.stage1.eval(), self.encode_images(images), *self.text_ids(texts), image_rows,
+                               text_rows)
 
     def match(self, images: Images, texts: Sequence[str]) -> Tensor:
         """ITM's probability (n m) that each text fits each image, on the CPU."""
         features = self.encode_images(images)
         rows = torch.cartesian_prod(torch.arange(len(features)), torch.arange(len(texts)))
-        return self.match_logits(features, texts, *rows.T).reshape(len(features), len(texts))
+        match = self._pair_logits(features, texts, *rows.T).softmax(dim=1)[:, 1]
+        return match.reshape(len(features), len(texts))
 
     def rerank(self, images: Images, texts: Sequence[str], cosine: Tensor, top: int, dim: int) -> Tensor:
         """Scores (n m) after matching has seen the `top` best: ITM logit + cosine, as LAVIS ranks; others far below.

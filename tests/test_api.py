@@ -1,0 +1,163 @@
+"""The public interface as a researcher uses it: models from folders, images or features, a training of her own."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import minblip2 as mb
+
+from .parity import difference
+from .pictures import smooth
+from .tiny_blip2 import official_folder, official_retrieval_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+def images(n=3):
+    return [smooth(40 + 7 * i, 50, seed=i) for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Hub folders of a whole BLIP-2, and of one for retrieval with transformers' model."""
+    whole, retrieval = tmp_path_factory.mktemp("blip2-opt-2.7b"), tmp_path_factory.mktemp("blip2-itm-vit-g")
+    official_folder("opt", whole)
+    return whole, retrieval, official_retrieval_folder(retrieval)
+
+
+@pytest.fixture(scope="module")
+def model(folders):
+    return mb.Blip2.from_folder(folders[0], torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def retriever(folders):
+    return mb.Retriever.from_folder(folders[1], torch.float32, CPU)
+
+
+def test_public_names_are_few_and_there():
+    assert all(getattr(mb, name) is not None for name in mb.__all__)
+    assert {"Blip2", "Retriever", "Stage1", "train_stage1", "UserError"} <= set(mb.__all__) <= set(dir(mb))
+    with pytest.raises(AttributeError, match="no attribute 'Nobody'"):
+        _ = mb.Nobody
+
+
+def test_one_image_gives_one_text_and_features_stand_for_images(model):
+    several, one = images(), images()[0]
+    captions = model.caption(several)
+    assert model.caption(one) == captions[0] and isinstance(captions, list)
+    features = model.encode_images(several)
+    assert model.caption(features) == captions == model.caption(features.numpy()) == model.caption(iter(several))
+    assert model.caption(features[0]) == captions[0]
+
+
+def test_a_question_is_put_as_the_model_was_asked(model):
+    several = images()
+    framed = [f"Question: {asked} Answer:" for asked in ("what is this?", "a bus?", "who?")]
+    answers = model.generate(several, framed, max_length=10, min_length=1, length_penalty=-1.0)
+    assert model.ask(several, ["what is this?", "a bus?", "who?"]) == answers == model.ask(several, framed)
+    assert model.ask(several[0], "what is this?") == answers[0]
+    assert model.ask(several[0], ["what is this?", "a bus?"])[0] == answers[0]
+    assert model.ask(several, "what is this?")[0] == answers[0] and len(model.ask(several, "what is this?")) == 3
+    assert model.ask(several[:1], ["a bus?"], question="{}") == model.generate(several[:1], ["a bus?"], max_length=10,
+                                                                               min_length=1, length_penalty=-1.0)
+
+
+@pytest.mark.parametrize("count, prompts", [(2, 3), (3, 2), (9, 8), (8, 9), (16, 8)])
+def test_images_and_questions_must_be_equally_many(model, count, prompts):
+    with pytest.raises(mb.UserError, match="one for each, or one for all"):
+        model.ask(images(count), ["who?"] * prompts)
+
+
+def test_a_draw_takes_one_beam_unless_beams_are_asked_for(model):
+    torch.manual_seed(0)
+    assert len(model.caption(images(), top_p=0.9)) == 3
+    with pytest.raises(mb.UserError, match="beams=1"):
+        model.caption(images(), top_p=0.9, beams=3)
+    assert len(model.ask(images(), "who?", beams=1)) == 3
+
+
+@torch.no_grad()
+def test_similarity_and_matching_equal_transformers(folders, retriever):
+    theirs, several, texts = folders[2], images(), ["two dogs", "a red bus in the rain"]
+    pixels = torch.stack([retriever.transform(image) for image in several])
+    cosine, match = retriever.similarity(several, texts), retriever.match(several, texts)
+    assert cosine.shape == match.shape == (3, 2)
+    ids, mask = retriever.text_ids(texts)
+    for i in range(3):
+        for j in range(2):
+            text = ids[j:j + 1, mask[j]], mask[j:j + 1, mask[j]].long()
+            itc = theirs(pixels[i:i + 1], *text, use_image_text_matching_head=False).logits_per_image
+            itm = theirs(pixels[i:i + 1], *text, use_image_text_matching_head=True).logits_per_image
+            assert abs(cosine[i, j] - itc[0, 0]) < 1e-5
+            assert abs(match[i, j] - itm[0].softmax(dim=0)[1]) < 1e-5
+
+
+def test_retrieval_ranks_by_match_and_cosine(retriever):
+    several = images(6)
+    cosine = retriever.similarity(several, ["a red bus"])[:, 0]
+    rows = torch.arange(6)
+    scores = cosine + retriever.match_logits(several, ["a red bus"], rows, torch.zeros_like(rows))
+    assert retriever.retrieve("a red bus", several, k=6).tolist() == scores.argsort(descending=True).tolist()
+    two = cosine.topk(2).indices
+    ranked = two[scores[two].argsort(descending=True)]
+    assert retriever.retrieve("a red bus", several, k=5, top=2).tolist() == ranked.tolist()
+
+
+def test_only_the_best_are_matched(retriever, monkeypatch):
+    matched = []
+    monkeypatch.setattr("minblip2.weights.retriever.pair_logits",
+                        lambda *inputs: matched.append(len(inputs[-1])) or torch.zeros(len(inputs[-1]), 2))
+    retriever.retrieve("a red bus", images(8), k=3, top=4)
+    assert matched == [4]
+
+
+def test_maps_are_of_the_grid_and_follow_the_text(retriever):
+    maps = retriever.attention_maps(images()[0], ["two dogs", "a red bus"])
+    assert maps.shape == (2, 2, 2) and (maps >= 0).all() and difference(maps[0], maps[1]) > 1e-3
+
+
+def test_a_text_without_words_is_refused(retriever):
+    with pytest.raises(mb.UserError, match="no word"):
+        retriever.similarity(images(1), ["...", "a bus"])
+
+
+def test_features_of_your_own_train_a_stage_1_and_start_a_stage_2(tmp_path):
+    words = mb.Tokenizer.from_texts(["a red bus", "two dogs", "a dog in the rain"])
+    torch.manual_seed(0)
+    stage1 = mb.Stage1.for_features(12, words, width=24, layers=2, heads=2, mlp_width=32, num_queries=3,
+                                    max_positions=16, dropout=0.0)
+    features = torch.randn(6, 1, 12) + 0.1 * torch.randn(6, 5, 12)
+    captions = [["a red bus", "a bus"], "two dogs", "a dog", "a dog in the rain", "dogs", "rain"]
+    config = mb.TrainConfig(steps=60, batch_size=4, learning_rate=3e-3, warmup=5, precision="float32")
+    log = mb.train_stage1(stage1, features, captions, config)
+    assert len(log) == 60 and log[-1]["loss"] < 0.8 * log[0]["loss"]
+    kept = mb.train_stage1(stage1, features, captions, mb.TrainConfig(steps=2, batch_size=4), tmp_path / "run")
+    assert len(kept) == 2 and (tmp_path / "run" / "model.safetensors").exists()
+    with pytest.raises(mb.UserError, match="6 images and captions of 5"):
+        mb.train_stage1(stage1, features, captions[:5], config)
+    with pytest.raises(mb.UserError, match="for_features"):
+        mb.train_stage1(mb.Stage1(stage1.qformer.config), features, captions, config)
+
+
+def test_the_lines_of_the_readme_run(folders, parts, tmp_path, monkeypatch):
+    """As they stand there, on small folders under the names that they have there."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Retriever" in block]
+    for name, folder in (("blip2-opt-2.7b", folders[0]), ("blip2-itm-vit-g", folders[1]),
+                         ("bert", parts / "all-MiniLM-L6-v2"), ("lm", parts / "SmolLM2-135M-Instruct")):
+        (tmp_path / name).symlink_to(folder, target_is_directory=True)
+    (tmp_path / "pictures").mkdir()
+    for i, image in enumerate(images()):
+        image.save(tmp_path / "pictures" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    names = {"Image": Image, "features": torch.randn(8, 5, 768), "captions": ["a red bus", "two dogs"] * 4}
+    short = mb.TrainConfig(steps=2, batch_size=4)
+    monkeypatch.setattr(mb, "TrainConfig", lambda **settings: short, raising=False)
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["scores"].shape == (3, 2) and len(names["log"]) == 2 and names["maps"].shape[0] == 2
+    assert isinstance(names["stage2"], mb.Stage2)
