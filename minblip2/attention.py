@@ -56,9 +56,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 class LayerCache:
     """The keys and values (b h k d) that one self-attention has computed so far; None before the first."""
 
-    def __init__(self):
-        self.key: Tensor | None = None
-        self.value: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values (b h s d) of new tokens and return those of all tokens (b h k d)."""

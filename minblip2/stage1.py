@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import UserError, masks
 from .attention import KVCache, capture_attention
 from .generation import generate
-from .qformer import ImageKV, LMHead, QFormer, QFormerConfig
+from .qformer import ImageKV, QFormer, QFormerConfig
 
 
 class Stage1Output(NamedTuple):
@@ -51,11 +51,6 @@ class Stage1(nn.Module):
         self.vision_projection = nn.Linear(config.width, embed_dim)
         self.text_projection = nn.Linear(config.width, embed_dim)
         self.itm_head = nn.Linear(config.width, 2)
-        self.temperature = nn.Parameter(torch.tensor(self.TEMPERATURE))
-
-    def reset_heads(self) -> None:
-        """Give the parts that files for retrieval leave out, LM head and temperature, their values before training."""
-        self.qformer.lm_head = LMHead(self.qformer.config).apply(self.qformer.initialise)
         self.temperature = nn.Parameter(torch.tensor(self.TEMPERATURE))
 
     # --- what a retrieval system uses ---------------------------------------------------------------------------------

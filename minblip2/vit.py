@@ -87,9 +87,8 @@ class ViT(nn.Module):
             raise ValueError(f"{len(config.stem)} stem layers make patches of {2 ** len(config.stem)} px, "
                              f"not {config.patch_size}: change stem or patch_size")
         self.config, self.width = config, config.width
-        patch = config.patch_size
         self.patches = (conv_stem(config.stem, config.width) if config.stem
-                        else nn.Conv2d(3, config.width, patch, stride=patch, bias=config.patch_bias))
+                        else nn.Conv2d(3, config.width, config.patch_size, config.patch_size, bias=config.patch_bias))
         self.class_token = nn.Parameter(torch.randn(1, 1, config.width) * 0.02) if config.class_token else None
         self.position_embedding = nn.Parameter(torch.randn(1, config.class_token + config.grid**2, config.width) * 0.02)
         norm = partial(nn.LayerNorm, config.width, eps=config.eps)

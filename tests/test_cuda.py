@@ -14,12 +14,11 @@ import torch.distributed as dist
 from minblip2.data.files import read_json
 from minblip2.data.scene_dataset import write_scenes
 from minblip2.lm.packed import COPIES
-from minblip2.lm.protocol import checkpoint_blocks
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 from minblip2.training.bridge import load_bridge, train_bridge
 from minblip2.training.distributed import DistributedBatch
-from minblip2.training.loop import train
+from minblip2.training.loop import checkpoint_blocks, train
 from minblip2.training.recipes import RECIPES
 from tests import spread_batch as one
 from tests.batches import stage2_batch

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from minblip2.lm.protocol import checkpoint_blocks
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
+from minblip2.training.loop import checkpoint_blocks
 
 from .batches import END
 from .batches import stage2_batch as batch

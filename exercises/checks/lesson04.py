@@ -280,7 +280,7 @@ class Talker(OPT):
         self.words = nn.Linear(32, 50, bias=False)  # untied, or it would repeat itself; ids from 50 on are not written
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
-                table = name.startswith(("tokens", "positions"))
+                table = name.startswith(("token_embedding", "position_embedding"))
                 nn.init.normal_(parameter, std=1.0 if table else 1.3 * parameter.shape[1] ** -0.5)
         self.double().eval().requires_grad_(False)
 

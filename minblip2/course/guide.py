@@ -89,7 +89,7 @@ def plans(known: dict[str, Lesson]) -> str:
     return markdown(("plan", "session", "lessons", "exercises", "hours"), *rows)
 
 
-def write() -> None:
+def write_guide() -> None:
     """Put both tables into the guide."""
     known = lessons()
     put(timings(known), "timings", GUIDE)
@@ -99,7 +99,7 @@ def write() -> None:
 def main() -> int:
     """Write the tables; 2 when a notebook has no outputs, or the guide no place for them."""
     try:
-        write()
+        write_guide()
     except ValueError as error:
         print(f"guide: {error}", file=sys.stderr)
         return 2

@@ -115,7 +115,7 @@ def main() -> int:
                 pool.shutdown(cancel_futures=True)
                 return 1
     if args.write and args.folder.resolve() == ROOT / "notebooks":
-        guide.write()  # its timings are those of the outputs
+        guide.write_guide()  # its timings are those of the outputs
     if found := columns(ROOT / "runs", "scenes"):
         print(f"\n{results_table(found)}")
     return 0

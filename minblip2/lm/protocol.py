@@ -54,7 +54,11 @@ class LanguageModel(Protocol):
 
 
 class Blocks(nn.Module):
-    """A stack of transformer blocks, which may be `checkpointed`: see `checkpoint_blocks`."""
+    """A stack of transformer blocks. If `checkpointed`, each keeps only its input for the backward pass.
+
+    Its inside is then computed a second time when the gradient arrives: less memory for one more forward pass through
+    the stack, with the same result (arXiv 1604.06174).
+    """
 
     checkpointed = False
 
@@ -69,17 +73,6 @@ class Blocks(nn.Module):
         for i, block in enumerate(self.blocks):
             x = self.run(block, x, *inputs, cache=None if cache is None else cache.layers[i])
         return x
-
-
-def checkpoint_blocks(model: nn.Module) -> None:
-    """From now on each block of the language models in `model` keeps only its input for the backward pass.
-
-    Its inside is computed a second time when the gradient arrives: less memory for one more forward pass through the
-    stack, with the same result (arXiv 1604.06174).
-    """
-    for part in model.modules():
-        if isinstance(part, Blocks):
-            part.checkpointed = True
 
 
 class DecoderOnly(Blocks):

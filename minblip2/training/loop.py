@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .. import UserError
 from ..data.files import write_beside, write_json
 from ..device import autocast, best_device
-from ..lm.protocol import checkpoint_blocks
+from ..lm.protocol import Blocks
 from .distributed import over_processes, rank_and_size
 
 
@@ -128,6 +128,13 @@ def run_fingerprint(config: TrainConfig, settings: Mapping[str, Any] | None = No
     """What identifies a run's result: its settings, but for those that say how it is computed."""
     chosen = {key: value for key, value in asdict(config).items() if key not in ("compile", "checkpoint_blocks")}
     return json.dumps({"train": chosen, **(settings or {})}, sort_keys=True, default=str)
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Checkpoint the blocks of the language models in `model` from now on: see `lm.protocol.Blocks`."""
+    for part in model.modules():
+        if isinstance(part, Blocks):
+            part.checkpointed = True
 
 
 class Trainer:

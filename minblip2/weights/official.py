@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import UserError
 from ..data.tokenizer import Tokenizer
-from ..qformer import QFormer, QFormerConfig
+from ..qformer import LMHead, QFormer, QFormerConfig
 from ..stage1 import Stage1
 from ..stage2 import Stage2
 from ..vit import ViT
@@ -25,7 +25,7 @@ def bert_sizes(source: object, hub: HubConfig, **changes) -> QFormerConfig:
     """The Q-Former configuration that fits a BERT with these settings, its vocabulary grown by [DEC]."""
     if hub.get("model_type") != "bert":
         raise wrong_kind(source, hub.get("model_type"), "a Q-Former starts from a bert")
-    return QFormerConfig(**{**rename_settings(hub, names.BERT), "vocabulary": hub["vocab_size"] + 1} | changes)
+    return QFormerConfig(**{**rename_settings(hub, names.BERT), "vocab_size": hub["vocab_size"] + 1} | changes)
 
 
 def init_from_bert(qformer: QFormer, folder: str | Path) -> QFormer:
@@ -89,7 +89,9 @@ def load_stage1(source: str | Path, heads: int | None = None) -> Stage1:
         stage1 = Stage1(replace(config, eps=qformer_eps), embed_dim)
     stage1.vision_norm.eps = norm_eps
     if absent:
-        stage1.reset_heads()
+        # What a file for retrieval leaves out has its value before training.
+        stage1.qformer.lm_head = LMHead(config).apply(stage1.qformer.initialise)
+        stage1.temperature = nn.Parameter(torch.tensor(Stage1.TEMPERATURE))
     load_into(stage1, checkpoint.tensors, key_map, str(source), optional=absent)
     return stage1.eval()
 
