@@ -39,8 +39,9 @@ from minblip2.data.scenes import Scene, draw_scenes
 from minblip2.qformer import ImageKV, QFormer, QFormerBlock, QFormerConfig, QFormerOutput
 from minblip2.stage1 import Stage1, Stage1Output
 from minblip2.stage2 import Stage2, Stage2Output
-from minblip2.training.bridge import Bridge, prompt_and_target
+from minblip2.training.bridge import Bridge
 from minblip2.training.recipes import SCENES, default_data
+from minblip2.training.stages import prompt_and_target
 
 SLOTS = {  # lesson -> its exercises whose answers are put in, by the names of their checks
     "01": ("attention", "cross_attention"), "02": ("bidirectional", "unimodal", "multimodal_causal"),
@@ -214,10 +215,10 @@ class OwnBlock(QFormerBlock):
             self.cross_attention = pieces.cross_attention(config.width, config.heads, config.image_width)
         self.pieces = pieces
 
-    def forward(self, x: Tensor, queries: int, image_kv: tuple[Tensor, Tensor] | None, mask: Tensor,
+    def forward(self, x: Tensor, num_queries: int, image: tuple[Tensor, Tensor] | None, mask: Tensor,
                 cache: None = None) -> Tensor:
-        """Transform x (b s e); `image_kv` holds features (b v image_width), not keys and values."""
-        return self.pieces.run_block(self, x, queries, None if image_kv is None else image_kv[0], mask)
+        """Transform x (b s e); `image` holds features (b v image_width), not keys and values."""
+        return self.pieces.run_block(self, x, num_queries, None if image is None else image[0], mask)
 
 
 class OwnQFormer(QFormer):
@@ -230,10 +231,10 @@ class OwnQFormer(QFormer):
         self.blocks.apply(self.initialise)
         self.query_tokens = pieces.fresh_queries(config.num_queries, config.width, config.init_std)
 
-    def project_image(self, image_features: Tensor, norm: nn.LayerNorm | None = None) -> ImageKV:
-        """Features (b v image_width) as they are, or normalised: the learner's layer projects them itself."""
-        image_features = image_features if norm is None else norm(image_features)
-        return ImageKV(tuple((image_features, image_features) for _ in self.cross_attentions))
+    def project_image(self, image_features: Tensor) -> ImageKV:
+        """Features (b v image_width) as they are, for each block that reads: the learner's layer projects them."""
+        return ImageKV(None if block.cross_attention is None else (image_features, image_features)
+                       for block in self.blocks)
 
     def query_branch(self) -> OwnQFormer:
         """A copy for stage 2. It keeps its text side: the learner's block may call it for a text of no words."""
@@ -241,7 +242,7 @@ class OwnQFormer(QFormer):
 
 
 class OwnStage1(Stage1):
-    """Stage 1 of the learner's pieces. Nothing is cached or trimmed: one pass for each loss, as the paper draws it."""
+    """Stage 1 of the learner's pieces. Nothing is cached: one pass for each loss, as the paper draws it."""
 
     def __init__(self, config: QFormerConfig, embed_dim: int, pieces: Pieces):
         super().__init__(config, embed_dim)
@@ -280,15 +281,18 @@ class OwnStage1(Stage1):
 
 
 class LogitsFromEmbeds(nn.Module):
-    """A language model under a mask, from embeddings (b s e) to logits (b s n): what 10.4 lets the gradient through."""
+    """A language model on embeddings (b s e), of which `attention_mask` (b s) are not padding: logits (b s n).
 
-    def __init__(self, lm: nn.Module, mask: Tensor):
+    It is what 10.4 lets the gradient through.
+    """
+
+    def __init__(self, lm: nn.Module, attention_mask: Tensor):
         super().__init__()
-        self.lm, self.mask = lm, mask
+        self.lm, self.mask, self.positions = lm, masks.causal(attention_mask), masks.token_positions(attention_mask)
 
     def forward(self, embeds: Tensor) -> Tensor:
         """(b s e) -> (b s n)."""
-        return self.lm.lm_logits(self.lm(embeds, self.mask))
+        return self.lm.lm_logits(self.lm(embeds, self.mask, self.positions))
 
 
 class OwnStage2(Stage2):
@@ -315,7 +319,7 @@ class OwnStage2(Stage2):
         embeds = mine.sequence(seen, self.projection, self.lm.embed(prompt_ids), self.lm.embed(text_ids))
         attention_mask = F.pad(torch.cat([prompt_mask, text_mask], dim=1), (seen.shape[1], 0), value=True)
         targets = mine.labels(seen.shape[1], prompt_ids, prompt_mask, text_ids, text_mask)
-        logits = mine.lm_logits(LogitsFromEmbeds(self.lm, masks.causal(attention_mask)), embeds)
+        logits = mine.lm_logits(LogitsFromEmbeds(self.lm, attention_mask), embeds)
         return Stage2Output(mine.shifted_loss(logits, targets), logits[:, :-1][targets[:, 1:] != -100])
 
 
@@ -346,7 +350,8 @@ class World:
 
     def batches(self, for_lm: bool) -> Iterator[Batch]:
         """Batches of pictures and captions without end, in the ids of the Q-Former or of the language model."""
-        return self.bridge.pairs(self.data, [self.features], for_lm).iterate()
+        pairs = self.bridge.stage2_pairs if for_lm else self.bridge.stage1_pairs
+        return pairs(self.data, [self.features]).iterate()
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image]) -> Tensor:
@@ -413,7 +418,7 @@ def recall_of(model: OwnStage1) -> float:
     images, _, captions = exam()
     seen = model.qformer(model.image_kv(world().encode_images(images)), mask=masks.bidirectional(
         model.qformer.config.num_queries, torch.empty(len(images), 0, dtype=torch.bool))).queries
-    ids, mask = world().bridge.text_ids(captions)
+    ids, mask = world().bridge.retriever.text_ids(captions)
     said = model.qformer(text_ids=ids, mask=masks.unimodal(0, mask)).text[:, 0]
     cosine = model.pieces.similarity(F.normalize(model.vision_projection(seen), dim=-1),
                                      F.normalize(model.text_projection(said), dim=-1))
