@@ -8,11 +8,13 @@ code is caught and told here. Nothing that happens in a check moves the learner'
 from __future__ import annotations
 
 import functools
+import math
 import random
 import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +140,78 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-4) -> bool:
     """Whether two tensors of one shape agree, to a fraction of the largest value."""
     scale = max(float(other.detach().abs().max()), 1e-12) if other.numel() else 1.0
     return float((one.detach() - other.detach()).abs().max() if other.numel() else 0.0) <= tolerance * scale
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+def drawn_apart(draw: Callable[[], Any], apart: Callable[[Any], bool], tries: int = 1000) -> Any:
+    """Draw until what is drawn tells right from wrong, so that no verdict depends on luck."""
+    for _ in range(tries):
+        case = draw()
+        if apart(case):
+            return case
+    raise RuntimeError(f"in {tries} draws there was none that tells right from wrong")
+
+
+def number(value: Any, what: str = "your function gives") -> int | float:
+    """The value as a number of Python's, if it is one: also NumPy's, and a tensor without axes."""
+    if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    expect(isinstance(value, Real) and not isinstance(value, bool),
+           f"{what} a {type(value).__name__} and should give a number.")
+    value = value if isinstance(value, int) else float(value)
+    expect(not math.isnan(value), f"{what} nan, which is no number.")
+    return value
+
+
+def numbers_of(value: Any, count: int, meaning: str) -> list[int | float]:
+    """So many numbers, in a tuple, a list, an array or a tensor; `meaning` says which are asked for."""
+    output = f"your function gives {value!r}; asked for are {meaning}."
+    expect(isinstance(value, tuple | list | Tensor | np.ndarray), output)
+    expect(not isinstance(value, Tensor | np.ndarray) or value.ndim == 1, output)
+    expect(len(value) == count, output)
+    return [number(one, "among the numbers of your function is") for one in value]
+
+
+def named(output: Sequence[Any], slips: dict[str, Sequence[Any]], same: Callable[[Any, Any], bool],
+          right: Sequence[Any] = ()) -> str:
+    """The meaning of the first slip whose results are the learner's in every draw, or ""; none that is always right."""
+    return next((meaning for meaning, results in slips.items()
+                 if all(map(same, output, results)) and not (right and all(map(same, right, results)))), "")
+
+
+def steady(one: Any, other: Any) -> None:
+    """Two calls with the same input give the same."""
+    expect(close(one, other, 1e-4), "called twice with the same input, your function gives two different results: "
+           "does it draw anything at random, or keep something from one call to the next?")
+
+
+def same_gradients(answer: Callable, reference: Callable, given: dict[str, Tensor], tangential: bool = False,
+                   tolerance: float = 1e-3) -> None:
+    """The learner's result, which has the right numbers, hands its gradient on to all that was given, as it should.
+
+    `given` names the tensors; both functions take them in this order. With `tangential` only the part that turns a
+    vector counts, not what makes it longer: vectors of length 1 may be normalised again.
+    """
+    inputs = {name: tensor.detach().clone().requires_grad_() for name, tensor in given.items()}
+    output = answer(*inputs.values())
+    expect(output.requires_grad, "the numbers are right, but no gradient flows from them: with .item(), .tolist(), "
+           ".detach(), torch.tensor or no_grad on the way nothing can be learned.")
+    direction = torch.randn_like(output)
+    try:
+        slopes = torch.autograd.grad(output, list(inputs.values()), direction, allow_unused=True)
+    except RuntimeError as error:
+        raise Wrong(f"the numbers are right, but their gradient cannot be computed ({' '.join(str(error).split())}): "
+                    "is a tensor changed in place that is still needed?") from error
+    wanted = torch.autograd.grad(reference(*inputs.values()), list(inputs.values()), direction)
+    for (name, tensor), slope, right in zip(inputs.items(), slopes, wanted, strict=True):
+        if float(right.abs().max()) < 1e-5:
+            continue  # there is none to speak of
+        expect(slope is not None and bool(slope.any()), f"the numbers are right, but no gradient reaches the {name}: "
+               "somewhere on the way it is cut off.")
+        expect(bool(slope.isfinite().all()), f"the numbers are right, but the gradient of the {name} is not finite.")
+        if tangential:
+            slope, right = (one - (one * tensor).sum(dim=-1, keepdim=True) * tensor for one in (slope, right))
+        expect(close(slope, right, tolerance), f"the numbers are right, but the gradient that reaches the {name} is "
+               "not theirs: is some part of the way cut off (detach, no_grad, .data)?")

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from . import close, exercise, expect, expect_tensor
+from . import Wrong, close, drawn_apart, exercise, expect, expect_tensor, named, number, same_gradients, steady
 
 
-def sizes() -> tuple[int, int, int, int, int]:
-    """b, h, s, k and d: small, drawn anew, all but b different from each other."""
-    h, s, k, d = random.sample(range(3, 8), 4)
-    return random.randint(2, 3), h, s, k, d
+def sizes(d: int | None = None) -> tuple[int, int, int, int, int]:
+    """b, h, s, k and d: small, drawn anew, all but b different from each other, and d not the given one."""
+    while True:
+        h, s, k, width = random.sample(range(3, 8), 4)
+        if width != d:
+            return random.randint(2, 3), h, s, k, width
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -28,6 +30,12 @@ def attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> 
         for fit, n in zip(fits, may, strict=True):
             result[i, j, row] += fit / sum(fits) * value[i, j, n]
     return result
+
+
+def shares_of(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
+    """Weights (b h s k) through which gradients flow; each row may look at somebody."""
+    scores = torch.einsum("bhsd,bhkd->bhsk", query, key) * (query.shape[3] ** -0.5 if scale is None else scale)
+    return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(dim=3)
 
 
 def some_mask(b: int, s: int, k: int) -> Tensor:
@@ -46,32 +54,65 @@ def unchanged(before: Iterable[Tensor], after: Iterable[Tensor]) -> None:
            "your function changed a tensor that it was given; whoever gave it still needs it.")
 
 
+# What is made of d and the deviations of query and key, and what it means.
+SPREADS: dict[str, Callable[[int, float, float], float]] = {
+    "that is the variance.": lambda d, a, b: d * (a * b) ** 2,
+    "that grows like d, as if all the products had the same sign. They do not: what adds up, when terms are "
+    "independent, is something else than their deviations.": lambda d, a, b: d * a * b,
+    "that does not grow with d: it is the deviation of one single product, or of a score that was already divided.":
+        lambda d, a, b: a * b,
+    "you forget that the entries have deviations of their own.": lambda d, a, b: math.sqrt(d),
+    "an entry of the query and one of the key are multiplied.": lambda d, a, b: math.sqrt(d) * (a + b),
+    "an entry of the query and one of the key are multiplied, and each brings its own deviation.":
+        lambda d, a, b: math.sqrt(d * (a * a + b * b)),
+    "the root was taken of one factor too many.": lambda d, a, b: math.sqrt(d * a * b),
+    "the key's deviation counts as well.": lambda d, a, b: math.sqrt(d) * a,
+    "the query's deviation counts as well.": lambda d, a, b: math.sqrt(d) * b,
+    "a score is a sum of d products; you count one too few.": lambda d, a, b: math.sqrt(d - 1) * a * b,
+    "the squares of the deviations belong under the root, with d; outside it stand the deviations themselves.":
+        lambda d, a, b: math.sqrt(d) * (a * b) ** 2,
+}
+
+
 @exercise("01.1", "lesson 01, section 3")
 def spread(predict: Callable[[int, float, float], float]) -> None:
     """The standard deviation of a score, before it is divided by anything."""
-    drawn = [(random.randint(5, 300), random.uniform(1.5, 4), random.uniform(0.2, 0.7)) for _ in range(4)]
-    for d, of_query, of_key in [(64, 3.0, 0.5), *drawn]:
-        output = predict(d, of_query, of_key)
-        expect(isinstance(output, int | float) and not isinstance(output, bool),
-               f"your function gives a {type(output).__name__} and should give a number.")
-        variance = sum((of_query * of_key) ** 2 for _ in range(d))  # of independent terms: they add up
-        if abs(output - math.sqrt(variance)) <= 0.05 * math.sqrt(variance):
-            continue
-        slips = [(variance, "that is the variance."),
-                 (d * of_query * of_key, "that grows like d, as if all the products had the same sign. They do not: "
-                  "what adds up, when terms are independent, is something else than their deviations."),
-                 (of_query * of_key, "that does not grow with d: it is the deviation of one single product, or of a "
-                  "score that was already divided."),
-                 (math.sqrt(d), "you forget that the entries have deviations of their own."),
-                 (math.sqrt(d) * (of_query + of_key), "an entry of the query and one of the key are multiplied."),
-                 (math.sqrt(d * of_query * of_key), "the root was taken of one factor too many."),
-                 (math.sqrt(d) * of_query, "the key's deviation counts as well."),
-                 (math.sqrt(d) * of_key, "the query's deviation counts as well.")]
+    def draw(low: int, high: int) -> tuple[int, float, float]:
+        return drawn_apart(lambda: (random.randint(low, high), random.uniform(1.5, 4), random.uniform(0.2, 0.7)),
+                           lambda case: abs(math.log(case[1] * case[2])) > 0.3)
+
+    given = [(64, 3.0, 0.5), draw(2, 2), draw(3, 9), (d := draw(100, 300))[:1] + d[:0:-1], draw(10, 90)]
+    output = [number(predict(*case)) for case in given]
+    right = [math.sqrt(d) * a * b for d, a, b in given]
+    wrong = [abs(one - other) > 0.08 * other for one, other in zip(output, right, strict=True)]
+    if any(wrong):
+        slips = {meaning: [slip(*case) for case in given] for meaning, slip in SPREADS.items()}
+        meaning = named(output, slips, lambda one, other: abs(one - other) <= 0.01 * other)
+        (d, of_query, of_key), said, _ = [case for case in zip(given, output, wrong, strict=True) if case[2]][0]
         scores = (torch.randn(4000, d) * of_query * torch.randn(4000, d) * of_key).sum(dim=1)
-        meaning = next((text for value, text in slips if abs(output - value) <= 0.01 * value),
-                       "begin with one product, then ask what happens to the variance when you add d of them.")
-        expect(False, f"with d = {d} and deviations {of_query:.2f} and {of_key:.2f} you predict {output:.3g}; measured "
-                      f"on 4000 scores it is about {float(scores.std()):.2g}: {meaning}")
+        expect(False, f"with d = {d} and deviations {of_query:.2f} and {of_key:.2f} you predict {said:.3g}; measured "
+                      f"on 4000 scores it is about {float(scores.std()):.2g}: "
+                      f"{meaning or 'begin with one product, then ask what happens to the variance when you add d of '}"
+                      f"{'' if meaning else 'them.'}")
+
+
+# What scores that should be divided by √d were multiplied by besides, from b, h, s, d and k; and what it means.
+SCALES: dict[str, Callable[[int, int, int, int, int], float]] = {
+    "the scores are used as they come: something is missing that keeps their spread from growing with the width.":
+        lambda b, h, s, d, k: math.sqrt(d),
+    "the scores were divided by too much: compare how their spread grows with the width.":
+        lambda b, h, s, d, k: 1 / math.sqrt(d),
+    "the scores were multiplied by √d: they should be divided by it.": lambda b, h, s, d, k: d,
+    "the scores were divided according to the number of keys: it is the width of the vectors that makes scores large.":
+        lambda b, h, s, d, k: math.sqrt(d / k),
+    "the scores were divided according to the number of queries: it is the width of the vectors that makes scores "
+    "large.": lambda b, h, s, d, k: math.sqrt(d / s),
+    "the scores were divided according to the number of heads: it is the width of a head's vectors that makes scores "
+    "large.": lambda b, h, s, d, k: math.sqrt(d / h),
+    "the scores were divided according to the width of all heads together: a score is a sum over the numbers of one "
+    "head.": lambda b, h, s, d, k: math.sqrt(1 / h),
+    "the best keys get the smallest shares: there is a sign too many.": lambda b, h, s, d, k: -1.0,
+}
 
 
 @exercise("01.2", "lesson 01, sections 2 to 4")
@@ -82,9 +123,16 @@ def attention(attend: Callable) -> None:
     before = query.clone(), key.clone(), value.clone()
     result = _result(attend, query, key, value, None)
     unchanged(before, (query, key, value))
+    steady(_result(attend, query, key, value, None), result)
     alone = _result(attend, query[:, :, :1], key, value, None)
-    expect(close(alone, result[:, :, :1]), "a query's result depends on which other queries stand beside it: your "
-           "shares are handed out among queries, where each query has to share itself out among keys.")
+    if not close(alone, result[:, :, :1]):
+        scores = query @ key.mT
+        columns = [(scores * scale).softmax(dim=2) @ value for scale in (d ** -0.5, 1.0)]
+        expect(not any(close(result, one) for one in columns), "a query's result depends on which other queries stand "
+               "beside it: your shares are handed out among queries, where each query has to share itself out among "
+               "keys.")
+        expect(False, "a query's result depends on which other queries stand beside it. Along which axis do the shares "
+               "add up to one?")
     constant = _result(attend, query, key, torch.ones_like(value), None)
     expect(close(constant, torch.ones_like(constant)), f"all values are 1, yet the mixture holds "
            f"{float(constant.detach().flatten()[0]):.3g}: the shares of a query have to be one in all.")
@@ -93,20 +141,26 @@ def attention(attend: Callable) -> None:
            "the result depends on the order in which keys and values stand, though they were shuffled together.")
     right = attended(query, key, value, None)
     if not close(result, right):
-        for factor, meaning in ((math.sqrt(d), "the scores are used as they come: something is missing that keeps "
-                                 "their spread from growing with the width."),
-                                (1 / math.sqrt(d), "the scores were divided by too much: compare how their spread "
-                                 "grows with the width."),
-                                (math.sqrt(d / k), "the scores were divided according to the number of keys: it is "
-                                 "the width of the vectors that makes scores large."),
-                                (-1.0, "the best keys get the smallest shares: there is a sign too many.")):
-            expect(not close(result, attended(query * factor, key, value, None)), meaning)
-        expect(False, "without a mask the numbers are not those of plain loops, though the shares are one in all: "
-                      "look at how the scores are made, and which share meets which value.")
+        b_, h_, s_, k_, d_ = sizes(d)
+        draws = [(query, key, value), tuple(torch.randn(b_, h_, count, d_) for count in (s_, k_, k_))]
+        output, slips = [_result(attend, *draw, None) for draw in draws], {}
+        for meaning, factor in SCALES.items():
+            slips[meaning] = [attended(draw[0] * factor(*draw[0].shape, draw[1].shape[2]), *draw[1:], None)
+                              for draw in draws]
+        expect(False, named(output, slips, close) or "without a mask the numbers are not those of plain loops, though "
+               "the shares are one in all: look at how the scores are made, and which share meets which value.")
+    same_gradients(lambda q, k, v: _result(attend, q, k, v, None), lambda q, k, v: shares_of(q, k, None) @ v,
+                   {"query": query, "key": key, "value": value})
     _masked(attend, query, key, value, some_mask(b, s, k))
     exact = _result(attend, *(tensor.double() for tensor in (query, key, value)), None)
     expect(exact.dtype == torch.float64, f"given float64 you return {exact.dtype}: keep the dtype that comes in.")
     _masked(attend, query[:1, :, :1], key[:1], value[:1], some_mask(1, 1, k))  # one batch, one query
+    _masked(attend, query[:, :b], key[:, :b], value[:, :b], some_mask(b, s, k))  # as many heads as batch entries
+    b, h, s, k, other = sizes(d)  # a size that was written down as a number does not fit twice
+    query, key, value = (torch.randn(b, h, count, other) for count in (s, k, k))
+    expect(close(_result(attend, query, key, value, None), attended(query, key, value, None)),
+           f"with heads of width {d} the numbers are right, with heads of width {other} they are not: is some size "
+           "written down as a number?")
 
 
 def _result(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -120,31 +174,39 @@ def _masked(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: T
     value = value.clone().requires_grad_()
     result = _result(attend, query, key, value, mask)
     expect(torch.equal(before, mask), "your function changed the mask that it was given.")
-    row = int(torch.randint(query.shape[2], ()))
-    expect(result.requires_grad, "no gradient flows from the result to the values: stay in torch, without detaching.")
-    slope, = torch.autograd.grad(result[:, :, row].sum(), value)
-    touched, may = slope.abs().sum(dim=(1, 3)) > 0, mask[:, 0, row]
+    expect(result.requires_grad, "under a mask no gradient flows from the result to the values: stay in torch, "
+           "without detaching.")
+    touched, may = torch.zeros_like(mask[:, 0]), mask[:, 0]
+    for row in range(query.shape[2]):
+        slope, = torch.autograd.grad(result[:, :, row].sum(), value, retain_graph=True, allow_unused=True)
+        expect(slope is not None, "under a mask no gradient reaches the values: stay in torch, without detaching.")
+        touched[:, row] = slope.abs().sum(dim=(1, 3)) > 0
     expect(not close(result, _result(attend, query, key, value, None)), "with a mask the result is the same as "
            "without: it is not used.")
-    expect(not bool((touched & ~may).any()) or bool((touched & may).any()),
-           "only what is forbidden is looked at: in this house True means may look.")
+    expect(not torch.equal(touched, ~may), "only what is forbidden is looked at: in this house True means may look.")
     expect(not bool((touched & ~may).any()), "a forbidden key still has a share: its value changes the result. "
            "Where the mask is False nothing may get through.")
     ones = _result(attend, query, key, torch.ones_like(value), mask)
-    expect(close(ones, torch.ones_like(ones)), "under a mask the shares are no longer one in all: forbidden keys were "
-           "counted when the shares were handed out, and struck out only then.")
+    expect(close(ones, torch.ones_like(ones)), "under a mask the shares are no longer one in all. When do forbidden "
+           "keys have to be out of the game: when shares are handed out, or only then struck out?")
     expect(close(result, attended(query, key, value.detach(), mask)), "under a mask the numbers are not those of loops "
            "over the allowed keys. Is each batch entry under its own mask, and each row?")
-    nothing = mask.clone()
-    nothing[0, 0, row] = False
+    if len(query) > 1:
+        same_gradients(lambda q, k, v: _result(attend, q, k, v, mask), lambda q, k, v: shares_of(q, k, mask) @ v,
+                       {"query": query, "key": key, "value": value.detach()})
+    nothing, entry, row = mask.clone(), random.randrange(len(mask)), random.randrange(mask.shape[2])
+    nothing[entry, 0, row] = False
     output = attend(query, key, value, nothing)
-    expect(isinstance(output, Tensor) and not bool(output.isnan().any()),
-           "a query that may look at nothing gets nan: all "
-           "its scores were struck out, and zero was divided by zero.")
+    if isinstance(output, Tensor) and output.shape == query.shape and bool(output.isnan().any()):
+        others = output.isnan().any(dim=3)
+        others[entry, :, row] = False
+        expect(not bool(others.any()), "where one query may look at nothing, the result of another one is nan.")
+        expect(False, "a query that may look at nothing gets nan: if all its scores are struck out, what is left to be "
+               "divided by what?")
     output = expect_tensor(output, query.shape, "the result", "(b h s d)")
-    empty = output[0, :, row]
-    expect(not close(empty, value[0].detach().mean(dim=1)), "a query that may look at nothing gets the average of all "
-           "values, forbidden as they are: scores that are all equally small are all equal.")
+    empty = output[entry, :, row]
+    expect(not close(empty, value[entry].detach().mean(dim=1)), "a query that may look at nothing gets the average of "
+           "all values, forbidden as they are: scores that are all equally small are all equal.")
     expect(not bool(empty.any()), "a query that may look at nothing gets something: asked for are zeros.")
     expect(close(output, attended(query, key, value.detach(), nothing)),
            "one query may look at nothing, and the result "
@@ -154,9 +216,13 @@ def _masked(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: T
 @exercise("01.3", "lesson 01, section 6")
 def in_heads(apply: Callable) -> None:
     """Cut into heads, work, join."""
-    for b in (2, 1):
-        heads, d, s, _, _ = random.sample(range(2, 7), 5)
+    small, middle, large = random.sample(range(3, 8), 3)
+    cases = [(2, small, 3, 4), (2, middle, large, small), (2, large, middle, 2), (1, 3, 2, large), (3, 1, 4, 5),
+             (2, 4, 5, 1)]  # b, heads, s, d
+    cuts, joins = [], []
+    for b, heads, s, d in cases:
         x, answer, given = torch.randn(b, s, heads * d), torch.randn(b, heads, s, d), []
+        parts = answer.clone()
 
         def work(cut: Tensor, given: list = given, answer: Tensor = answer) -> Tensor:
             """Keep what comes, and give back something else, so that cutting and joining are seen apart."""
@@ -167,37 +233,81 @@ def in_heads(apply: Callable) -> None:
         result = expect_tensor(apply(x, heads, work), x.shape, "the result", "(b s e)")
         expect(torch.equal(before, x), "your function changed the x that it was given.")
         expect(len(given) == 1, f"work was called {len(given)} times; asked for is once, for all heads together.")
-        cut, joined = torch.zeros_like(answer), torch.zeros_like(x)
+        cut, joined = torch.zeros_like(parts), torch.zeros_like(x)
         for head in range(heads):
             own = range(head * d, (head + 1) * d)
-            for place, number in enumerate(own):
-                cut[:, head, :, place] = x[:, :, number]
-                joined[:, :, number] = answer[:, head, :, place]
-        if not close(given[0], cut):
-            every_other = torch.stack([x[:, :, head::heads] for head in range(heads)], dim=1)
-            expect(not close(given[0], every_other), "each head gets every n-th number of a token, for so many "
-                   "heads: it should own one slice, in one piece.")
-            expect(not close(given[0], x.reshape(answer.shape)), "your cut gives the right shape and mixes tokens: "
-                   "memory was only counted anew, and what should be two axes changing place is not.")
-            expect(False, "what you give to work is not the slices of the vectors: cut[b, h, s] has to come from "
-                          "token s of x[b], and from nowhere else.")
-        if not close(result, joined):
-            shuffled = torch.stack([answer[:, :, :, place] for place in range(d)], dim=1)  # (b d h s)
-            alternate = shuffled.permute(0, 3, 1, 2).reshape(x.shape)
-            expect(not close(result, alternate), "the cut is right, but joining deals the heads' numbers out in turns: "
-                   "each head's answer should be one slice again.")
-            expect(not close(result, answer.reshape(x.shape)), "the cut is right, but joining mixes tokens: heads and "
-                   "tokens have to change place before the last two axes become one.")
-            expect(False, "the cut is right, but what you return is not the answer of work, joined. Do you return what "
-                          "work gave, or what it was given?")
+            for place, number_ in enumerate(own):
+                cut[:, head, :, place] = x[:, :, number_]
+                joined[:, :, number_] = parts[:, head, :, place]
+        cuts.append((given[0], cut, torch.stack([x[:, :, head::heads] for head in range(heads)], dim=1),
+                     x.reshape(parts.shape)))
+        turns = torch.stack([parts[:, :, :, place] for place in range(d)], dim=1)  # (b d h s)
+        joins.append((result, joined, turns.permute(0, 3, 1, 2).reshape(x.shape), parts.reshape(x.shape), x))
+
+    def explain(found: list[tuple[Tensor, ...]], meanings: tuple[str, ...], otherwise: str) -> None:
+        output, right, *slips = zip(*found, strict=True)
+        if not all(map(close, output, right)):
+            expect(False, named(output, dict(zip(meanings, slips, strict=True)), close, right) or otherwise)
+
+    explain(cuts, ("each head gets every n-th number of a token, for so many heads: it should own one slice, in one "
+                   "piece.", "your cut gives the right shape and mixes tokens: memory was only counted anew, and what "
+                   "should be two axes changing place is not."),
+            "what you give to work is not the slices of the vectors: cut[b, h, s] has to come from token s of x[b], "
+            "and from nowhere else.")
+    explain(joins, ("the cut is right, but joining deals the heads' numbers out in turns: each head's answer should be "
+                    "one slice again.", "the cut is right, but joining mixes tokens: heads and tokens have to change "
+                    "place before the last two axes become one.", "the cut is right, but you return the x that you "
+                    "were given: work's answer is lost."),
+            "the cut is right, but what you return is not the answer of work, joined. Do you return what work gave, or "
+            "what it was given?")
+    heads, d = random.sample(range(2, 6), 2)
+    weight = torch.randn(2, heads, 3, d)
+    same_gradients(lambda x: apply(x, heads, lambda cut: cut * weight),
+                   lambda x: (x.unflatten(2, (heads, d)).movedim(2, 1) * weight).movedim(1, 2).flatten(2),
+                   {"x": torch.randn(2, 3, heads * d)})
+    exact = apply(torch.randn(2, 3, heads * d).double(), heads, lambda cut: cut)
+    expect(exact.dtype == torch.float64, f"given float64 you return {exact.dtype}: keep the dtype that comes in.")
 
 
 @exercise("01.4", "lesson 01, section 7")
 def cross_attention(layer_class: Callable) -> None:
     """A layer that reads another sequence."""
-    heads = random.randint(2, 3)
-    d = heads + random.randint(1, 2)
-    width, wide = heads * d, heads * d + random.randint(3, 9)
+    drawn, seen = random.sample(range(3, 7), 3), []
+    for heads, d, more in ((2, drawn[0], 5), (drawn[1], 2, -1), (drawn[2], 3, random.randint(1, 6)), (1, 4, 3)):
+        width, wide = heads * d, heads * d + more
+        layer, parts = _layer(layer_class, width, heads, wide)
+        for b, q, v in ((2, 3, 5), random.choice([(1, 4, 2), (2, 1, 7)]))[:2 if heads == 2 else 1]:
+            x, context = torch.randn(b, q, width), torch.randn(b, v, wide)
+            before = x.clone(), context.clone()
+            output = expect_tensor(layer(x, context), x.shape, "the result",
+                                   "(b q e), as long as x, however long the context is,")
+            unchanged(before, (x, context))
+            steady(layer(x, context), output)
+            order = torch.arange(v).roll(1)
+            expect(close(layer(x, context[:, order]), output), "the result depends on the order in which the context "
+                   "stands.")
+            mask = some_mask(b, q, v)
+            masked = expect_tensor(layer(x, context, mask), x.shape, "the result under a mask", "(b q e)")
+            seen += [(output.detach(), parts, x, context, None, heads),
+                     (masked.detach(), parts, x, context, mask, heads)]
+    with torch.no_grad():
+        for case in ("without a mask", "with a mask"):
+            cases = [one for one in seen if (one[4] is None) == (case == "without a mask")]
+            if not all(close(output, _looked(*rest)) for output, *rest in cases):
+                _explain(cases, case)
+    for mask in (None, some_mask(b, q, v)):
+        same_gradients(lambda x, context, mask=mask: layer(x, context, mask),
+                       lambda x, context, mask=mask: _looked(parts, x, context, mask, heads),
+                       {"x": x, "context": context})
+    learns = torch.autograd.grad(layer(x, context).square().sum(), list(layer.parameters()), allow_unused=True)
+    for (name, _), slope in zip(layer.named_parameters(), learns, strict=True):
+        expect(slope is not None, f"no gradient reaches {name}: it will never learn.")
+    exact = layer.double()(x.double(), context.double())
+    expect(exact.dtype == torch.float64, f"in float64 you return {exact.dtype}: keep the dtype that comes in.")
+
+
+def _layer(layer_class: Callable, width: int, heads: int, wide: int) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The learner's layer with random weights, after its maps were checked, and the maps by name."""
     layer = layer_class(width, heads, wide)
     expect(isinstance(layer, nn.Module), f"your class makes a {type(layer).__name__}, not an nn.Module.")
     parts = dict(layer.named_children())
@@ -210,22 +320,15 @@ def cross_attention(layer_class: Callable) -> None:
         expect(parts[name].out_features == width, f"the map {name} makes vectors of width {parts[name].out_features}: "
                "the heads together are as wide as the model.")
         expect(parts[name].bias is not None, f"the map {name} has no bias.")
-    layer = layer.eval()
+    maps = [parts[name] for name in ("query", "key", "value", "out")]
+    expect(len({id(part.weight) for part in maps}) == 4, "two of the four maps are one and the same: whatever one "
+           "learns overwrites the other.")
+    expect(all(weight.requires_grad for weight in layer.parameters()), "some weight of the layer wants no gradient: it "
+           "will never learn.")
     with torch.no_grad():
-        for weight in layer.parameters():
-            weight.copy_(torch.randn_like(weight) * 0.5)  # nothing is zero: zeros hide mistakes
-    for b, q, v in ((2, 3, 5), (1, 4, 2), (2, 1, 7)):
-        x, context = torch.randn(b, q, width), torch.randn(b, v, wide)
-        seen = expect_tensor(layer(x, context), x.shape, "the result",
-                             "(b q e): as long as x, however long the context is")
-        order = torch.arange(v).roll(1)
-        expect(close(layer(x, context[:, order]), seen), "the result depends on the order in which the context stands.")
-        mask = some_mask(b, q, v)
-        masked = expect_tensor(layer(x, context, mask), x.shape, "the result under a mask", "(b q e)")
-        for output, may in ((seen, None), (masked, mask)):
-            with torch.no_grad():
-                if not close(output, _looked(parts, x, context, may, heads)):
-                    _explain(output, parts, x, context, may, heads)
+        for weight in layer.parameters():  # nothing is zero: zeros hide mistakes
+            weight.copy_(torch.randn_like(weight) * (0.5 if weight.ndim < 2 else 1.5 * weight.shape[1] ** -0.5))
+    return layer.eval(), parts
 
 
 def _looked(parts: dict[str, nn.Module], x: Tensor, context: Tensor, mask: Tensor | None, heads: int,
@@ -233,55 +336,82 @@ def _looked(parts: dict[str, nn.Module], x: Tensor, context: Tensor, mask: Tenso
     """Cross-attention, one head after another: (b q e)."""
     query, key, value = parts["query"](x), parts["key"](context), parts["value"](context)
     d = query.shape[2] // heads
-    mixed = torch.zeros_like(query)
-    for head in range(heads):
-        own = list(range(head, heads * d, heads) if interleaved else range(head * d, (head + 1) * d))
+    owners = [list(range(head, heads * d, heads) if interleaved else range(head * d, (head + 1) * d))
+              for head in range(heads)]
+    mixed = []
+    for own in owners:
         scores = query[:, :, own] @ key[:, :, own].mT * (d ** -0.5 if scale is None else scale)
-        shares = scores.exp() if mask is None else scores.exp() * mask[:, 0]
-        mixed[:, :, own] = shares / shares.sum(dim=2, keepdim=True) @ value[:, :, own]
+        scores = scores if mask is None else scores.masked_fill(~mask[:, 0], -torch.inf)
+        mixed.append(scores.softmax(dim=2) @ value[:, :, own])
+    places = torch.tensor([place for own in owners for place in own]).argsort()
+    mixed = torch.cat(mixed, dim=2)[:, :, places]
     return parts["out"](mixed) if out else mixed
 
 
-def _explain(output: Tensor, parts: dict[str, nn.Module], x: Tensor, context: Tensor, mask: Tensor | None,
-             heads: int) -> None:
-    """Raise Wrong with what a wrong result means."""
-    width = x.shape[2]
-    twin = parts | {"value": parts["key"]}
-    known = [(dict(out=False), parts, "the last linear map, which mixes the heads' answers, has not run."),
-             (dict(interleaved=True), parts, "each head owns every n-th number, for so many heads: it should own "
-              "one slice."),
-             (dict(scale=width ** -0.5), parts, "the scores were divided according to the width of the whole vector: "
-              "a head's scores are sums over the head's own slice."),
-             (dict(scale=1.0), parts, "the scores were not divided by anything."),
-             (dict(), twin, "the values are made by the map that makes the keys.")]
-    for settings, maps, meaning in known:
-        expect(not close(output, _looked(maps, x, context, mask, heads, **settings)), meaning)
-    expect(not close(output, _looked(parts, x, context, mask, 1)),
-           f"there should be {heads} heads; your result is that "
-           "of a single one over the whole width.")
-    if mask is not None:
-        expect(not close(output, _looked(parts, x, context, None, heads)), "with a mask the result is the same as "
-               "without: it is not used.")
-        expect(not close(output, _looked(parts, x, context, ~mask, heads)), "only what is forbidden is looked at: True "
-               "means may look.")
-    expect(False, f"{'with' if mask is not None else 'without'} a mask the numbers are not those of one head after "
-           "another: queries from x, keys and values from the context, each head its slice, then out.")
+def _explain(cases: list[tuple], case: str) -> None:
+    """Raise Wrong with what wrong results mean, all of them."""
+    known = {
+        "the last linear map, which mixes the heads' answers, has not run.": dict(out=False),
+        "each head owns every n-th number, for so many heads: it should own one slice.": dict(interleaved=True),
+        "the scores were divided according to the width of the whole vector: a head's scores are sums over the head's "
+        "own slice.": lambda width, heads: dict(scale=width ** -0.5),
+        "the scores were not divided by anything.": dict(scale=1.0),
+        "the scores were divided by the width of a head itself: compare how their spread grows with it.":
+            lambda width, heads: dict(scale=heads / width),
+        "the scores were divided according to the number of heads: it is the width of a head that makes them large.":
+            lambda width, heads: dict(scale=heads ** -0.5)}
+    slips: dict[str, list[Tensor]] = {}
+    for meaning, how in known.items():
+        slips[meaning] = [_looked(parts, x, context, mask, heads, **(how(x.shape[2], heads) if callable(how) else how))
+                          for _, parts, x, context, mask, heads in cases]
+    for (one, other), meaning in {
+            ("value", "key"): "the values are made by the map that makes the keys.",
+            ("key", "value"): "the keys are made by the map that makes the values."}.items():
+        slips[meaning] = [_looked(parts | {one: parts[other]}, *rest) for _, parts, *rest in cases]
+    slips["keys and values have changed place: what a patch is found by, and what it says."] = [
+        _looked(parts | {"key": parts["value"], "value": parts["key"]}, *rest) for _, parts, *rest in cases]
+    slips["your result is that of a single head over the whole width, however many heads are asked for."] = [
+        _looked(parts, x, context, mask, 1) for _, parts, x, context, mask, _ in cases]
+    if case == "with a mask":
+        slips["with a mask the result is the same as without: it is not used."] = [
+            _looked(parts, x, context, None, heads) for _, parts, x, context, _, heads in cases]
+        slips["only what is forbidden is looked at: True means may look."] = [
+            _looked(parts, x, context, ~mask, heads) for _, parts, x, context, mask, heads in cases]
+        slips["every batch entry is under the mask of the first: each has its own."] = [
+            _looked(parts, x, context, mask[:1].expand_as(mask), heads)
+            for _, parts, x, context, mask, heads in cases]
+    output, right = [one[0] for one in cases], [_looked(*rest) for _, *rest in cases]
+    expect(False, named(output, slips, close, right) or
+           f"{case} the numbers are not those of one head after another: queries from x, keys and values from the "
+           "context, each head its slice, then out.")
 
 
 @exercise("01.5", "lesson 01, sections 4 and 12")
 def mended(weights_of: Callable) -> None:
     """The weights of attention, without the two faults of the given function."""
-    b, h, s, k, d = sizes()
+    _weights(weights_of, *(first := sizes()))
+    try:
+        _weights(weights_of, *(second := sizes(first[4])))
+    except Wrong as wrong:
+        raise Wrong(f"with heads of width {first[4]} the weights are right, with heads of width {second[4]} they are "
+                    "not: is some size written down as a number?") from wrong
+
+
+def _weights(weights_of: Callable, b: int, h: int, s: int, k: int, d: int) -> None:
+    """Weights of the right form, free of both faults, and the numbers of plain loops."""
     query, key, mask = torch.randn(b, h, s, d), torch.randn(b, h, k, d), some_mask(b, s, k)
     mask[0, 0, :, 0] = False  # a key that nobody may look at
     mask[0, 0, :, 1] = True
     before = query.clone(), key.clone(), mask.clone()
     weights = weights_of(query, key, mask)
-    expect(not (isinstance(weights, Tensor) and bool(weights.isnan().any())), "a fault is left: there is nan where "
-           "nobody may look at a key. Every row sees somebody, so only a column can be empty, and a column is not what "
-           "shares itself out.")
+    if isinstance(weights, Tensor) and weights.shape == (b, h, s, k):
+        closed = (~mask.any(dim=2, keepdim=True)).expand(b, h, s, k)
+        expect(not torch.equal(weights.isnan(), closed), "a fault is left: there is nan where nobody may look at a "
+               "key. Every row sees somebody, so only a column can be empty, and a column is not what shares itself "
+               "out.")
     expect_tensor(weights, (b, h, s, k), "your matrix of weights", "(b h s k)")
     unchanged(before, (query, key, mask))
+    steady(weights_of(query, key, mask), weights)
     expect(not bool(weights.masked_select(~mask).any()), "some weight falls on a forbidden key.")
     for row in range(s):
         alone = expect_tensor(weights_of(query[:, :, row:row + 1], key, mask[:, :, row:row + 1]), (b, h, 1, k),
@@ -300,5 +430,15 @@ def mended(weights_of: Callable) -> None:
         value = torch.zeros(b, h, k, d)
         value[:, :, n] = 1
         right[..., n] = attended(query, key, value, mask)[..., 0]
-    expect(close(weights, right), "rows sum to one, but the weights are not those of plain loops: what was right in "
-           "the given function, its scores, should stay as it was.")
+    if not close(weights, right):
+        meanings = {"the scores are no longer divided by √d, as they were in the given function.": 1.0,
+                    "the scores are divided by d; what was right in the given function is √d.": 1 / d,
+                    "the scores are divided by √8, which was √d in the cell above: d is not always 8.": 8 ** -0.5}
+        expect(False, next((text for text, scale in meanings.items()
+                            if close(weights, shares_of(query, key, mask, scale))),
+                           "rows sum to one, but the weights are not those of plain loops: what was right in the given "
+                           "function, its scores, should stay as it was."))
+    same_gradients(lambda query, key: weights_of(query, key, mask), lambda query, key: shares_of(query, key, mask),
+                   {"query": query, "key": key})
+    exact = weights_of(query.double(), key.double(), mask)
+    expect(exact.dtype == torch.float64, f"given float64 you return {exact.dtype}: keep the dtype that comes in.")

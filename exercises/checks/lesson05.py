@@ -13,40 +13,44 @@ from minblip2 import masks
 from minblip2.attention import FeedForward, MultiHeadAttention
 from minblip2.qformer import QFormer, QFormerBlock, QFormerConfig
 
-from . import Wrong, close, exercise, expect, expect_tensor
+from . import Wrong, close, exercise, expect, expect_tensor, named, number, same_gradients
 
 # --- 05.1 -------------------------------------------------------------------------------------------------------------
 
 
 class Parts(SimpleNamespace):
-    """The parts of a block as matrices; `ran` tells which were called, and with how many tokens."""
+    """The parts of a block as matrices; `ran` tells which were called, with how many tokens, and `got` with which."""
 
-    def __init__(self, width: int, reads: bool):
-        super().__init__(ran=[])
-        draw = {name: torch.randn(width, width) / width**0.5 for name in ("self", "cross", "query", "text")}
-        shift = {name: torch.randn(width) for name in draw}
+    def __init__(self, width: int, reads: bool, kind: torch.dtype = torch.float32):
+        super().__init__(ran=[], got=[])
+        draw = {name: torch.randn(width, width, dtype=kind) / width**0.5 for name in ("self", "cross", "query", "text")}
+        shift = {name: torch.randn(width, dtype=kind) for name in draw}
+
+        def note(name: str, x: Tensor) -> None:
+            self.ran.append((name, x.shape[1]))
+            self.got.append(x.detach().clone())
 
         def norm(name: str) -> Callable[[Tensor], Tensor]:
             def run(x: Tensor) -> Tensor:
-                self.ran.append((f"{name}_norm", x.shape[1]))
+                note(f"{name}_norm", x)
                 centred = x - x.mean(dim=-1, keepdim=True)
                 return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() + shift[name]
             return run
 
         def mlp(name: str) -> Callable[[Tensor], Tensor]:
             def run(x: Tensor) -> Tensor:
-                self.ran.append((f"{name}_mlp", x.shape[1]))
+                note(f"{name}_mlp", x)
                 return (x @ draw[name]).relu()
             return run
 
         def self_attention(x: Tensor, mask: Tensor | None = None) -> Tensor:
-            self.ran.append(("self_attention", x.shape[1]))
+            note("self_attention", x)
             expect(mask is not None, "self-attention got no mask: then padding is seen, and the answer of every task.")
-            shares = mask[:, 0].float()
-            return shares / shares.sum(dim=2, keepdim=True) @ x @ draw["self"]
+            shares = mask[:, 0].to(x.dtype)
+            return shares / shares.sum(dim=2, keepdim=True).clamp(min=1) @ x @ draw["self"]
 
         def cross_attention(x: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-            self.ran.append(("cross_attention", x.shape[1]))
+            note("cross_attention", x)
             expect(isinstance(mask, type(None)), "cross-attention got a mask: the second argument is one, and no patch "
                    "of a picture is hidden from anyone. Hand the picture over by name.")
             expect(context is not None, "cross-attention ran without a picture: it would read the queries themselves, "
@@ -59,47 +63,73 @@ class Parts(SimpleNamespace):
             "text")
 
 
+def block_of(parts: Parts, x: Tensor, queries: int, image: Tensor | None, mask: Tensor) -> Tensor:
+    """What a block makes of x (b s e)."""
+    attended = parts.self_norm(x + parts.self_attention(x, mask))
+    sides = []
+    for side, state in (("query", attended[:, :queries]), ("text", attended[:, queries:])):
+        if side == "query" and queries and parts.cross_attention is not None:
+            state = parts.cross_norm(state + parts.cross_attention(state, context=image))
+        if state.shape[1]:
+            state = getattr(parts, f"{side}_norm")(state + getattr(parts, f"{side}_mlp")(state))
+        sides.append(state)
+    return torch.cat(sides, dim=1)
+
+
+def _bound(run: Callable, parts: Parts, queries: int, mask: Tensor) -> Callable:
+    """A block as a function of x and the picture."""
+    return lambda x, image=None: run(parts, x, queries, image, mask)
+
+
 @exercise("05.1", "lesson 05, section 2")
 def run_block(run: Callable) -> None:
     """Self-attention for all, cross-attention for queries, a feed-forward for each side; residual, then norm."""
     width, v = 2 * random.randint(3, 6), random.randint(2, 5)
-    cases = [(3, 4, True), (2, 5, False), (4, 0, True), (0, 3, True), (1, 1, True)]
-    for queries, words, reads in cases:
-        parts, b = Parts(width, reads), random.choice([1, 2, 3])
-        x, image = torch.randn(b, queries + words, width), torch.randn(b, v, width) if queries and reads else None
-        mask = masks.multimodal_causal(queries, torch.ones(b, words, dtype=torch.bool))
-        before = x.clone()
+    kinds = (masks.multimodal_causal, masks.unimodal, masks.bidirectional)
+    cases = [(3, 4, True, 2), (2, 5, False, 3), (4, 0, True, 2), (0, 3, True, 3), (1, 1, True, 1), (5, 3, True, 3),
+             (4, 4, False, 2), (0, 3, False, 2)]
+    for place, (queries, words, reads, b) in enumerate(cases):
+        kind = torch.float64 if place == 5 else torch.float32
+        parts = Parts(width, reads, kind)
+        x = torch.randn(b, queries + words, width, dtype=kind)
+        image = torch.randn(b, v, width, dtype=kind) if queries and reads else None
+        real = torch.ones(b, words, dtype=torch.bool)
+        for row in range(1, b if words > 1 else 1):  # every text is padded otherwise, on the right or on the left
+            real[row, words - 1 if row % 2 else slice(0, words - 1)] = False
+        mask = kinds[place % 3](queries, real)
+        before, seen = x.clone(), mask.clone()
         try:
             output = run(parts, x, queries, image, mask)
         except TypeError as error:
-            if "NoneType" not in str(error) or reads:
+            if "'NoneType' object is not callable" not in str(error) or reads:
                 raise
             raise Wrong("in a block that does not read, cross_attention and cross_norm are None, and yours calls "
                         "one.") from error
-        ran, count = list(parts.ran), queries + words
+        ran, got = list(parts.ran), list(parts.got)
         expect_tensor(output, x.shape, "the result", "(b s e)", x.dtype)
         expect(torch.equal(before, x), "your function changed the x that it was given.")
+        expect(torch.equal(seen, mask), "your function changed the mask that it was given.")
         _ran(ran, queries, words, reads)
-        attended = parts.self_norm(x + parts.self_attention(x, mask))
-        sides = []
-        for side, state in (("query", attended[:, :queries]), ("text", attended[:, queries:count])):
-            if side == "query" and queries and reads:
-                state = parts.cross_norm(state + parts.cross_attention(state, context=image))
-            if state.shape[1]:
-                state = getattr(parts, f"{side}_norm")(state + getattr(parts, f"{side}_mlp")(state))
-            sides.append(state)
-        right = torch.cat(sides, dim=1)
+        parts.ran.clear(), parts.got.clear()
+        right = block_of(parts, x, queries, image, mask)
         if close(output, right, 1e-3):
+            given = {"x": x} if image is None else {"x": x, "picture": image}
+            same_gradients(_bound(run, parts, queries, mask), _bound(block_of, parts, queries, mask), given)
             continue
-        expect(not (queries and words and close(output, torch.cat(sides[::-1], dim=1), 1e-3)),
+        case = f"with {queries} queries and {words} words "
+        expect(not (queries and words and close(output, right.roll(words, dims=1), 1e-3)),
                "text stands before the queries in your result: they come back in the order in which they came.")
-        expect(queries == 0 or words == 0 or close(output[:, :queries], right[:, :queries], 1e-3) or
-               not close(output[:, queries:], right[:, queries:], 1e-3),
-               "the text is right, the queries are not: does each of their parts start from what the part before gave, "
-               "and add to it?")
-        expect(False, f"the right parts run, but with {queries} queries and {words} words the numbers are wrong. Each "
-               "part adds to what it got, and then comes its norm: is what is added the state before the part, every "
-               "time?")
+        wanted = dict(zip([name for name, _ in parts.ran], parts.got, strict=True))
+        wrong = next((name for (name, _), state in zip(ran, got, strict=True)
+                      if name in wanted and not close(state, wanted[name], 1e-3)), "")
+        if wrong.endswith("_norm"):
+            part = wrong.replace("_norm", "_mlp" if wrong[0] in "qt" else "_attention")
+            expect(False, case + f"{wrong} got something else than it should: before it, what {part} gives is added to "
+                   f"what {part} got.")
+        expect(not wrong, case + f"{wrong} got something else than it should: does each part start from what the part "
+               "before it, with its norm, has made of the state?")
+        expect(False, case + "each part got what it should, but what you return is not what the last norm of each side "
+               "gave.")
 
 
 def _ran(ran: list[tuple[str, int]], queries: int, words: int, reads: bool) -> None:
@@ -108,9 +138,15 @@ def _ran(ran: list[tuple[str, int]], queries: int, words: int, reads: bool) -> N
     sizes = dict(ran)
     case = f"with {queries} queries and {words} words "
     expect("self_attention" in names, case + "self-attention did not run.")
-    for part in ("self", "cross", "query", "text"):
-        work, norm = f"{part}_attention" if part in ("self", "cross") else f"{part}_mlp", f"{part}_norm"
+    pairs = [(f"{part}_attention" if part in ("self", "cross") else f"{part}_mlp", f"{part}_norm")
+             for part in ("self", "cross", "query", "text")]
+    for work, norm in pairs:
         expect(names.count(work) < 2 and names.count(norm) < 2, case + f"{work} or its norm ran more than once.")
+    for work, norm in pairs:
+        if work in names and norm in names:
+            expect(sizes[work] == sizes[norm], case + f"{norm} got {sizes[norm]} tokens, and {work}, to which it "
+                   f"belongs, {sizes[work]}.")
+    for work, norm in pairs:
         if work in names and norm in names:
             expect(names.index(work) < names.index(norm), f"{norm} runs before {work}: that is pre-norm. BERT's order, "
                    "and the Q-Former's, is the other one.")
@@ -141,8 +177,11 @@ def _ran(ran: list[tuple[str, int]], queries: int, words: int, reads: bool) -> N
 @exercise("05.2", "lesson 05, section 3")
 def fresh_queries(make: Callable[[int, int, float], nn.Parameter]) -> None:
     """Queries that no two of are alike."""
-    for queries, width, std in ((32, 64, 0.02), (16, 128, random.choice([0.05, 0.3])), (1, 2048, 0.02)):
-        output = expect_tensor(make(queries, width, std), (1, queries, width), "the result", "(1 q e)")
+    sizes = (32, 512, 0.02), (16, 1024, random.choice([0.05, 0.3])), (1, 20000, 0.02), (6, 4096, 1.5)
+    for queries, width, std in sizes:
+        noise = torch.rand(1)  # whatever is drawn after it must not repeat itself either
+        output = expect_tensor(make(queries, width, std), (1, queries, width), "the result", "(1 q e)",
+                               torch.get_default_dtype())
         expect(isinstance(output, nn.Parameter), "the result is a tensor but no parameter: an optimiser that is given "
                "model.parameters() would never hear of it.")
         expect(output.requires_grad, "the queries take no gradient: they could not learn.")
@@ -156,11 +195,15 @@ def fresh_queries(make: Callable[[int, int, float], nn.Parameter]) -> None:
             expect(bool(spread > 0.5 * values.std()) and bool(torch.pdist(rows).min() > 0.5 * spread * width**0.5),
                    "some queries are nearly alike and will long stay so.")
         spread, mean = values.std().item(), values.mean().item()
-        expect(0.88 < spread / std < 1.12, f"with std {std} the numbers have standard deviation {spread:.4f}: next to "
+        expect(0.95 < spread / std < 1.05, f"with std {std} the numbers have standard deviation {spread:.4f}: next to "
                "BERT's words they are too " + ("large." if spread > std else "small."))
-        expect(abs(mean) < 0.2 * std, f"the numbers' mean is {mean:.4f} where zero is expected.")
-        expect(not torch.equal(output, make(queries, width, std)), "two calls give the same numbers: a seed is fixed "
-               "inside your function, and would be so for whatever is drawn after it.")
+        expect(abs(mean) < 0.05 * std, f"the numbers' mean is {mean:.4f} where zero is expected.")
+        expect(not torch.equal(output, make(queries, width, std)), "two calls give the same numbers: is a seed fixed "
+               "inside your function, or is nothing drawn at all?")
+        after = torch.rand(1)
+        make(queries, width, std)
+        expect(not torch.equal(after, torch.rand(1)) and not torch.equal(noise, after), "after each call the same "
+               "random numbers follow: a seed is fixed inside your function, for all that is drawn after it.")
 
 
 # --- 05.3 -------------------------------------------------------------------------------------------------------------
@@ -189,11 +232,14 @@ HOMES = {"self_attention": "attention", "self_norm": "attention_norm", "text_mlp
 @exercise("05.3", "lesson 05, section 6")
 def begin_as_bert(fill: Callable[[QFormerBlock, BertBlock], object]) -> None:
     """A block filled from BERT's: copies, for both sides, and nothing for cross-attention."""
-    for reads in (True, False):
-        config = QFormerConfig(width=12, heads=2, mlp_width=20, image_width=12)  # as wide as a picture: all would fit
-        block, bert = randomised(QFormerBlock(config, reads)), randomised(BertBlock(12, 2, 20))
+    width = 4 * random.randint(2, 5)
+    config = QFormerConfig(width=width, heads=2, mlp_width=width + 8, image_width=width)  # all would fit a picture
+    bert, filled = randomised(BertBlock(width, 2, width + 8)), []
+    for reads in (True, False, True):  # one BERT begins several blocks
+        block, mode = randomised(QFormerBlock(config, reads)).train(reads), reads
         kept, given = ({name: value.clone() for name, value in module.state_dict().items()} for module in (block, bert))
         fill(block, bert)
+        expect(block.training == mode, "your function has switched the block between train and eval mode.")
         now = block.state_dict()
         expect(now.keys() == kept.keys(), "the block has not the same parameters as before: fill those that are there.")
         source = bert.state_dict()
@@ -214,12 +260,15 @@ def begin_as_bert(fill: Callable[[QFormerBlock, BertBlock], object]) -> None:
                        (": BERT has one feed-forward, but the queries need a start as well." if "query" in ours else
                         "."))
                 expect(False, f"{ours}.{name} holds neither BERT's numbers nor its own.")
-        _apart(block, bert)
+        filled.append(block)
+        _apart(block, bert, filled[:-1])
 
 
-def _apart(block: QFormerBlock, bert: BertBlock) -> None:
+def _apart(block: QFormerBlock, bert: BertBlock, others: list[QFormerBlock]) -> None:
     """Whether the parts are parameters of their own."""
     places: dict[int, str] = {parameter.data_ptr(): f"BERT's {name}" for name, parameter in bert.named_parameters()}
+    places |= {parameter.data_ptr(): f"{name} of another block" for other in others
+               for name, parameter in other.named_parameters()}
     for name, parameter in block.named_parameters(remove_duplicate=False):
         owner = places.setdefault(parameter.data_ptr(), name)
         expect(owner == name, f"{name} and {owner} are one and the same memory: whatever one learns overwrites the "
@@ -259,7 +308,7 @@ def slopes(name: str, layers: int) -> Tensor:
 @exercise("05.4", "lesson 05, section 6")
 def which_pass(name_of: Callable[[Tensor], str]) -> None:
     """Tell from the gradients of all parts what was run, and whose states the loss was taken on."""
-    for layers in (2, random.choice([3, 4])):
+    for layers in random.sample([2, 3, 5], 3):
         for name in random.sample(PASSES, len(PASSES)):
             output = name_of(slopes(name, layers))
             expect(isinstance(output, str) and output in PASSES,
@@ -273,6 +322,10 @@ def which_pass(name_of: Callable[[Tensor], str]) -> None:
             expect(ways != {"apart", "fused"} or output.split(", ")[1] != name.split(", ")[1],
                    f"you take {name!r} for {output!r}: where one side looks at the other, what the other side did in "
                    "earlier blocks matters. After the last block nobody looks any more, so the last row cannot tell.")
+            expect(ways != {"text alone", "queries alone"}, f"you take {name!r} for {output!r}: in which column of "
+                   "feed-forwards is there no gradient at all? That side was not there.")
+            expect(ways != {"apart"}, f"you take {name!r} for {output!r}: in which column of feed-forwards are all "
+                   "gradients zero? On that side there was no loss.")
             expect(ways != {"fused"},
                    f"you take {name!r} for {output!r}: look at the last block. Whose feed-forward can "
                    "still matter there?")
@@ -284,35 +337,50 @@ def which_pass(name_of: Callable[[Tensor], str]) -> None:
 # --- 05.5 -------------------------------------------------------------------------------------------------------------
 
 
+# What is counted otherwise, from queries, patches, the width, the picture's width and heads; what it means.
+COSTS: dict[str, Callable[[int, int, int, int, int], float]] = {
+    "you count multiplications and additions as two; one multiply-add is both.":
+        lambda q, v, e, wide, heads: 4 * e * (v * wide + q * e + q * v),
+    "more heads do not make more products: each is narrower.":
+        lambda q, v, e, wide, heads: 2 * e * (v * wide + q * e + heads * q * v),
+    "each head is narrower, but there are several: the heads together compare whole vectors.":
+        lambda q, v, e, wide, heads: 2 * e * (v * wide + q * e) + 2 * q * v * e // heads,
+    "after the heads have been put side by side, something still happens.":
+        lambda q, v, e, wide, heads: e * (2 * v * wide + q * e + 2 * q * v),
+    "a picture's values are mixed, too, not only its keys compared.":
+        lambda q, v, e, wide, heads: e * (2 * v * wide + 2 * q * e + q * v),
+    "a patch is projected twice: as what it is found by, and as what it says.":
+        lambda q, v, e, wide, heads: e * (v * wide + 2 * q * e + 2 * q * v),
+    "patches come as wide as the encoder makes them.": lambda q, v, e, wide, heads: 2 * e * (v * e + q * e + q * v),
+    "keys are as wide as the queries that they are compared with.":
+        lambda q, v, e, wide, heads: 2 * v * wide * wide + 2 * e * (q * e + q * v),
+    "queries, too, are projected, before and after.": lambda q, v, e, wide, heads: 2 * e * (v * wide + q * v),
+    "comparing queries and patches, and mixing, are missing.": lambda q, v, e, wide, heads: 2 * e * (v * wide + q * e),
+    "projecting the patches to keys and values is missing.": lambda q, v, e, wide, heads: 2 * e * (q * e + q * v),
+    "queries are compared with patches, not with each other.":
+        lambda q, v, e, wide, heads: 2 * e * (v * wide + q * e + q * q),
+    "only comparing and mixing are counted; the projections are missing.": lambda q, v, e, wide, heads: 2 * q * v * e,
+    "keys and values are made of patches, not of queries.": lambda q, v, e, wide, heads: 4 * q * e * e + 2 * q * v * e,
+    "that is self-attention among the queries.": lambda q, v, e, wide, heads: 4 * q * e * e + 2 * q * q * e,
+    "that counts parameters; how often is each one used?":
+        lambda q, v, e, wide, heads: 2 * (wide * e + e) + 2 * (e * e + e),
+    "that counts weights; how often is each one used?": lambda q, v, e, wide, heads: 2 * wide * e + 2 * e * e,
+}
+
+
 @exercise("05.5", "lesson 05, section 9")
 def reading_cost(count: Callable[[int, int, int, int, int], int]) -> None:
     """Multiply-adds of one cross-attention."""
     drawn = [(random.randint(2, 60), random.randint(61, 300), random.randint(4, 12), random.randint(100, 700),
               random.choice([2, 4, 8])) for _ in range(4)]
-    for q, v, each, wide, heads in [(32, 257, 64, 1408, 12), (1, 1, 4, 8, 2), *drawn]:
-        e = each * heads
-        output = count(q, v, e, wide, heads)
-        expect(isinstance(output, int | float) and not isinstance(output, bool),
-               f"your function gives a {type(output).__name__} and should give a number.")
-        keys, ends, looks = 2 * v * wide * e, 2 * q * e * e, 2 * q * v * e
-        right = keys + ends + looks
-        if output == right:
-            continue
-        slips = {2 * right: "you count multiplications and additions as two; one multiply-add is both.",
-                 keys + ends + heads * looks: "more heads do not make more products: each is narrower.",
-                 keys + q * e * e + looks: "after the heads have been put side by side, something still happens.",
-                 keys + ends + q * v * e: "a picture's values are mixed, too, not only its keys compared.",
-                 keys // 2 + ends + looks: "a patch is projected twice: as what it is found by, and as what it says.",
-                 2 * v * e * e + ends + looks: "patches come as wide as the encoder makes them.",
-                 2 * v * wide * wide + ends + looks: "keys are as wide as the queries that they are compared with.",
-                 keys + looks: "queries, too, are projected, before and after.",
-                 keys + ends: "comparing queries and patches, and mixing, are missing.",
-                 4 * q * e * e + looks: "keys and values are made of patches, not of queries.",
-                 4 * q * e * e + 2 * q * q * e: "that is self-attention among the queries.",
-                 2 * (wide * e + e) + 2 * (e * e + e): "that counts parameters; how often is each one used?",
-                 2 * wide * e + 2 * e * e: "that counts weights; how often is each one used?"}
-        meaning = slips.get(int(output),
-                            "go through it in order: what is projected, from which width to which, for how "
-                            "many; what is compared with what; what is mixed.")
-        expect(False, f"with {q} queries, {v} patches, width {e}, pictures of width {wide} and {heads} heads you count "
-               f"{output:,.0f}; {meaning}")
+    sizes = [(q, v, each * heads, wide, heads) for q, v, each, wide, heads in [
+        (32, 257, 64, 1408, 12), (1, 1, 4, 8, 2), (5, 7, 3, 4, 1), *drawn]]
+    output = [number(count(*case)) for case in sizes]
+    right = [2 * v * wide * e + 2 * q * e * e + 2 * q * v * e for q, v, e, wide, _ in sizes]
+    for (q, v, e, wide, heads), said, wanted in zip(sizes, output, right, strict=True):
+        if said != wanted:
+            slips = {meaning: [slip(*case) for case in sizes] for meaning, slip in COSTS.items()}
+            expect(False, f"with {q} queries, {v} patches, width {e}, pictures of width {wide} and {heads} heads you "
+                   f"count {said:,.0f}; " + (named(output, slips, lambda one, other: one == other) or
+                                             "go through it in order: what is projected, from which width to which, "
+                                             "for how many; what is compared with what; what is mixed."))

@@ -7,10 +7,11 @@ import random
 from collections.abc import Callable
 from itertools import combinations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from . import close, exercise, expect, expect_tensor
+from . import close, exercise, expect, expect_tensor, named, number, numbers_of, same_gradients, steady
 
 
 def unit(*shape: int) -> Tensor:
@@ -27,6 +28,10 @@ SLIPS = {  # what is made of the cosines of one picture's queries with one sente
     "that is the mean over the queries: one query that fits is outvoted by all that look elsewhere.":
         lambda cosines: sum(cosines) / len(cosines),
     "that is the sum over the queries.": sum,
+    "a cosine below zero is taken for zero: the largest is the answer, even if nothing fits.":
+        lambda cosines: max(0.0, max(cosines)),
+    "that is the second best query.": lambda cosines: sorted(cosines)[-2:][0],
+    "that is a distance: it is small where the cosine is large.": lambda cosines: 1 - max(cosines),
     "that is the query that fits worst.": min,
     "you take the largest without its sign: a cosine near -1 is no fit at all.":
         lambda cosines: max(abs(cosine) for cosine in cosines),
@@ -42,8 +47,11 @@ def over_queries(images: Tensor, texts: Tensor, make: Callable[[list[float]], fl
 @exercise("06.1", "lesson 06, section 2")
 def similarity(similarity_of: Callable[[Tensor, Tensor], Tensor]) -> None:
     """The largest cosine over a picture's queries."""
-    for b, n, q, e in ((3, 5, 4, 6), (1, 1, 1, 3), (4, 2, 7, 5)):
+    drawn = []
+    for b, n, q, e in ((3, 5, 4, 6), (1, 1, 1, 3), (4, 2, 7, 5), (3, 3, 2, 4), (2, 3, 3, 3), (2, 4, 5, 6)):
         images, texts = unit(b, q, e), unit(n, e)
+        if e == 6 and b == 2:  # nothing fits: all cosines are below zero
+            images, texts = images.abs(), -texts.abs()
         given = images.clone(), texts.clone()
         output = similarity_of(images, texts)
         expect(not isinstance(output, Tensor) or b == n or tuple(output.shape) != (n, b),
@@ -51,12 +59,20 @@ def similarity(similarity_of: Callable[[Tensor, Tensor], Tensor]) -> None:
         expect_tensor(output, (b, n), "the similarity", "(b n)", torch.float32)
         expect(torch.equal(images, given[0]) and torch.equal(texts, given[1]),
                "your function changed what it was given.")
-        if close(output, over_queries(images, texts, max)):
-            continue
-        for meaning, make in SLIPS.items():
-            expect(not close(output, over_queries(images, texts, make)), meaning)
-        expect(close(similarity_of(images[:, torch.randperm(q)], texts), output),
-               "the same queries in another order give other similarities: queries have no order.")
+        steady(similarity_of(images, texts), output)
+        drawn.append((output.detach(), images, texts))
+    output, right = [one for one, *_ in drawn], [over_queries(*rest, max) for _, *rest in drawn]
+    if not all(map(close, output, right)):
+        slips = {meaning: [over_queries(*rest, make) for _, *rest in drawn] for meaning, make in SLIPS.items()}
+        meaning = named(output, slips, close, right)
+        expect(not meaning, meaning)
+        below = [not close(one, other) for one, other in zip(output, right, strict=True)]
+        expect(below.index(True) != len(drawn) - 1, "where some query fits you are right, where all cosines are below "
+               "zero you are not: the largest of them is the answer all the same.")
+        for one, images, texts in drawn:
+            order = torch.randperm(images.shape[1])
+            expect(close(similarity_of(images[:, order], texts), one), "the same queries in another order give other "
+                   "similarities: queries have no order.")
         expect(False, "with the loop over pictures, sentences and queries the numbers are others: which query counts?")
     images, texts = unit(2, 5, 4).requires_grad_(), unit(3, 4).requires_grad_()
     output = similarity_of(images, texts)
@@ -69,6 +85,8 @@ def similarity(similarity_of: Callable[[Tensor, Tensor], Tensor]) -> None:
         learns = slopes[0][image].abs().amax(dim=1) > 0
         expect(set(learns.nonzero()[:, 0].tolist()) == set(winners[image].tolist()), "a query that wins for no "
                "sentence gets a gradient, or one that wins gets none: only the winner of a pair is to learn from it.")
+    same_gradients(similarity_of, lambda images, texts: torch.einsum("bqe,ne->bnq", images, texts).amax(dim=2),
+                   {"pictures": images.detach(), "sentences": texts.detach()}, tangential=True)
     expect(similarity_of(unit(2, 3, 4).double(), unit(2, 4).double()).dtype == torch.float64,
            "vectors of float64 give another kind of number: take the kind that comes in.")
 
@@ -144,21 +162,25 @@ ITC_PAIRS = {(one, other): ITC_SLIPS[one] | ITC_SLIPS[other] for one, other in c
 def itc_loss(loss_of: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     """Both directions, divided by the temperature, smoothed, with shared targets."""
     given, losses = [], []
-    for ids in ([0, 1, 2, 0, 3, 0], [4, 4, 1, 7, 1], [2, 0, 1, 2]):
+    for ids, smoothing in (([0, 1, 2, 0, 3, 0], None), ([4, 4, 1, 7, 1], None), ([2, 0, 1, 2], 0.0), ([5, 3, 4], 0.0),
+                           ([1, 2, 1], 0.5), ([1, 2], None)):
         random.shuffle(ids)
-        b, smoothing, temperature = len(ids), random.uniform(0.1, 0.3), torch.tensor(random.uniform(0.1, 0.5))
+        b, smoothing = len(ids), random.uniform(0.1, 0.3) if smoothing is None else smoothing
+        temperature = torch.tensor(random.uniform(0.25, 0.6))
         same = torch.tensor(ids)[:, None] == torch.tensor(ids)
         cosine = 2 * torch.rand(b, b) - 1
         numbers = cosine.tolist(), same.tolist(), temperature.item(), smoothing
-        output = expect_tensor(loss_of(cosine, same, temperature, smoothing), (), "the loss")
-        expect(cosine.tolist() == numbers[0] and same.tolist() == numbers[1],
+        output = expect_tensor(loss_of(cosine, same, temperature, smoothing), (),
+                               f"with smoothing {smoothing:.2g} the loss")
+        expect(cosine.tolist() == numbers[0] and same.tolist() == numbers[1] and temperature.item() == numbers[2],
                "your function changed what it was given.")
+        steady(loss_of(cosine, same, temperature, smoothing), output)
         given.append(numbers)
         losses.append(output.item())
 
     def like(**slip: str) -> bool:
         """Whether the losses are those of the loops with such a slip: all of them, as one may be so by chance."""
-        return all(math.isclose(slow_itc(*numbers, **slip), loss, rel_tol=1e-4)
+        return all(math.isclose(slow_itc(*numbers, **slip), loss, rel_tol=1e-4, abs_tol=1e-6)
                    for numbers, loss in zip(given, losses, strict=True))
 
     if not like():
@@ -166,8 +188,26 @@ def itc_loss(loss_of: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None
             expect(not like(**slip), meaning)
         for two, slip in ITC_PAIRS.items():
             expect(not like(**slip), "two slips at once: " + " And: ".join(two))
-        expect(False, f"image ids {ids}: your loss is {losses[-1]:.4f}, that of the loops {slow_itc(*given[-1]):.4f}; "
-               "it is none of the usual slips, nor two of them at once. Begin with one row of logits and its target.")
+        cases = [(slow_itc(*numbers), loss, numbers) for numbers, loss in zip(given, losses, strict=True)]
+        off = [not math.isclose(right, loss, rel_tol=1e-4, abs_tol=1e-6) for right, loss, _ in cases]
+        right, loss, numbers = cases[off.index(True)]
+        entropies = [sum(-xlogx((1 - numbers[3]) * one / sum(row) + numbers[3] / len(row))
+                            for row in numbers[1] for one in row) / len(numbers[1]) for _, _, numbers in cases]
+        expect(not all(math.isclose(loss, right - low, rel_tol=1e-3, abs_tol=1e-4)
+                       for (right, loss, _), low in zip(cases, entropies, strict=True)), "your loss falls to zero "
+               "where a model is as sure as its target: that is the divergence from the target. Cross-entropy also "
+               "pays the target's own entropy.")
+        bare = [numbers[3] == 0 for _, _, numbers in cases]
+        expect(off != bare, "without smoothing (label_smoothing = 0) your loss is wrong, with it is right: 0 is a "
+               "smoothing like others.")
+        expect(off != [not one for one in bare], "without smoothing your loss is right, with it is wrong: what is "
+               "taken from a target, and who gets how much of it?")
+        alone = [all(sum(row) == 1 for row in numbers[1]) for _, _, numbers in cases]
+        expect(any(wrong for wrong, one in zip(off, alone, strict=True) if one), "where every picture has one caption "
+               "your loss is right, where one has several it is not: what does a row of targets add up to, and who "
+               "belongs to whom?")
+        expect(False, f"in a batch of {len(numbers[0])} your loss is {loss:.4f}, that of the loops {right:.4f}; it is "
+               "none of the usual slips, nor two of them at once. Begin with one row of logits and its target.")
     eye = torch.eye(5, dtype=torch.bool)
     equal = loss_of(torch.full((5, 5), 0.3), eye, torch.tensor(0.07), 0.1).item()
     expect(math.isclose(equal, math.log(5), rel_tol=1e-4), f"if all 5 candidates are alike the loss should be ln 5 = "
@@ -177,17 +217,34 @@ def itc_loss(loss_of: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None
     sharp = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).roll(random.randint(0, 1), 0)
     output, right = loss_of(sharp, eye[:2, :2], torch.tensor(0.005), 0.1).item(), slow_itc(
         sharp.tolist(), eye[:2, :2].tolist(), 0.005, 0.1)
+    expect(math.isfinite(output), f"at the temperature 0.005 your loss is {output}, and should be {right:.4g}: an "
+           "exponential has overflowed, or the logarithm of a vanished probability was taken.")
     expect(math.isclose(output, right, rel_tol=1e-3),
            f"at the temperature 0.005 your loss is {output:.4g}, and should be "
-           f"{right:.4g}: an exponential has overflowed, or the logarithm of a vanished probability was taken.")
-    cosine, temperature = (2 * torch.rand(4, 4) - 1).requires_grad_(), torch.tensor(0.3, requires_grad=True)
-    output = loss_of(cosine, eye[:4, :4], temperature, 0.1)
-    expect(output.requires_grad, "no gradient flows from the loss: did .item(), .detach() or no_grad come between?")
-    slopes = torch.autograd.grad(output, (cosine, temperature), allow_unused=True)
-    expect(slopes[0] is not None and bool((slopes[0] != 0).all()), "some cosine gets no gradient: every pair of the "
-           "batch takes part, in its row and in its column.")
-    expect(slopes[1] is not None and bool(slopes[1] != 0), "the temperature gets no gradient: it is a parameter and "
-           "learns.")
+           f"{right:.4g}: probabilities that small vanish in float32. Is something added to them before the logarithm, "
+           "or are they clipped?")
+    for ids, smoothing in (([0, 1, 2, 0], 0.1), ([0, 1, 2], 0.0)):
+        same = torch.tensor(ids)[:, None] == torch.tensor(ids)
+        cosine, temperature = 2 * torch.rand(len(ids), len(ids)) - 1, torch.tensor(0.3)
+        one = loss_of(cosine.requires_grad_(), same, temperature, smoothing)
+        expect(one.requires_grad, "no gradient flows from the loss: did .item(), .detach() or no_grad come between?")
+        cosine = cosine.detach()
+        learns = temperature.clone().requires_grad_()
+        slope = torch.autograd.grad(loss_of(cosine, same, learns, smoothing), learns, allow_unused=True)[0] if (
+            loss_of(cosine, same, learns, smoothing).requires_grad) else None
+        expect(slope is not None and bool(slope != 0), "the temperature gets no gradient: it is a parameter and "
+               "learns.")
+        same_gradients(lambda cosine, temperature, same=same, smoothing=smoothing: loss_of(
+            cosine, same, temperature, smoothing),
+            lambda cosine, temperature, same=same, smoothing=smoothing: fast_itc(cosine, same, temperature, smoothing),
+            {"cosines": cosine, "temperature": temperature})
+
+
+def fast_itc(cosine: Tensor, same: Tensor, temperature: Tensor, smoothing: float) -> Tensor:
+    """ITC through which gradients flow."""
+    target = (1 - smoothing) * same / same.sum(dim=1, keepdim=True) + smoothing / len(cosine)
+    logits = cosine / temperature
+    return -(target * (logits.log_softmax(dim=1) + logits.T.log_softmax(dim=1))).sum() / (2 * len(cosine))
 
 
 # --- numbers to know before training ----------------------------------------------------------------------------------
@@ -198,52 +255,109 @@ def xlogx(x: float) -> float:
     return x * math.log(x) if x > 0 else 0.0
 
 
+def entropy(batch: int, smoothing: float) -> float:
+    """That of a smoothed target."""
+    right, share = 1 - smoothing + smoothing / batch, smoothing / batch
+    return -xlogx(right) - (batch - 1) * xlogx(share)
+
+
+# What is made of batch and smoothing instead of the start, and of the floor; what it means.
+BEGINNINGS: dict[str, Callable[[int, float], float]] = {
+    "that is counted in bits, with the logarithm to the base 2; torch counts with e.":
+        lambda batch, smoothing: math.log2(batch),
+    "that is the logarithm to the base 10; torch counts with e.": lambda batch, smoothing: math.log10(batch),
+    "that is how many candidates there are, not what picking one of them costs.":
+        lambda batch, smoothing: float(batch),
+    "both directions are averaged, not added.": lambda batch, smoothing: 2 * math.log(batch),
+    "that is how often a blind guess is wrong, not its cross-entropy.": lambda batch, smoothing: 1 - 1 / batch,
+    "smoothing changes who is asked for, not what is paid if all candidates are equally likely.":
+        lambda batch, smoothing: (1 - smoothing) * math.log(batch),
+    "a batch of B has B candidates, the right one among them.": lambda batch, smoothing: math.log(max(1, batch - 1)),
+}
+FLOORS: dict[str, Callable[[int, float], float]] = {
+    "a model that is perfectly sure does pay: the smoothed target is not sure itself.": lambda batch, smoothing: 0.0,
+    "the smoothing is a share of the target, not a loss.": lambda batch, smoothing: smoothing,
+    "that is what the right answer would cost, were it all of the target.":
+        lambda batch, smoothing: -math.log(1 - smoothing),
+    "that is what the right answer would cost, were it all of the target, its share of the smoothing included.":
+        lambda batch, smoothing: -math.log(1 - smoothing + smoothing / batch),
+    "the wrong candidates are left out: each of them is asked for, with a small share.":
+        lambda batch, smoothing: -xlogx(1 - smoothing + smoothing / batch),
+    "only one wrong candidate is counted.": lambda batch, smoothing: -xlogx(
+        1 - smoothing + smoothing / batch) - xlogx(smoothing / batch),
+    "how many wrong candidates are there?": lambda batch, smoothing: -xlogx(
+        1 - smoothing + smoothing / batch) - batch * xlogx(smoothing / batch),
+    "the smoothed part is shared by all candidates; the right one gets its share of it, too.":
+        lambda batch, smoothing: -xlogx(1 - smoothing) - (batch - 1) * xlogx(smoothing / max(1, batch - 1)),
+    "these shares do not add up to one: the right candidate gets its part of the smoothing, too.":
+        lambda batch, smoothing: -xlogx(1 - smoothing) - (batch - 1) * xlogx(smoothing / batch),
+    "the smoothed part does not go to one candidate: it is shared by all.":
+        lambda batch, smoothing: -xlogx(1 - smoothing) - xlogx(smoothing),
+    "that is counted in bits, with the base 2; torch counts with e.":
+        lambda batch, smoothing: entropy(batch, smoothing) / math.log(2),
+    "both directions are averaged, not added.": lambda batch, smoothing: 2 * entropy(batch, smoothing),
+    "the sign: an entropy is never negative.": lambda batch, smoothing: -entropy(batch, smoothing),
+}
+
+
 @exercise("06.3", "lesson 06, section 4")
 def start_and_floor(predict: Callable[[int, float], tuple[float, float]]) -> None:
     """What knowing nothing costs, and what nobody gets below."""
-    drawn = [(random.randint(3, 500), random.uniform(0.01, 0.4)) for _ in range(3)]
-    for batch, smoothing in [(32, 0.1), *drawn, (2, 0.1), (16, 0.0), (1, 0.1)]:
+    given = [(32, 0.1), *((random.randint(3, 500), random.uniform(0.01, 0.4)) for _ in range(3)), (2, 0.1), (3, 0.25),
+             (16, 0.0), (1, 0.1)]
+    starts, floors = [], []
+    for batch, smoothing in given:
         said = f"with a batch of {batch} and smoothing {smoothing:.3g}"
         try:
             output = predict(batch, smoothing)
         except (ValueError, ZeroDivisionError) as error:
-            expect(False, f"{said} your function stops ({error}). What has the probability 0 takes no part: p ln p "
-                   "goes to 0 with p. And in a batch of one there is no wrong candidate.")
-        expect(isinstance(output, tuple | list) and len(output) == 2,
-               f"your function gives {output!r}; asked for are two numbers, start and floor.")
-        start, floor = (float(number) for number in output)
-        right, share = 1 - smoothing + smoothing / batch, smoothing / batch
-        lowest = -xlogx(right) - (batch - 1) * xlogx(share)
-        if math.isclose(start, math.log(batch), abs_tol=1e-6) and math.isclose(floor, lowest, abs_tol=1e-6):
-            continue
-        expect(floor <= start + 1e-6, f"{said} your floor lies above your start: are they exchanged?")
-        starts = {math.log2(batch): "that is counted in bits, with the logarithm to the base 2; torch counts with e.",
-                  math.log10(batch): "that is the logarithm to the base 10; torch counts with e.",
-                  float(batch): "that is how many candidates there are, not what picking one of them costs.",
-                  2 * math.log(batch): "both directions are averaged, not added.",
-                  1 - 1 / batch: "that is how often a blind guess is wrong, not its cross-entropy."}
-        meaning = next((why for number, why in starts.items() if math.isclose(start, number, abs_tol=1e-6)),
-                       "what does cross-entropy make of a right answer that has the probability 1 in B?")
-        expect(math.isclose(start, math.log(batch), abs_tol=1e-6), f"{said} your start is {start:.4f}; {meaning}")
-        other = smoothing / max(1, batch - 1)
-        floors = {0.0: "a model that is perfectly sure does pay: the smoothed target is not sure itself.",
-                  smoothing: "the smoothing is a share of the target, not a loss.",
-                  -math.log(1 - smoothing): "that is what the right answer would cost, were it all of the target.",
-                  -math.log(right): "that is what the right answer would cost, were it all of the target.",
-                  -xlogx(right): "the wrong candidates are left out: each of them is asked for, with a small share.",
-                  -xlogx(right) - xlogx(share): "only one wrong candidate is counted.",
-                  -xlogx(right) - batch * xlogx(share): "how many wrong candidates are there?",
-                  -xlogx(1 - smoothing) - (batch - 1) * xlogx(other): "the smoothed part is shared by all candidates; "
-                  "the right one gets its share of it, too.",
-                  -xlogx(1 - smoothing) - (batch - 1) * xlogx(share): "these shares do not add up to one: the right "
-                  "candidate gets its part of the smoothing, too.",
-                  -xlogx(1 - smoothing) - xlogx(smoothing): "the smoothed part does not go to one candidate: it is "
-                  "shared by all.",
-                  lowest / math.log(2): "that is counted in bits, with the base 2; torch counts with e."}
-        meaning = next((why for number, why in floors.items() if math.isclose(floor, number, abs_tol=1e-6)),
-                       "no prediction pays less than the entropy of its target. What is the target, candidate by "
-                       "candidate?")
-        expect(False, f"{said} your floor is {floor:.4f}; {meaning}")
+            if smoothing and batch > 1:
+                raise
+            _start_and_floor(given[:len(starts)], starts, floors)
+            expect(False, f"{said} your function stops ({error}). " + (
+                "In a batch of one there is no wrong candidate." if smoothing else
+                "What has the probability 0 takes no part: p ln p goes to 0 with p."))
+        pair = numbers_or_nan(output)
+        if any(map(math.isnan, pair)):
+            _start_and_floor(given[:len(starts)], starts, floors)
+        expect(not any(map(math.isnan, pair)), f"{said} your function gives nan: " + (
+            "what has the probability 0 takes no part, as p ln p goes to 0 with p. And how many wrong candidates are "
+            "there in a batch of one?" if not smoothing or batch == 1 else "of what was a logarithm taken?"))
+        starts.append(pair[0]), floors.append(pair[1])
+    _start_and_floor(given, starts, floors)
+
+
+def _start_and_floor(given: list[tuple[int, float]], starts: list[float], floors: list[float]) -> None:
+    """Raise Wrong with what wrong numbers mean."""
+    def near(one: float, other: float) -> bool:
+        return math.isclose(one, other, rel_tol=2e-5, abs_tol=2e-5)  # float32, too, is exact enough
+
+    right = [math.log(batch) for batch, _ in given], [entropy(*case) for case in given]
+    if not all(map(near, starts, right[0])):
+        place = next(i for i, (one, other) in enumerate(zip(starts, right[0], strict=True)) if not near(one, other))
+        said = "with a batch of {} and smoothing {:.3g}".format(*given[place])
+        expect(not all(map(near, starts, right[1])), f"{said} your start is {starts[place]:.4f}, and your floor "
+               f"{floors[place]:.4f}: are they exchanged?")
+        slips = {meaning: [slip(*case) for case in given] for meaning, slip in BEGINNINGS.items()}
+        expect(False, f"{said} your start is {starts[place]:.4f}; " + (
+            named(starts, slips, near) or
+            "what does cross-entropy make of a right answer that has the probability 1 in B?"))
+    if not all(map(near, floors, right[1])):
+        place = next(i for i, (one, other) in enumerate(zip(floors, right[1], strict=True)) if not near(one, other))
+        said = "with a batch of {} and smoothing {:.3g}".format(*given[place])
+        slips = {meaning: [slip(*case) for case in given] for meaning, slip in FLOORS.items()}
+        expect(False, f"{said} your floor is {floors[place]:.4f}; " + (
+            named(floors, slips, near) or
+            "no prediction pays less than the entropy of its target. What is the target, candidate by candidate?"))
+
+
+def numbers_or_nan(output: object) -> list[float]:
+    """Two numbers, which may be nan."""
+    if isinstance(output, tuple | list | Tensor) and len(output) == 2:
+        output = [math.nan if isinstance(one, float | np.floating | Tensor) and one != one else number(one)
+                  for one in output]
+        return [float(one) for one in output]
+    return numbers_of(output, 2, "two numbers, start and floor")
 
 
 # --- bugs in a black box ----------------------------------------------------------------------------------------------
@@ -258,23 +372,30 @@ MISSED = {
 }
 
 
+MAKES: dict[str, Callable[[Tensor, float], Tensor]] = {  # logits of cosines (b n q)
+    "right": lambda cosine, temperature: cosine.amax(dim=2) / temperature,
+    "multiplied": lambda cosine, temperature: cosine.amax(dim=2) * temperature,
+    "first query": lambda cosine, temperature: cosine[..., 0] / temperature,
+    "swapped": lambda cosine, temperature: cosine.amax(dim=2).T / temperature,
+}
+
+
 def black_box(bug: str) -> Callable[[Tensor, Tensor, float], Tensor]:
     """Somebody's logits (b n) of images (b q e) and texts (n e), with a bug or without."""
+    make = MAKES[bug]
+
     def logits_of(image_features: Tensor, text: Tensor, temperature: float) -> Tensor:
         expect(image_features.ndim == 3 and text.ndim == 2,
                f"the box takes image (b q e) and text (n e); you fed it the shapes "
                f"{tuple(image_features.shape)} and {tuple(text.shape)}.")
-        cosine = torch.einsum("bqe,ne->bnq", image_features, text)
-        cosine = cosine[..., 0] if bug == "first query" else cosine.amax(dim=2)
-        logits = cosine * temperature if bug == "multiplied" else cosine / temperature
-        return logits.T if bug == "swapped" else logits
+        return make(torch.einsum("bqe,ne->bnq", image_features, text), temperature)
     return logits_of
 
 
 @exercise("06.4", "lesson 06, sections 2, 3 and 7")
 def which_bug(name_of: Callable[[Callable[[Tensor, Tensor, float], Tensor]], str]) -> None:
     """Feed a black box what tells its bug."""
-    for bug in random.sample(BUGS * 3, 3 * len(BUGS)):
+    for bug in random.sample(BUGS * 25, 25 * len(BUGS)):  # often: who draws what he feeds it may be lucky
         output = name_of(black_box(bug))
         expect(isinstance(output, str) and output in BUGS,
                f"your function answers {output!r}; the answers are {', '.join(map(repr, BUGS))}.")
@@ -283,5 +404,5 @@ def which_bug(name_of: Callable[[Callable[[Tensor, Tensor, float], Tensor]], str
         expect(output != "right", MISSED.get(bug, ""))
         expect(bug != "right", f"you call a right box {output!r}: what does the right one answer to what you fed it?")
         expect(False,
-               f"you call a box {output!r} whose bug is {bug!r}: the two answer alike to what you fed it, or you "
-               "have taken their answers for each other.")
+               f"you call a box {output!r} whose bug is {bug!r}: do the two answer alike to what you fed it? What "
+               "would each of them say to it?")

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
@@ -74,6 +75,41 @@ def values_behind(query, key, value, mask=None):
     return attend(query, key, value.flip(2), mask)
 
 
+def detached(*which, with_mask=True):
+    """Right numbers, but some of the gradients are cut off: of query, key, value, scores or weights."""
+    def attention(query, key, value, mask=None):
+        given = {"query": query, "key": key, "value": value}
+        query, key, value = (one.detach() if name in which else one for name, one in given.items())
+        scores = query @ key.mT / math.sqrt(query.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights = scores.softmax(dim=-1).nan_to_num(0.0)
+        cut = "weights" in which and (with_mask or mask is None)
+        return (weights.detach() if cut else weights) @ value
+    return attention
+
+
+def with_dropout(query, key, value, mask=None):
+    return F.dropout(by_matmul(query, key, value, mask), 0.1)
+
+
+def over_heads(query, key, value, mask=None):
+    return (query @ key.mT / math.sqrt(query.shape[-1])).softmax(dim=1) @ value
+
+
+def nan_everywhere(query, key, value, mask=None):
+    """Where somebody may look at nothing, all is nan."""
+    result = by_matmul(query, key, value, mask)
+    return result if mask is None or mask.any(dim=-1).all() else result * torch.nan
+
+
+def by_where(query, key, value, mask=None):
+    scores = torch.einsum("bhsd,bhkd->bhsk", query, key) * query.shape[-1] ** -0.5
+    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    shares = torch.where(mask, (scores - scores.amax(dim=-1, keepdim=True)).exp(), 0.0)
+    return torch.einsum("bhsk,bhkd->bhsd", shares / shares.sum(dim=-1, keepdim=True).clamp(min=1e-30), value)
+
+
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +149,24 @@ def tokens_before_heads(x, heads, work):
 
 def one_by_one(x, heads, work):
     return torch.cat([work(part[:, None])[:, 0] for part in x.chunk(heads, dim=2)], dim=2)
+
+
+def head_by_head(x, heads, work):
+    """Cut and join by plain loops."""
+    d = x.shape[2] // heads
+    answer = work(torch.stack([x[:, :, head * d:(head + 1) * d] for head in range(heads)], dim=1))
+    result = torch.zeros_like(x)
+    for head in range(heads):
+        result[:, :, head * d:(head + 1) * d] = answer[:, head]
+    return result
+
+
+def always(heads=None, d=None):
+    """The mistake to write a size down as a number."""
+    def apply(x, given, work):
+        cut = rearrange(x, "b s (h d) -> b h s d", **({"h": heads} if heads else {"d": d}))
+        return rearrange(work(cut), "b h s d -> b s (h d)")
+    return apply
 
 
 def answer_dropped(x, heads, work):
@@ -246,6 +300,81 @@ class CountedOnly(Cross):
         return x.reshape(len(x), self.heads, x.shape[1], -1)
 
 
+class TwoHeads(Cross):
+    def __init__(self, width, heads, context_width):
+        super().__init__(width, 2, context_width)
+
+
+class WidthOfFour(Cross):
+    """The mistake to write the number of heads down by a width that happens to fit."""
+
+    def cut(self, x):
+        return rearrange(x, "b s (h d) -> b h s d", d=4 if x.shape[2] % 4 == 0 else x.shape[2])
+
+
+class CrossOfTorch(nn.MultiheadAttention):
+    """PyTorch's own layer cannot have the four names."""
+
+    def __init__(self, width, heads, context_width):
+        super().__init__(width, heads, kdim=context_width, vdim=context_width, batch_first=True)
+
+
+class CrossByName(Cross):
+    """PyTorch's function with the mask by name."""
+
+    def mix(self, query, key, value, mask):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+class CrossHeadByHead(Cross):
+    """One head after another."""
+
+    def forward(self, x, context, mask=None):
+        query, key, value = (part.chunk(self.heads, dim=2) for part in
+                             (self.query(x), self.key(context), self.value(context)))
+        mixed = [F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, 0])
+                 for q, k, v in zip(query, key, value, strict=True)]
+        return self.out(torch.cat(mixed, dim=-1))
+
+
+class Detached(Cross):
+    def forward(self, x, context, mask=None):
+        return super().forward(x, context.detach(), mask)
+
+
+class WithoutGradient(Cross):
+    @torch.no_grad()
+    def forward(self, x, context, mask=None):
+        return super().forward(x, context, mask)
+
+
+class FirstMask(Cross):
+    def mix(self, query, key, value, mask):
+        return super().mix(query, key, value, None if mask is None else mask[:1].expand_as(mask))
+
+
+class KeysAndValuesSwapped(Cross):
+    def forward(self, x, context, mask=None):
+        query, value, key = self.cut(self.query(x)), self.cut(self.key(context)), self.cut(self.value(context))
+        return self.out(self.join(self.mix(query, key, value, mask)))
+
+
+class DropsOut(Cross):
+    def forward(self, x, context, mask=None):
+        return F.dropout(super().forward(x, context, mask), 0.1)
+
+
+class Single(Cross):
+    def forward(self, x, context, mask=None):
+        return super().forward(x, context, mask).float()
+
+
+class OneMap(Cross):
+    def __init__(self, width, heads, context_width):
+        super().__init__(width, heads, context_width)
+        self.value = self.key
+
+
 # --- the broken one ---------------------------------------------------------------------------------------------------
 
 
@@ -296,50 +425,82 @@ def heads_in_one(query, key, mask):
     return weights(query, key, mask).mean(dim=1)
 
 
+def scaled_by(scale):
+    return lambda query, key, mask: (query @ key.mT * scale(query)).masked_fill(~mask, -torch.inf).softmax(dim=-1)
+
+
 ANSWERS = {
     "spread": Answers(
         [lambda d, a, b: d**0.5 * a * b, lambda d, a, b: math.sqrt(sum(a * a * b * b for _ in range(d))),
-         lambda d, a, b: (torch.randn(20000, d) * a * torch.randn(20000, d) * b).sum(dim=1).std().item()],
+         lambda d, a, b: (torch.randn(20000, d) * a * torch.randn(20000, d) * b).sum(dim=1).std().item(),
+         lambda d, a, b: np.float32(np.sqrt(d) * a * b), lambda d, a, b: torch.tensor(d * (a * b) ** 2).sqrt()],
         [(lambda d, a, b: d * a * b, "grows like d"), (lambda d, a, b: a * b, "does not grow"),
          (lambda d, a, b: 1.0, "begin with one product"), (lambda d, a, b: d * a * a * b * b, "variance"),
          (lambda d, a, b: math.sqrt(d), "deviations of their own"), (lambda d, a, b: d**0.5 * (a + b), "multiplied"),
          (lambda d, a, b: (d * a * b) ** 0.5, "one factor too many"), (lambda d, a, b: d**0.5 * a, "key's deviation"),
          (lambda d, a, b: d**0.5 * b, "query's deviation"), (lambda d, a, b: "√d", "a number"),
+         (lambda d, a, b: (d - 1) ** 0.5 * a * b, "one too few"), (lambda d, a, b: 8 * a * b, "begin with one product"),
+         (lambda d, a, b: math.isqrt(d) * a * b, "begin with one product"), (lambda d, a, b: math.nan, "nan"),
+         (lambda d, a, b: (d * (a * a + b * b)) ** 0.5, "its own deviation"), (lambda d, a, b: True, "a number"),
          (lambda d, a, b: a * b / d**0.5, "begin with one product")]),
     "attention": Answers(
-        [attend, by_matmul, by_loop,
+        [attend, by_matmul, by_loop, by_where,
          lambda query, key, value, mask=None: F.scaled_dot_product_attention(query, key, value, mask)],
         [(general(axis=2), "which other queries"), (general(scale=lambda d: 1.0), "as they come"),
          (general(scale=lambda d: 1 / d), "divided by too much"),
          (general(scale=lambda d: -(d**-0.5)), "sign too many"), (general(fill=-torch.inf), "gets nan"),
-         (average, "average of all"), (general(fill=-1e9), "average of all"), (general(after=True), "struck out only"),
+         (average, "average of all"), (general(fill=-1e9), "average of all"), (general(after=True), "then struck out"),
          (general(upside_down=True), "True means may look"), (general(fill=0.0), "still has a share"),
          (additive, "still has a share"), (general(first=True), "a forbidden key"),
          (lambda query, key, value, mask=None: attend(query, key, value), "it is not used"),
          (in_place, "changed a tensor"), (single_float, "keep the dtype"), (without_gradient, "no gradient"),
-         (values_behind, "the order in which keys"),
+         (values_behind, "the order in which keys"), (detached("query"), "reaches the query"),
+         (detached("key"), "reaches the key"), (detached("value"), "reaches the value"),
+         (detached("weights"), "reaches the query"), (detached("weights", with_mask=False), "reaches the query"),
+         (with_dropout, "two different results"), (over_heads, "one in all"), (nan_everywhere, "another one is nan"),
+         (general(scale=lambda d: 0.5), ""), (general(scale=lambda d: d**0.5), "should be divided"),
+         (lambda query, key, value, mask=None: by_matmul(query, key, value, mask).detach().numpy(), "NumPy"),
          (lambda query, key, value, mask=None: (query @ key.mT).relu() @ value, "one in all"),
          (lambda query, key, value, mask=None: attend(query, key, value, mask)[0], "(b h s d)")]),
     "in_heads": Answers(
-        [by_einops, by_view, by_chunks],
+        [by_einops, by_view, by_chunks, head_by_head],
         [(other_cut, "every n-th number"), (only_counted, "only counted anew"), (other_join, "in turns"),
          (joined_by_counting, "joining mixes tokens"), (tokens_before_heads, "what you give to work"),
-         (one_by_one, "what you give to work"), (answer_dropped, "what it was given"),
+         (one_by_one, "what you give to work"), (always(heads=2), ""), (always(heads=4), ""), (always(d=4), ""),
+         (lambda x, heads, work: by_einops(x.detach(), heads, work), "no gradient flows"),
+         (lambda x, heads, work: by_einops(x, heads, lambda cut: work(cut).detach()), "no gradient flows"),
+         (lambda x, heads, work: by_einops(x, heads, work).float(), "torch.float32"),
+         (lambda x, heads, work: by_einops(x, heads, lambda cut: work(cut).flip(1)), "joined"),
+         (answer_dropped, "work's answer is lost"),
          (lambda x, heads, work: x, "0 times"),
          (lambda x, heads, work: by_einops(x.flip(1), heads, work), "from nowhere else"),
          (lambda x, heads, work: work(rearrange(x, "b s (h d) -> b h s d", h=heads)), "(b s e)")]),
     "cross_attention": Answers(
-        [Cross, CrossByHand, CrossByEinsum],
+        [Cross, CrossByHand, CrossByEinsum, CrossByName, CrossHeadByHead],
         [(KeysFromX, "from which sequence"), (Swapped, "from which sequence"), (WithoutOut, "has not run"),
-         (Interleaved, "every n-th number"), (OneHead, "a single one"), (WholeWidth, "the whole vector"),
+         (Interleaved, "every n-th number"), (OneHead, "a single head"), (WholeWidth, "the whole vector"),
          (Unscaled, "not divided"), (ValuesOfKeys, "makes the keys"), (Unmasked, "not used"),
          (UpsideDown, "True means may look"), (Unregistered, "no linear map named key"),
+         (TwoHeads, ""), (WidthOfFour, ""),
+         (CrossOfTorch, "no linear map named query"), (Detached, "reaches the context"),
+         (WithoutGradient, "no gradient flows"), (FirstMask, "under the mask of the first"),
+         (KeysAndValuesSwapped, "have changed place"), (DropsOut, "two different results"), (Single, "keep the dtype"),
+         (OneMap, "no linear map named value"),
          (ThePictureLooks, "(b q e)"), (CountedOnly, "order in which the context"),
          (lambda width, heads, context_width: nn.Linear(width, width), "no linear map named query")]),
     "mended": Answers(
         [weights, renormalised, by_exponentials],
         [(broken, "which other queries"), (only_axis, "out of the game"), (only_mask, "a column"),
          (only_mask_finite, "which other queries"), (made_to_fit, "which other queries"),
-         (unscaled_weights, "its scores"), (zeros_before, "falls on a forbidden key"), (heads_in_one, "(b h s k)"),
+         (unscaled_weights, "no longer divided"), (zeros_before, "falls on a forbidden key"),
+         (heads_in_one, "(b h s k)"),
+         (scaled_by(lambda query: 8 ** -0.5), "not always 8"), (scaled_by(lambda query: 1 / query.shape[-1]), "by d"),
+         (scaled_by(lambda query: 0.5), "scores"),
+         (lambda query, key, mask: F.dropout(weights(query, key, mask), 0.1), "two different results"),
+         (lambda query, key, mask: weights(query, key.detach(), mask), "reaches the key"),
+         (lambda query, key, mask: weights(query, key, mask).detach(), "no gradient flows"),
+         (lambda query, key, mask: weights(query, key, mask) * torch.nan, "holds nan"),
+         (lambda query, key, mask: weights(query.float(), key.float(), mask), "keep the dtype"),
+         (lambda query, key, mask: weights(query, key, mask[:1].expand_as(mask)), "falls on a forbidden key"),
          (lambda query, key, mask: weights(query, key, ~mask), "falls on a forbidden key")]),
 }

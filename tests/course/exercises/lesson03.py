@@ -3,6 +3,7 @@
 import math
 from copy import deepcopy
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
@@ -73,6 +74,41 @@ def smoothed(image, weight, bias):
     return tokens + tokens.mean(dim=1, keepdim=True)
 
 
+def detached(*which):
+    def embed(image, weight, bias):
+        given = {"image": image, "weight": weight, "bias": bias}
+        return by_linear(*(one.detach() if name in which else one for name, one in given.items()))
+    return embed
+
+
+def wide_only(image, weight, bias):
+    """The mistake to take the longer side for the width."""
+    grid = sorted(side // weight.shape[-1] for side in image.shape[2:])
+    tokens = F.conv2d(image, weight, bias, stride=weight.shape[-1])
+    return tokens.reshape(len(image), len(bias), *grid).flatten(2).mT if image.shape[2] <= image.shape[3] else (
+        down_the_columns(image, weight, bias))
+
+
+def square_only(image, weight, bias):
+    tokens = by_linear(image, weight, bias)
+    gh, gw = (side // weight.shape[-1] for side in image.shape[2:])
+    return tokens.unflatten(1, (gh, gw)).transpose(1, 2).flatten(1, 2) if gh == gw else tokens
+
+
+def fixed_patch(image, weight, bias):
+    return F.conv2d(image, weight, bias, stride=4).flatten(2).mT
+
+
+def three_colours(image, weight, bias):
+    return sum(by_linear(image[:, [c]], weight[:, [c]], bias / 3) for c in range(3))
+
+
+def by_pixels_and_colours(image, weight, bias):
+    p = weight.shape[-1]
+    patches = rearrange(image, "b c (gh p1) (gw p2) -> b (gh gw) (p1 p2 c)", p1=p, p2=p)
+    return torch.matmul(patches, rearrange(weight, "e c p1 p2 -> (p1 p2 c) e")).add(bias)
+
+
 # --- positions --------------------------------------------------------------------------------------------------------
 
 
@@ -92,8 +128,9 @@ def by_module(positions, gh, gw):
     grid = math.isqrt(positions.shape[1] - 1)
     config = ViTConfig(image_size=2 * grid, patch_size=2, width=positions.shape[2], layers=0, heads=1, mlp_width=2)
     vit = ViT(config)
-    vit.position_embedding = nn.Parameter(positions)
-    return vit.positions_for(gh, gw).detach()
+    del vit.position_embedding
+    vit.position_embedding = positions
+    return vit.positions_for(gh, gw)
 
 
 def by_einops(positions, gh, gw):
@@ -144,6 +181,31 @@ def in_place(positions, gh, gw):
     return made
 
 
+def in_half(positions, gh, gw):
+    grid = math.isqrt(positions.shape[1] - 1)
+    table = positions[:, 1:].mT.unflatten(2, (grid, grid))
+    return torch.cat([positions[:, :1], F.interpolate(table, (gh, gw), mode="bicubic").flatten(2).mT], dim=1)
+
+
+def by_matrices(positions, gh, gw, kind=torch.float32):
+    """Resized along one axis after the other, with what resizing makes of single places."""
+    grid = math.isqrt(positions.shape[1] - 1)
+    down, across = (F.interpolate(torch.eye(grid)[None, :, :, None], (new, 1), mode="bicubic")[0, :, :, 0].T.to(kind)
+                    for new in (gh, gw))
+    table = positions[0, 1:].to(kind).unflatten(0, (grid, grid))
+    made = torch.einsum("yi,xj,ije->yxe", down, across, table).flatten(0, 1)[None]
+    return torch.cat([positions[:, :1], made.to(positions.dtype)], dim=1)
+
+
+def fixed_grid(positions, gh, gw):
+    return resized()(torch.cat([positions[:, :1], positions[:, 1:17]], dim=1), gh, gw)
+
+
+def untouched_where_it_fits(positions, gh, gw):
+    """The mistake to compare only the number of patches."""
+    return positions if gh * gw == positions.shape[1] - 1 else by_einops(positions, gh, gw)
+
+
 # --- a map ------------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +246,19 @@ def rows_too_long(weights, height, width, patch):
 def column_by_column(weights, height, width, patch):
     row, column = divmod(int(weights[-(height // patch) * (width // patch):].argmax()), height // patch)
     return row * patch, column * patch, (row + 1) * patch, (column + 1) * patch
+
+
+def by_largest(weights, height, width, patch):
+    """The mistake to take a first weight that is the largest for the class token's."""
+    return by_divmod(weights[1:] if weights.argmax() == 0 else weights, height, width, patch, drop=0)
+
+
+def by_parity(weights, height, width, patch):
+    return by_divmod(weights, height, width, patch, drop=len(weights) % 2)
+
+
+def by_root(weights, height, width, patch):
+    return by_divmod(weights, height, width, patch, drop=math.isqrt(len(weights)) ** 2 != len(weights))
 
 
 # --- which layer ------------------------------------------------------------------------------------------------------
@@ -228,6 +303,65 @@ def zeroed(vit, image):
     return features
 
 
+def in_eval_mode(vit, image):
+    vit.eval()
+    return heard(vit, image)
+
+
+def wants_no_gradient(vit, image):
+    vit.requires_grad_(False)
+    return heard(vit, image)
+
+
+def clears_all(vit, image):
+    features = heard(vit, image)
+    vit.blocks[-2]._forward_hooks.clear()
+    return features
+
+
+def runs_twice(vit, image):
+    vit(image)
+    return heard(vit, image)
+
+
+def keeps_an_attribute(vit, image):
+    vit.features = heard(vit, image)
+    return vit.features
+
+
+def own_forward(vit, image, restore=True):
+    """The block's forward replaced, and put back."""
+    kept, block = [], vit.blocks[-2]
+    forward = block.forward
+    block.forward = lambda x: kept.append(forward(x)) or kept[-1]
+    vit(image)
+    if restore:
+        block.forward = forward
+    return kept[0]
+
+
+def without_the_last(vit, image):
+    """The last block and the norm put aside for one call."""
+    last, norm = vit.blocks[-1], vit.norm
+    vit.blocks[-1], vit.norm = nn.Identity(), nn.Identity()
+    try:
+        return vit(image)
+    finally:
+        vit.blocks[-1], vit.norm = last, norm
+
+
+def numbered(place):
+    return lambda vit, image: heard(vit, image, place)
+
+
+def never_called(vit, image):
+    part = next(part for part in vit.children() if isinstance(part, nn.Linear))
+    x = part(image.flatten(2).mT)
+    for block in vit.blocks[:-1]:
+        x = block(x)
+    return x
+
+
 class Remembers:
     """Keeps what it heard first, for ever."""
 
@@ -235,7 +369,7 @@ class Remembers:
         self.kept = {}
 
     def __call__(self, vit, image):
-        key = tuple(vit.something.weight.flatten().tolist())
+        key = tuple(vit.norm.weight.flatten().tolist())
         return self.kept.setdefault(key, heard(vit, image))
 
 
@@ -329,6 +463,61 @@ def without_statistics(encoder):
     return as_lavis(encoder)
 
 
+def patches_the_class(encoder):
+    nn.Module.train = lambda self, mode=True: self
+    return encoder.eval().requires_grad_(False)
+
+
+def patches_its_class(encoder):
+    encoder.eval().requires_grad_(False)
+    type(encoder).train = lambda self, mode=True: self
+    return encoder
+
+
+def known_layers_only(encoder):
+    """The mistake to hold only the layers that one can name."""
+    encoder.eval().requires_grad_(False)
+    for part in encoder.modules():
+        if isinstance(part, nn.BatchNorm2d | nn.BatchNorm1d | nn.Dropout):
+            part.train = lambda mode=True, part=part: part
+    return encoder
+
+
+def switches_gradients_off(encoder):
+    torch.set_grad_enabled(False)
+    return as_lavis(encoder)
+
+
+def every_part(encoder):
+    """Each part keeps its own mode."""
+    encoder.eval().requires_grad_(False)
+    for part in encoder.modules():
+        part.train = lambda mode=True, part=part: part
+    return encoder
+
+
+class Eval(nn.Module):
+    """The encoder around which every call switches to eval mode first."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False)
+
+    def forward(self, image):
+        self.encoder.eval()
+        return self.encoder(image)
+
+
+def of_another_class(encoder):
+    own = type("Frozen", (type(encoder),), {"train": lambda self, mode=True: nn.Sequential.train(self, False)})
+    encoder.__class__ = own
+    return encoder.eval().requires_grad_(False)
+
+
+def copied(encoder):
+    return as_lavis(deepcopy(encoder))
+
+
 class WritesDown(Locked):
     """In eval mode, but it keeps a running mean by itself."""
 
@@ -348,35 +537,55 @@ class WakesUp(Locked):
 
 ANSWERS = {
     "patch_tokens": Answers(
-        [by_linear, by_einsum, by_convolution, by_unfolding, by_slices],
+        [by_linear, by_einsum, by_convolution, by_unfolding, by_slices, by_pixels_and_colours],
         [(down_the_columns, "down the columns"), (colours_last, "the wrong weights"),
          (stretches, "a stretch of memory"),
          (wrong_side, "on its side"), (turned, "turned round"), (overlapping, "do not overlap"),
          (smoothed, "no token looks at others"),
          (lambda image, weight, bias: by_linear(image, weight, torch.zeros_like(bias)), "bias is missing"),
-         (lambda image, weight, bias: by_linear(image, weight, 2 * bias), "loop over squares"),
+         (lambda image, weight, bias: by_linear(image, weight, 2 * bias), "more than once"),
+         (lambda image, weight, bias: by_linear(image, 2 * weight, bias), "loop over squares"),
+         (detached("image"), "reaches the picture"), (detached("weight"), "reaches the weight"),
+         (detached("bias"), "reaches the bias"), (detached("image", "weight", "bias"), "no gradient flows"),
+         (wide_only, "as one reads"), (square_only, "as one reads"),
+         (fixed_patch, ""), (three_colours, ""), (lambda image, weight, bias: by_linear(image.flip(1), weight, bias),
+                                                  "changed places"),
+         (lambda image, weight, bias: by_linear(image.float(), weight.float(), bias.float()), "keep the dtype"),
+         (lambda image, weight, bias: F.dropout(by_linear(image, weight, bias), 0.1), "two different results"),
          (lambda image, weight, bias: by_linear(image, weight, bias).mT, "(b v e)"),
          (lambda image, weight, bias: F.conv2d(image, weight, bias, stride=weight.shape[-1]), "(b v e)"),
          (lambda image, weight, bias: by_linear(image[:, :, :1].expand_as(image), weight, bias), "no token at all")]),
     "resize_positions": Answers(
-        [by_module, by_einops, channel_by_channel, resized()],
+        [by_module, by_einops, channel_by_channel, resized(), by_matrices],
         [(class_last, "at the end"), (class_dropped, "(1 v e)"), (class_resized, "nothing to resize"),
          (class_replaced, "nothing to resize"), (resized(align_corners=True), "outermost"),
          (resized(mode="bilinear"), "two neighbours"), (resized(mode="nearest"), "a copy of the nearest"),
          (resized(antialias=True), "blurred"), (resized(source="1 (gw gh) e -> 1 e gh gw"), "rows have become columns"),
          (resized(swapped=True), "other ones"), (the_first_ones, "differ along a row"),
+         (in_half, "compute in float32"), (fixed_grid, ""), (untouched_where_it_fits, ""),
+         (lambda *given: by_matrices(*given, kind=given[0].dtype), "compute in float32"),
+         (lambda *given: by_einops(*given).detach(), "no gradient flows"),
+         (resized(mode="area"), "mean of an area"), (resized(mode="nearest-exact"), "neighbours should be mixed"),
          (always_float, "torch.bfloat16"), (in_place, "changed the positions")]),
     "brightest": Answers(
-        [by_divmod, by_grid, by_pixels],
+        [by_divmod, by_grid, by_pixels, lambda *given: np.array(by_divmod(*given)),
+         lambda *given: torch.tensor(by_divmod(*given)), lambda *given: [float(edge) for edge in by_divmod(*given)],
+         lambda *given: tuple(torch.tensor(edge) for edge in by_divmod(*given))],
         [(lambda *given: by_divmod(*given, drop=0), "one weight more"), (last_dropped, "one weight more"),
          (lambda *given: by_divmod(*given, swap=True), "swapped"), (rows_too_long, "as long as the grid is wide"),
          (lambda *given: by_divmod(*given, size=True), "width and height"),
          (lambda *given: by_divmod(*given, unit=1), "numbers of patches"),
          (lambda *given: by_divmod(*given, inclusive=1), "where the next patch"),
          (column_by_column, "along a row"), (lambda *given: by_divmod(*given)[:2], "four numbers"),
-         (lambda *given: (0, 0, 1, 1), "the row and the column")]),
+         (lambda *given: (0, 0, 1, 1), "how many patches"), (by_largest, "class token"), (by_parity, ""),
+         (by_root, ""), (lambda *given: by_divmod(*given, drop=1), "not every encoder"),
+         (lambda *given: [str(edge) for edge in by_divmod(*given)], "should give a number"),
+         (lambda *given: tuple(by_divmod(*given)[i] for i in (0, 2, 1, 3)), "another order"),
+         (lambda *given: tuple(by_divmod(*given)[i] + (i > 1) for i in range(4)), "left and top are right"),
+         (lambda weights, *given: by_divmod(-weights[-(given[0] // given[2]) * (given[1] // given[2]):], *given),
+          "smallest weight"), (lambda weights, *given: by_divmod(weights.fill_(1), *given), "changed the weights")]),
     "second_to_last": Answers(
-        [heard, entering_the_last, shortened],
+        [heard, entering_the_last, shortened, own_forward, without_the_last, torch.no_grad()(heard)],
         [(lambda vit, image: vit(image), "the whole encoder"),
          (lambda vit, image: heard(vit, image, -1), "one block before"),
          (lambda vit, image: heard(vit, image, before=True), "one block too early"),
@@ -384,12 +593,19 @@ ANSWERS = {
          (only_shorter, "a norm of its own"), (shortened_in_place, "has changed the encoder"),
          (zeroed, "encoder's weights"), (lambda vit, image: heard(vit, image, remove=False), "is left in the encoder"),
          (lambda vit, image: heard(vit, image, 0, before=True), "enters the first block"),
-         (lambda vit, image: heard(vit, image)[:, 1:], "(b v e)"), (Remembers(), "left over from the first")]),
+         (lambda vit, image: heard(vit, image)[:, 1:], "(b v e)"), (Remembers(), "left over from the first"),
+         (in_eval_mode, "between train and eval"), (wants_no_gradient, "want a gradient"),
+         (clears_all, "somebody else's hook"), (runs_twice, "ran 2 times"), (keeps_an_attribute, "left something"),
+         (lambda vit, image: own_forward(vit, image, restore=False), "left something"), (never_called, "never called"),
+         (numbered(0), "what leaves the first block"), (numbered(2), ""), (numbered(-3), ""),
+         (lambda vit, image: 2 * heard(vit, image), "not the features")]),
     "frozen": Answers(
-        [as_lavis, Locked, Hidden],
+        [as_lavis, Locked, Hidden, every_part, Eval, of_another_class, copied],
         [(only_gradients, "went along"), (only_gradients_in_train_mode, "rolls dice"),
          (only_an_attribute, "by itself"), (only_its_top, "still want a gradient"),
          (only_eval, "still want a gradient"), (without_momentum, "went along"), (only_dropout, "went along"),
          (hands_nothing_back, "hand the encoder back"), (without_statistics, "already changed"),
-         (WritesDown, "each time"), (WakesUp, "written down on the way")]),
+         (WritesDown, "each time"), (WakesUp, "written down on the way"),
+         (patches_the_class, "changed the class Module"), (patches_its_class, "changed the class Sequential"),
+         (known_layers_only, "went along"), (switches_gradients_off, "switched off for everybody")]),
 }

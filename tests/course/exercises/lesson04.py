@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import tokenizers
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,28 @@ def unknown_is_zero(caption, vocabulary):
             vocabulary["[SEP]"]]
 
 
+def by_truth(caption, vocabulary):
+    """The mistake to ask whether an id is true, not whether there is one."""
+    known = {piece: i for piece, i in vocabulary.items() if i}
+    pieces = [piece for word in caption.split() for piece in pieces_of(word, known)]
+    return [vocabulary[piece] for piece in ["[CLS]", *pieces, "[SEP]"]]
+
+
+def of_first_vocabulary():
+    """The mistake to keep what became of a word, whatever the vocabulary."""
+    kept = {}
+
+    def encode(caption, vocabulary):
+        if "[CLS]" not in kept or caption.split() and not any(caption.split()[0][:1] in piece for piece in kept):
+            kept.update(vocabulary)
+        return framed(pieces_of)(caption, kept)
+    return encode
+
+
+def whole(word, vocabulary):
+    return [word if word in vocabulary else "[UNK]"]
+
+
 # --- turned -----------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +162,22 @@ def neighbours(x, positions, theta):
     mixed = torch.cat([x[..., ::2], x[..., 1::2]], dim=-1)
     first, second = by_rotate(mixed, positions, theta).chunk(2, dim=-1)
     return torch.stack([first, second], dim=-1).flatten(-2)
+
+
+def without_heads(x, positions, theta):
+    """The mistake to let angles (b s d) meet x (b h s d) without an axis for the heads."""
+    half = x.shape[-1] // 2
+    angles = positions[..., None].float() * theta ** (-2 * torch.arange(half) / x.shape[-1])
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()],
+                     dim=-1).to(x.dtype)
+
+
+def slowest_first(x, positions, theta):
+    half = x.shape[-1] // 2
+    order = torch.arange(half).flip(0)
+    order = torch.cat([order, order + half])
+    return by_rotate(x[..., order], positions, theta)[..., order]
 
 
 # --- next_word_loss ---------------------------------------------------------------------------------------------------
@@ -203,6 +242,37 @@ def in_place(logits, ids, mask):
 def mean_probability(logits, ids, mask):
     real = mask[:, 1:]
     return 1 - logits.softmax(-1)[:, :-1][real].gather(1, ids[:, 1:][real][:, None]).mean()
+
+
+def by_name(logits, ids, mask):
+    """The mistake to look the next word up by name: a word that comes again has two."""
+    rows = [row[:int(real.sum())].tolist() for row, real in zip(ids, mask, strict=True)]
+    found = [F.cross_entropy(logits[i, p], torch.tensor(row[row.index(word) + 1])) for i, row in enumerate(rows)
+             for p, word in enumerate(row[:-1])]
+    return torch.stack(found).mean()
+
+
+def ignoring(which):
+    def loss(logits, ids, mask):
+        labels = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
+        return F.cross_entropy(logits[:, :-1].transpose(1, 2), labels.masked_fill(labels == which, -100))
+    return loss
+
+
+def up_to_the_end(logits, ids, mask):
+    """The mistake to stop a text at its first end."""
+    end = ids[0, -1]
+    ended = (ids == end).long().cumsum(dim=1) - (ids == end).long() > 0
+    return by_selection(logits, ids, ~ended)
+
+
+def half_cut(logits, ids, mask):
+    return by_selection(logits, ids, mask) / 2 + by_selection(logits.detach(), ids, mask) / 2
+
+
+def by_probability(logits, ids, mask):
+    chance = logits.softmax(dim=-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    return -chance[mask[:, 1:]].log().mean()
 
 
 # --- at_the_start -----------------------------------------------------------------------------------------------------
@@ -288,30 +358,73 @@ def changes_the_prompts(model, prompts, pad, steps):
     return result
 
 
+def filled_with(own):
+    """The mistake to pad with an id of one's own, and to know padding by it."""
+    return lambda model, prompts, pad, steps: writing(by_id=True)(model, prompts, own, steps)
+
+
+def written_by_id(model, prompts, pad, steps):
+    """The mistake to know padding among what is written by its id."""
+    ids, attention_mask = filled(prompts, pad, left=True)
+    start = ids.shape[1]
+    for _ in range(steps):
+        hidden = model(model.embed(ids), masks.causal(attention_mask), masks.token_positions(attention_mask))
+        words = model.lm_logits(hidden[:, -1]).argmax(-1)
+        ids, attention_mask = torch.cat([ids, words[:, None]],
+                                        dim=1), torch.cat([attention_mask, words[:, None] != pad], dim=1)
+    return ids[:, start:]
+
+
+def four_steps(model, prompts, pad, steps):
+    return writing()(model, prompts, pad, 4)
+
+
+def stops_at_pad(model, prompts, pad, steps):
+    words = writing()(model, prompts, pad, steps)
+    ended = (words == pad).long().cumsum(dim=1) > 0
+    return words.masked_fill(ended, pad)
+
+
 ANSWERS = {
     "wordpiece": Answers(
-        [framed(pieces_of), framed(recursive), by_library],
+        [framed(pieces_of), framed(recursive), by_library,
+         lambda caption, known: list(np.array(framed(pieces_of)(caption, known)))],
         [(framed(lambda word, known: pieces_of(word, known, longest=False)), "a longer one was there"),
          (framed(lambda word, known: pieces_of(word, known, mark="")), "has a name of its own"),
          (framed(lambda word, known: pieces_of(word, known, loose=True)), "only continues words"),
          (framed(lambda word, known: pieces_of(word, known, partial=True)), "One gap"),
          (framed(going_back), "never goes back"), (framed(from_the_right), "from right to left"),
-         (framed(dropped), "was dropped"), (frame_per_word, "frame the text"), (unknown_is_zero, "is nobody's"),
+         (framed(dropped), "was dropped"), (frame_per_word, "frame the text"),
+         (unknown_is_zero, "the id of [UNK] stands"),
          (lambda caption, known: framed(pieces_of)(caption, known)[1:], "begin with [CLS]"),
          (lambda caption, known: framed(pieces_of)(caption, known)[:-1], "end with [SEP]"),
-         (lambda caption, known: ["[CLS]", *caption.split(), "[SEP]"], "ids, not pieces")]),
+         (lambda caption, known: ["[CLS]", *caption.split(), "[SEP]"], "ids, not pieces"),
+         (by_truth, "has the id 0"), (of_first_vocabulary(), ""),
+         (framed(whole), "pieces of words are in the vocabulary"),
+         (lambda caption, known: [101, *framed(pieces_of)(caption, known)[1:-1], 102], "does not begin"),
+         (lambda caption, known: [*framed(pieces_of)(caption, known)[:-1], 102], "does not end"),
+         (lambda caption, known: framed(pieces_of)(" ".join(sorted(set(caption.split()))), known), ""),
+         (lambda caption, known: tuple(framed(pieces_of)(caption, known)), "should give a list"),
+         (lambda caption, known: [float(i) for i in framed(pieces_of)(caption, known)], "no whole number")]),
     "turned": Answers(
         [by_rotate, by_complex, by_matrix, turning()],
         [(turning(sign=-1), "wrong way round"), (neighbours, "neighbouring channels"),
          (turning(stretch=True), "lengths change"), (turning(equal=True), "equally fast"),
-         (turning(step=1.0), "pair 1 of"), (turning(grow=1.0), "too fast"),
+         (turning(step=1.0), "half of what it should"), (turning(grow=1.0), "the sign of the exponent"),
+         (turning(step=4.0), "twice what it should"), (turning(step=3.0), "pair 1 of"), (without_heads, ""),
+         (lambda x, positions, theta: by_rotate(x, positions, 10000.0), "theta is an argument"),
+         (lambda x, positions, theta: by_rotate(x, positions, 100.0), "pair 1 of"),
+         (lambda x, positions, theta: by_rotate(x.detach(), positions, theta), "no gradient flows"),
+         (lambda x, positions, theta: F.dropout(by_rotate(x, positions, theta), 0.1), "two different results"),
+         (lambda x, positions, theta: by_rotate(x.float(), positions, theta), ""), (slowest_first, "pairs stand first"),
          (turning(place=lambda p: torch.arange(p.shape[1]).expand_as(p)), "does not depend on the positions"),
          (turning(place=lambda p: p + 1), "at position 0"), (turning(add=True), "lengths change"),
-         (turning(place=lambda p: p[:1].expand_as(p)), "does the batch meet the batch"),
+         (turning(place=lambda p: p[:1].expand_as(p)), "positions of the first"),
+         (turning(place=lambda p: p.flip(1)), "does the batch meet the batch"),
          (lambda x, positions, theta: turning()(x.float(), positions, theta).float(), "torch.bfloat16"),
          (turning(coarse=True), "cannot count that far")]),
     "next_word_loss": Answers(
-        [by_selection, by_ignoring, by_gather, by_loop],
+        [by_selection, by_ignoring, by_gather, by_loop, by_probability],
         [(shifted(0), "just read"), (shifted(-1), "the wrong way"), (shifted(2), "shifted twice"),
          (lambda logits, ids, mask: by_selection(logits, ids, torch.ones_like(mask)), "behind it"),
          (mask_of_the_asked, "who answers"), (by_id, "nobody learns to stop"), (of_means, "of a short text"),
@@ -320,11 +433,20 @@ ANSWERS = {
          (lambda logits, ids, mask: by_selection(logits.softmax(-1), ids, mask), "was taken of a softmax"),
          (lambda logits, ids, mask: by_selection(logits, ids, mask) / math.log(2), "in bits"),
          (lambda logits, ids, mask: -by_selection(logits, ids, mask), "the sign"),
+         (by_name, "a word may come again"), (ignoring(0), ""), (up_to_the_end, "a word may come again"),
+         (half_cut, "part of the way cut off"),
+         (lambda logits, *given: by_selection(F.dropout(logits, 0.1), *given), "two different"),
+         (lambda logits, ids, mask: by_selection(logits, ids, mask & (ids != 0)), ""),
+         (lambda logits, ids, mask: by_selection(logits, ids, mask) + 1, "weighed alike"),
+         (lambda logits, ids, mask: by_selection(logits[:1], ids[:1], mask[:1]), ""),
          (mean_probability, "no logarithm"),
          (lambda logits, ids, mask: by_selection(logits.detach(), ids, mask), "no gradient"),
          (lambda logits, ids, mask: by_selection(logits, ids, mask).item(), "not a tensor")]),
     "at_the_start": Answers(
         [starting(lambda flat, spread: flat + spread**2 / 2), by_drawing,
+         lambda vocabulary, width, std: np.array([math.log(vocabulary) + std**2 * width / 2,
+                                                  vocabulary * math.exp(std**2 * width / 2)]),
+         lambda vocabulary, width, std: (loss := np.float32(np.log(vocabulary) + std**2 * width / 2), np.exp(loss)),
          lambda vocabulary, width, std: (math.log(vocabulary * math.exp(std * std * width / 2)),
                                          vocabulary * math.exp(width * std**2 / 2))],
         [(starting(lambda flat, spread: flat), "random beliefs"),
@@ -339,7 +461,14 @@ ANSWERS = {
           "nothing were random"),
          (starting(lambda flat, spread: flat + spread**2 / 2, lambda loss: math.exp(-loss)), "the other way up"),
          (starting(lambda flat, spread: flat + spread**2 / 2, lambda loss: loss), "not the loss itself"),
-         (starting(lambda flat, spread: 1.0), "gives every word the same"),
+         (starting(lambda flat, spread: 1.0), "gives every word the same"), (starting(lambda flat, spread: flat), ""),
+         (starting(lambda flat, spread: flat + spread**2 / 2, lambda loss: 0.0), "equally likely words"),
+         (starting(lambda flat, spread: flat + spread**2 / 2, lambda loss: math.inf), "equally likely words"),
+         (starting(lambda flat, spread: math.exp(flat + spread**2 / 2), math.log), "the first number"),
+         (starting(lambda flat, spread: 1e6, lambda loss: 1.0), "gives every word the same"),
+         (starting(lambda flat, spread: math.nan, lambda loss: 1.0), "nan"),
+         (lambda vocabulary, width, std: (10.98, math.exp(10.98)), ""),
+         (lambda vocabulary, width, std: ("10.98", 1.0), "should give a number"),
          (lambda vocabulary, width, std: math.log(vocabulary), "two numbers")]),
     "write_on": Answers(
         [writing(), one_by_one, with_cache, writing(left=False, newest=True)],
@@ -349,6 +478,7 @@ ANSWERS = {
          (writing(feed=False), "what it has written"), (writing(see_own=False), "may it see that"),
          (writing(scrambled=True), "Are the rows in their order"),
          (mask_on_the_other_side, "of a batch go on differently than alone"), (writing(whole=True), "(b steps)"),
-         (changes_the_prompts, "changed the prompts"),
+         (changes_the_prompts, "changed the prompts"), (filled_with(0), "does not tell"), (filled_with(1), "tell"),
+         (written_by_id, "of a word which is written"), (four_steps, "(b steps)"), (stops_at_pad, ""),
          (lambda model, prompts, pad, steps: writing()(model, prompts, pad, steps + 1)[:, 1:], "the likeliest")]),
 }

@@ -1,7 +1,9 @@
 """Answers to the exercises of lesson 05."""
 
 import copy
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -84,6 +86,46 @@ def adds_in_place(parts, x, queries, image, mask):
     return by_lines(parts, x, queries, image, mask)
 
 
+def cutting(what):
+    """Right numbers through which no gradient, or not all of it, flows."""
+    def run(parts, x, queries, image, mask):
+        start = x.detach() if what in ("x", "branch") else x
+        x = parts.self_norm(start + parts.self_attention(x.detach() if what == "x" else x, mask))
+        q, t = x[:, :queries], x[:, queries:]
+        if queries and parts.cross_attention is not None:
+            image = image.detach() if what == "picture" else image
+            q = parts.cross_norm(q + parts.cross_attention(q, context=image))
+        return torch.cat([parts.query_norm(q + parts.query_mlp(q)), parts.text_norm(t + parts.text_mlp(t))], dim=1)
+    if what == "x":
+        return lambda parts, x, queries, image, mask: run(parts, x, queries, image, mask).detach()
+    return run
+
+
+def swapped_norms(parts, x, queries, image, mask):
+    x = parts.self_norm(x + parts.self_attention(x, mask))
+    q, t = x[:, :queries], x[:, queries:]
+    if queries and parts.cross_attention is not None:
+        q = parts.cross_norm(q + parts.cross_attention(q, context=image))
+    return torch.cat([parts.text_norm(q + parts.query_mlp(q)), parts.query_norm(t + parts.text_mlp(t))], dim=1)
+
+
+def first_mask(parts, x, queries, image, mask):
+    return by_lines(parts, x, queries, image, mask[:1].expand_as(mask))
+
+
+def own_mask(parts, x, queries, image, mask):
+    """The mistake to make the mask anew, without padding."""
+    return by_lines(parts, x, queries, image, torch.ones_like(mask))
+
+
+def unfed_text(parts, x, queries, image, mask):
+    """The text is fed forward, and what comes out is thrown away."""
+    kept = []
+    result = by_lines(SimpleNamespace(**{**vars(parts), "text_mlp": lambda t: kept.append(t) or parts.text_mlp(t)}), x,
+                      queries, image, mask)
+    return torch.cat([result[:, :queries], kept[0]], dim=1)
+
+
 # --- fresh_queries ----------------------------------------------------------------------------------------------------
 
 
@@ -96,6 +138,21 @@ def drawn_in_place(queries, width, std):
 def seeded(queries, width, std):
     torch.manual_seed(0)
     return drawn_in_place(queries, width, std)
+
+
+def in_pairs(queries, width, std):
+    """Two queries of each kind."""
+    return nn.Parameter(std * torch.randn(1, (queries + 1) // 2, width).repeat(1, 2, 1)[:, :queries])
+
+
+def own_generator(queries, width, std):
+    return nn.Parameter(std * torch.randn(1, queries, width, generator=torch.Generator().manual_seed(0)))
+
+
+def restored(queries, width, std):
+    made = drawn_in_place(queries, width, std)
+    torch.manual_seed(7)
+    return made
 
 
 # --- begin_as_bert ----------------------------------------------------------------------------------------------------
@@ -127,6 +184,37 @@ def filling(homes=HOMES, how="load"):
 def shares_with_text(block, bert):
     filling({ours: theirs for ours, theirs in HOMES.items() if "query" not in ours})(block, bert)
     block.query_mlp, block.query_norm = block.text_mlp, block.text_norm
+
+
+def copied_once():
+    """The mistake to keep one copy for all blocks."""
+    kept = {}
+
+    def fill(block, bert):
+        for ours, theirs in HOMES.items():
+            setattr(block, ours, kept.setdefault((ours, id(bert)), copy.deepcopy(getattr(bert, theirs))))
+    return fill
+
+
+def leaves_eval(block, bert):
+    filling()(block, bert)
+    block.train(not block.training)
+
+
+def without_biases(block, bert):
+    with torch.no_grad():
+        for ours, theirs in HOMES.items():
+            for (name, one), other in zip(getattr(block, ours).named_parameters(),
+                                          getattr(bert, theirs).parameters(), strict=True):
+                if "weight" in name:
+                    one.copy_(other)
+
+
+def by_state(block, bert):
+    """One dictionary for the whole block."""
+    state = {f"{ours}.{name}": value for ours, theirs in HOMES.items()
+             for name, value in getattr(bert, theirs).state_dict().items()}
+    block.load_state_dict(state, strict=False)
 
 
 def moves(block, bert):
@@ -185,6 +273,21 @@ def instead(**pairs):
     return lambda slopes: pairs.get(by_columns(slopes).replace(", ", "_").replace(" ", "_"), by_columns(slopes))
 
 
+def two_blocks_only(slopes):
+    """The mistake to look at row 1 as if it were the last."""
+    return by_columns(slopes[:2])
+
+
+def first_row_only(slopes):
+    return by_columns(slopes[:1])
+
+
+def by_cross(slopes):
+    """The mistake to take a map without nan in its first row for one of both sides, whichever they are."""
+    output = by_columns(slopes)
+    return "fused, text" if output == "queries alone" and not slopes[0, :2].isnan().any() else output
+
+
 # --- reading_cost -----------------------------------------------------------------------------------------------------
 
 
@@ -204,17 +307,22 @@ ANSWERS = {
         [(blocked(pre=True), "that is pre-norm"), (blocked(all_read=True), "only queries see the picture"),
          (blocked(swap=True), "each side has its own"), (blocked(one_mlp=True), "each side has its own"),
          (blocked(late=True), "what has been read"), (blocked(early=True), "first hear each other"),
-         (blocked(plain=True), "adds to what it got"), (blocked(order=True), "text stands before"),
+         (blocked(plain=True), "is added to"), (blocked(order=True), "text stands before"),
          (blocked(always=True), "are None"), (blocked(masked=False), "got no mask"),
          (blocked(blind=True), "without a picture"), (blocked(by_place=True), "Hand the picture over by name"),
-         (blocked(stale=True), "the queries are not"), (blocked(apart=True), "more than once"),
-         (adds_in_place, "changed the x"),
+         (blocked(stale=True), "is added to"), (blocked(apart=True), "more than once"),
+         (adds_in_place, "changed the x"), (cutting("x"), "no gradient flows"), (cutting("picture"), "the picture"),
+         (cutting("branch"), "part of the way"), (torch.no_grad()(by_lines), "no gradient flows"),
+         (swapped_norms, "tokens"), (first_mask, "self_norm got something else"), (own_mask, "self_norm got something"),
+         (lambda parts, x, *rest: by_lines(parts, x.float(), *rest).float(), ""), (unfed_text, "is not what the last"),
          (lambda parts, x, queries, image, mask: by_lines(parts, x, queries, image, mask)[:, :queries],
           "(b s e)")]),
     "fresh_queries": Answers(
         [drawn_in_place, lambda q, e, std: nn.Parameter(std * torch.randn(1, q, e)),
          lambda q, e, std: nn.Parameter(torch.normal(0.0, std, (1, q, e))),
-         lambda q, e, std: nn.Parameter(torch.stack([torch.randn(e) * std for _ in range(q)])[None])],
+         lambda q, e, std: nn.Parameter(torch.stack([torch.randn(e) * std for _ in range(q)])[None]),
+         lambda q, e, std: nn.Parameter(torch.from_numpy(np.random.normal(0, std, (1, q, e))).float()),
+         lambda q, e, std: nn.Parameter(12**0.5 * std * (torch.rand(1, q, e) - 0.5))],
         [(lambda q, e, std: nn.Parameter(torch.zeros(1, q, e)), "stay alike"),
          (lambda q, e, std: nn.Parameter(torch.full((1, q, e), std)), "though not zero"),
          (lambda q, e, std: nn.Parameter(std * torch.randn(1, 1, e).repeat(1, q, 1)), "though not zero"),
@@ -225,26 +333,36 @@ ANSWERS = {
          (lambda q, e, std: nn.Parameter(std * torch.randn(q, e)), "(1 q e)"),
          (lambda q, e, std: nn.Parameter(2 * 3**0.5 * std * torch.rand(1, q, e)), "mean"),
          (lambda q, e, std: nn.Parameter(std * torch.randn(1, q, e), requires_grad=False), "no gradient"),
-         (seeded, "a seed is fixed")]),
+         (seeded, "a seed fixed"), (own_generator, "a seed fixed"), (restored, "random numbers follow"),
+         (in_pairs, "nearly alike"), (lambda q, e, std: nn.Parameter(std * torch.randn(1, q, e).double()), "float64"),
+         (lambda q, e, std: nn.Parameter(nn.init.trunc_normal_(torch.empty(1, q, e), std=std, a=-2 * std, b=2 * std)),
+          "too small"), (lambda q, e, std: nn.Parameter(0.02 * torch.randn(1, q, e)), "too small"),
+         (lambda q, e, std: nn.Parameter(std * torch.rand(1, q, e)), "too small"),
+         (lambda q, e, std: nn.Parameter(std * torch.randn(1, q, 1).expand(1, q, e).clone()), "nearly alike")]),
     "begin_as_bert": Answers(
-        [filling(), filling(how="values"), filling(how="copy")],
+        [filling(), filling(how="values"), filling(how="copy"), by_state],
         [(shares_with_text, "one and the same memory"), (filling(how="share"), "one and the same memory"),
          (filling(how="data"), "one and the same memory"), (without("query_mlp", "query_norm"), "need a start as well"),
          (without("query_norm"), "need a start as well"), (without("self_norm"), "has not been filled"),
          (filling(HOMES | {"self_norm": "mlp_norm", "text_norm": "attention_norm"}), "another part"),
          (fills_cross, "never seen a picture"), (moves, "BERT itself"), (halves, "neither BERT's"),
-         (frozen, "no longer be trained")]),
+         (frozen, "no longer be trained"), (copied_once(), "of another block"), (leaves_eval, "train and eval"),
+         (without_biases, "has not been filled"), (without("text_mlp"), "has not been filled")]),
     "which_pass": Answers(
         [by_columns, by_two_rows],
-        [(instead(text_alone="apart, text"), "two different answers"),
+        [(two_blocks_only, "you take"), (first_row_only, "you take"), (by_cross, "you take"),
+         (instead(apart_text="apart, queries"), "there was no loss"),
+         (instead(text_alone="apart, text"), "two different answers"),
          (instead(apart_queries="queries alone"), "two different answers"),
          (instead(fused_text="apart, text"), "earlier blocks"), (instead(apart_queries="fused, queries"), "earlier"),
          (instead(fused_text="fused, queries"), "the last block"),
          (instead(fused_queries="fused, text"), "the last block"),
-         (instead(queries_alone="text alone"), "In which columns"),
+         (instead(queries_alone="text alone"), "was not there"),
+         (instead(queries_alone="fused, text"), "In which columns"),
          (lambda slopes: "itc", "the answers are"), (lambda slopes: 3, "the answers are")]),
     "reading_cost": Answers(
-        [formula, by_matrices],
+        [formula, by_matrices, lambda *sizes: np.int64(formula(*sizes)), lambda *sizes: float(formula(*sizes)),
+         lambda *sizes: torch.tensor(formula(*sizes))],
         [(lambda *sizes: 2 * formula(*sizes), "one multiply-add is both"),
          (lambda q, v, e, wide, heads: 2 * e * (v * wide + q * e + heads * q * v), "each is narrower"),
          (lambda q, v, e, wide, heads: e * (2 * v * wide + q * e + 2 * q * v), "something still happens"),
@@ -253,5 +371,10 @@ ANSWERS = {
          (lambda q, v, e, wide, heads: 2 * e * (v * e + q * e + q * v), "as the encoder makes them"),
          (lambda q, v, e, wide, heads: 4 * q * e * e + 2 * q * v * e, "not of queries"),
          (lambda q, v, e, wide, heads: 2 * wide * e + 2 * e * e, "how often"),
-         (lambda q, v, e, wide, heads: str(q), "should give a number")]),
+         (lambda q, v, e, wide, heads: str(q), "should give a number"),
+         (lambda q, v, e, wide, heads: 2 * e * (q * e + q * v), "projecting the patches"),
+         (lambda q, v, e, wide, heads: 2 * q * v * e, "the projections are missing"),
+         (lambda q, v, e, wide, heads: 2 * e * (v * wide + q * e) + 2 * q * v * e // heads, "but there are several"),
+         (lambda q, v, e, wide, heads: formula(q, v, e, 1408, heads), "go through it"),
+         (lambda q, v, e, wide, heads: formula(q, v, 768, wide, heads), "go through it")]),
 }

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -23,6 +24,26 @@ def by_loop(image, text):
 def of_queries(make):
     """A similarity that does something else with the cosines (b n q)."""
     return lambda image, text: make(torch.einsum("bqe,ne->bnq", image, text))
+
+
+def from_zero(image, text):
+    """The mistake to begin the search for the largest at 0."""
+    best = torch.zeros(len(image), len(text))
+    for query in image.unbind(dim=1):
+        best = torch.maximum(best, query @ text.T)
+    return best
+
+
+def by_cosine(image, text):
+    return F.cosine_similarity(image[:, None], text[None, :, None], dim=-1).amax(dim=2)
+
+
+def by_top(image, text):
+    return torch.topk(torch.tensordot(image, text, dims=([2], [1])), 1, dim=1).values[:, 0]
+
+
+def half_cut(image, text):
+    return (by_matmul(image, text) + by_matmul(image.detach(), text)) / 2
 
 
 # --- 06.2 -------------------------------------------------------------------------------------------------------------
@@ -75,6 +96,47 @@ def changing(cosine, same_image, temperature, label_smoothing):
     return by_entropy(cosine, same_image, 1.0, label_smoothing)
 
 
+def one_side_cut(cosine, same_image, temperature, label_smoothing):
+    """Right numbers; the sentences' direction teaches nobody."""
+    return (itc(both=False)(cosine, same_image, temperature, label_smoothing)
+            + itc(both=False)(cosine.T.detach(), same_image, temperature.detach(), label_smoothing)) / 2
+
+
+def temperature_half_cut(cosine, same_image, temperature, label_smoothing):
+    logits, still = cosine / temperature, cosine / temperature.detach()
+    target = same_image / same_image.sum(dim=1, keepdim=True)
+    return (F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+            + F.cross_entropy(still.T, target, label_smoothing=label_smoothing)) / 2
+
+
+def ten_percent(cosine, same_image, temperature, label_smoothing):
+    """The mistake to take a smoothing of 0 for none given."""
+    return by_entropy(cosine, same_image, temperature, label_smoothing or 0.1)
+
+
+def with_divergence(cosine, same_image, temperature, label_smoothing):
+    """The mistake to take the divergence from the target, which leaves its entropy out."""
+    b = len(cosine)
+    target = (1 - label_smoothing) * same_image / same_image.sum(dim=1, keepdim=True) + label_smoothing / b
+    logits = cosine / temperature
+    return sum(F.kl_div(side.log_softmax(dim=1), target, reduction="batchmean") for side in (logits, logits.T)) / 2
+
+
+def with_a_little(cosine, same_image, temperature, label_smoothing):
+    """The mistake to add something inside the logarithm."""
+    b, logits = len(cosine), cosine / temperature
+    target = (1 - label_smoothing) * same_image / same_image.sum(dim=1, keepdim=True) + label_smoothing / b
+    return -sum((target * (side.softmax(dim=1) + 1e-8).log()).sum() for side in (logits, logits.T)) / (2 * b)
+
+
+def by_logsumexp(cosine, same_image, temperature, label_smoothing):
+    logits = cosine / temperature
+    target = torch.where(same_image, (1 - label_smoothing) / same_image.sum(dim=1, keepdim=True), 0.0)
+    target = target + label_smoothing / len(cosine)
+    rows, columns = logits.logsumexp(dim=1, keepdim=True) - logits, logits.logsumexp(dim=0, keepdim=True) - logits
+    return ((target * rows).sum(dim=1).mean() + (target * columns).sum(dim=0).mean()) / 2
+
+
 # --- 06.3 -------------------------------------------------------------------------------------------------------------
 
 
@@ -87,6 +149,19 @@ def by_torch(batch, smoothing):
     target = torch.full((batch,), smoothing / batch, dtype=torch.float64)
     target[0] += 1 - smoothing
     return torch.tensor(float(batch), dtype=torch.float64).log().item(), torch.special.entr(target).sum().item()
+
+
+def by_single(batch, smoothing):
+    """In float32, number by number."""
+    target = torch.full((batch,), smoothing / batch)
+    target[0] += 1 - smoothing
+    return torch.tensor(batch).float().log(), torch.distributions.Categorical(target).entropy()
+
+
+def with_nan(batch, smoothing):
+    target = torch.full((batch,), smoothing / batch)
+    target[0] += 1 - smoothing
+    return math.log(batch), -(target * target.log()).sum().item()
 
 
 def floor(make):
@@ -137,15 +212,28 @@ def taken_for_each_other(logits_of):
 
 SOME = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[0, 0, 1], [0, 0.6, 0.8]]])
 
+def lucky(box):
+    """The mistake to leave to chance whether the first query wins."""
+    image, text = (F.normalize(torch.randn(*shape), dim=-1) for shape in ((1, 2, 3), (2, 3)))
+    return probe(image, text, 0.1)(box)
+
+
 ANSWERS = {
     "similarity": Answers(
-        [Stage1.similarity, by_matmul, by_loop,
+        [Stage1.similarity, by_matmul, by_loop, by_cosine, by_top,
          lambda image, text: (image.flatten(0, 1) @ text.T).unflatten(0, image.shape[:2]).amax(dim=1)],
         [(lambda image, text: image[:, 0] @ text.T, "first query"), (lambda image, text: image[:, -1] @ text.T, "last"),
          (of_queries(lambda cosines: cosines.mean(dim=2)), "mean over the queries"),
          (of_queries(lambda cosines: cosines.sum(dim=2)), "sum over the queries"),
          (of_queries(lambda cosines: cosines.amin(dim=2)), "fits worst"),
          (of_queries(lambda cosines: cosines.abs().amax(dim=2)), "without its sign"),
+         (from_zero, "taken for zero"),
+         (of_queries(lambda cosines: cosines.amax(dim=2).clamp(min=0)), "taken for zero"),
+         (half_cut, "part of the way cut off"), (lambda image, text: by_matmul(image.detach(), text), "the pictures"),
+         (of_queries(lambda cosines: 1 - cosines.amax(dim=2)), "a distance"),
+         (of_queries(lambda cosines: cosines.sort(dim=2).values[..., -2:][..., 0]), "second best"),
+         (of_queries(lambda cosines: cosines.amax(dim=1)), "(b n)"),
+         (of_queries(lambda cosines: F.dropout(cosines.amax(dim=2), 0.1)), "two different results"),
          (of_queries(lambda cosines: cosines.amax(dim=2).T), "exchanged"),
          (of_queries(lambda cosines: cosines), "asked for is (b n)"),
          (of_queries(lambda cosines: cosines.amax(dim=2).detach()), "no gradient flows"),
@@ -154,7 +242,7 @@ ANSWERS = {
          (lambda image, text: by_matmul(image.float(), text.float()), "float64"),
          (lambda image, text: by_matmul(image - image.mean(dim=1, keepdim=True), text), "the numbers are others")]),
     "itc_loss": Answers(
-        [by_stage1, by_entropy, by_rows],
+        [by_stage1, by_entropy, by_rows, by_logsumexp],
         [(itc(scale=torch.mul), "cannot leave ln B"), (itc(scale=lambda cosine, _: cosine), "takes no part"),
          (itc(scale=lambda cosine, temperature: cosine / temperature**2), "twice"),
          (itc(both=False), "only pictures pick"),
@@ -171,6 +259,11 @@ ANSWERS = {
          (itc(scale=lambda cosine, temperature: cosine * temperature.exp()), "CLIP's log-scale"),
          (itc(smooth=False, both=False), "two slips at once: only pictures pick among sentences"),
          (itc(scale=lambda cosine, _: cosine, mean=1.0), "And: the two directions are added"),
+         (one_side_cut, "part of the way cut off"), (temperature_half_cut, "part of the way cut off"),
+         (ten_percent, "0 is a smoothing"), (with_divergence, "own entropy"), (with_a_little, "added to them"),
+         (lambda *given: by_stage1(given[0].detach(), *given[1:]), "no gradient flows"),
+         (lambda cosine, same, *rest: by_stage1(cosine, torch.eye(len(same)).bool(), *rest), "counts as a wrong"),
+         (lambda cosine, same, temperature, smoothing: by_stage1(cosine, same, 0.07, smoothing), "none of the usual"),
          (naive, "overflowed"), (changing, "changed what it was given"),
          (lambda cosine, same, temperature, smoothing: by_stage1(cosine, same, temperature.item(), smoothing),
           "temperature gets no gradient"),
@@ -178,7 +271,10 @@ ANSWERS = {
          (lambda cosine, *rest: len(cosine) * by_stage1(cosine, *rest), "rows are added"),
          (lambda *given: by_stage1(*given) + 1, "none of the usual slips")]),
     "start_and_floor": Answers(
-        [by_list, by_torch, lambda batch, smoothing: [math.log(batch), by_list(batch, smoothing)[1]]],
+        [by_list, by_torch, lambda batch, smoothing: [math.log(batch), by_list(batch, smoothing)[1]],
+         lambda batch, smoothing: tuple(map(np.float32, by_list(batch, smoothing))), by_single,
+         lambda batch, smoothing: np.array(by_list(batch, smoothing)),
+         lambda batch, smoothing: torch.tensor(by_list(batch, smoothing))],
         [(floor(lambda batch, smoothing: 0.0), "not sure itself"),
          (floor(lambda batch, smoothing: smoothing), "not a loss"),
          (floor(lambda batch, smoothing: -math.log(1 - smoothing)), "were it all of the target"),
@@ -187,7 +283,13 @@ ANSWERS = {
          (lambda batch, smoothing: (math.log2(batch), by_list(batch, smoothing)[1]), "bits"),
          (lambda batch, smoothing: (float(batch), by_list(batch, smoothing)[1]), "how many candidates"),
          (lambda batch, smoothing: by_list(batch, smoothing)[::-1], "exchanged"),
-         (lambda batch, smoothing: math.log(batch), "two numbers"),
+         (lambda batch, smoothing: math.log(batch), "two numbers"), (with_nan, "takes no part"),
+         (floor(lambda batch, smoothing: -by_list(batch, smoothing)[1]), "never negative"),
+         (lambda batch, smoothing: (math.log(max(1, batch - 1)), by_list(batch, smoothing)[1]), "the right one among"),
+         (lambda batch, smoothing: ((1 - smoothing) * math.log(batch), by_list(batch, smoothing)[1]), "who is asked"),
+         (lambda batch, smoothing: (math.log(batch), 0.6365), "candidate by candidate"),
+         (floor(lambda batch, smoothing: by_list(batch, 0.1)[1]), "candidate by candidate"),
+         (lambda batch, smoothing: ("3.4", "0.6"), "should give a number"),
          (floor(lambda batch, smoothing: 0.1 + by_list(batch, smoothing)[1]), "entropy of its target")]),
     "which_bug": Answers(
         [by_hand, probe(SOME, torch.eye(3), 0.1),
@@ -197,7 +299,9 @@ ANSWERS = {
          (probe(SOME[:, :1], torch.eye(3), 0.1), "first query only"),
          (probe(torch.eye(2)[:, None].repeat(1, 2, 1) + torch.tensor([[0.0, 0], [0.5, 0.5]]), torch.eye(2), 0.1, False),
           "rows are sentences"),
-         (taken_for_each_other, "for each other"),
+         (taken_for_each_other, "What would each of them say"), (lucky, "first query only"),
+         (lambda box: None, "the answers are"),
+         (lambda box: "multiplied", ""),
          (lambda box: by_hand(lambda image, *rest: box(image[0], *rest)), "you fed it the shapes"),
          (by_shape_only, "passes for right"),
          (lambda box: "multiplied", "")]),
