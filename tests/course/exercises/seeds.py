@@ -1,4 +1,5 @@
-"""Do verdicts depend on luck? Every answer, right and wrong, under many seeds: python -m tests.course.exercises.seeds 01 02
+"""Do verdicts depend on luck? Every answer, right and wrong, under many seeds: see --help.
+
 
 Prints right answers that were refused, wrong ones that passed or got another message than theirs, and verdicts that
 changed from seed to seed; ends with 1 if there are any. --seeds 40 is the default.
