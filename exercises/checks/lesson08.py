@@ -7,19 +7,28 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from . import Wrong, exercise, expect, expect_tensor
+from . import Wrong, close, exercise, expect, expect_tensor
+from .slips import agree, name_slip, short, slopes, telling, whole
 
 IGNORED = -100  # where nothing is asked; F.cross_entropy passes over it
 VOCABULARY = 23
 
 
 def captions(lengths: Sequence[int], pad: int | None = None) -> tuple[Tensor, Tensor]:
-    """Ids (b t) of captions that begin with 1 and end with 2, and their mask; all padding is `pad`, or the end."""
+    """Ids (b t) of captions that begin with 1 and end with 2, and their mask; all padding is `pad`, or the end.
+
+    Words come twice, and numbers that mean something elsewhere (0, 1, 2) occur among them.
+    """
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     ids = torch.randint(3, VOCABULARY - 1, mask.shape)
+    for row, length in zip(ids, lengths, strict=True):
+        if length > 4:  # somewhere inside, in any order
+            inside = torch.randperm(length - 2)[:3] + 1
+            row[inside] = torch.tensor([0, 1, int(row[inside[0]])])[torch.randperm(3)]
     ids[:, 0] = 1
     ids[torch.arange(len(lengths)), torch.tensor(lengths) - 1] = 2
     return ids.masked_fill(~mask, 2 if pad is None else pad), mask
@@ -30,12 +39,57 @@ def captions(lengths: Sequence[int], pad: int | None = None) -> tuple[Tensor, Te
 WORDS = "a the red green circle star above of picture there is two and left".split()
 
 
+def into_row(words: list[str], length: int) -> list[str]:
+    """What goes in."""
+    return (["[DEC]", *words, "[SEP]"] + ["[PAD]"] * length)[:length]
+
+
+def asked_row(words: list[str], length: int) -> list[str]:
+    """What is asked for."""
+    return ([*words, "[SEP]"] + ["-"] * length)[:length]
+
+
+def by_name(words: list[str], length: int) -> list[str]:
+    """What comes next, looked up by name: after the last of that name."""
+    into, right = into_row(words, length), asked_row(words, length)
+    following = dict(zip(into, right, strict=True))
+    return [following[name] for name in into]
+
+
+def by_first_name(words: list[str], length: int) -> list[str]:
+    """What comes next, looked up by name: after the first of that name."""
+    into, right = into_row(words, length), asked_row(words, length)
+    return [right[into.index(name)] for name in into]
+
+
+LOOKED_UP = ("the next token is looked up by name, and a word that stands there twice has two next ones: what comes "
+             "next is a matter of place.")
+ASKED_SLIPS = {
+    "each place is asked for the very token that it was given.":
+        lambda words, length: ["[DEC]", *words, "[SEP]"] + ["-"] * (length - len(words) - 2),
+    "each place is asked for the very token that it was given, padding included.": into_row,
+    "each place is asked for the token *before* it: the shift goes the other way.":
+        lambda words, length: ["-", *into_row(words, length)[:-1]],
+    "each place is asked for the token *before* it: which way is the shift to go?":
+        lambda words, length: ["-", "[DEC]", *words] + ["-"] * (length - len(words) - 2),
+    LOOKED_UP: by_name,
+    LOOKED_UP + " You find the first of that name.": by_first_name,
+    "[SEP] is never asked for: then nobody learns where to stop.":
+        lambda words, length: list(words) + ["-"] * (length - len(words)),
+    "each place is asked for the token after the next: the shift is by one.":
+        lambda words, length: ([*words[1:], "[SEP]"] + ["-"] * length)[:length] if words else None,
+}
+
+
 @exercise("08.1", "lesson 08, section 1")
 def in_and_asked(rows_of: Callable[[list[str], int], tuple[list[str], list[str]]]) -> None:
     """What goes in and what is asked for, place by place."""
-    for count, padding in ((2, 0), (3, 2), (1, 1), (random.randint(4, 7), random.randint(0, 3)), (0, 0)):
-        words = random.sample(WORDS, count)
-        length = count + 2 + padding
+    one, other, third = random.sample(WORDS, 3)
+    draws = [([one, other], 4), ([one, other, third], 7), ([one], 4), ([one, other, one], 6), ([third, third], 5),
+             ([one, other, third, other, one, other], 8), (random.choices(WORDS, k=random.randint(4, 7)), 10), ([], 2),
+             ([], 4)]
+    answers = []
+    for words, length in draws:
         given = list(words)
         output = rows_of(words, length)
         expect(words == given, "your function changed the list of words that it was given.")
@@ -46,24 +100,25 @@ def in_and_asked(rows_of: Callable[[list[str], int], tuple[list[str], list[str]]
         said = f"for the words {' '.join(words) or '(none)'} in {length} places"
         for row, what in ((into, "goes in"), (asked, "is asked for")):
             expect(len(row) == length, f"{said}: what {what} has {len(row)} places.")
-        right_in = ["[DEC]", *words, "[SEP]"] + ["[PAD]"] * padding
-        right = [*words, "[SEP]", "-"] + ["-"] * padding
-        if into != right_in:
+        if into != into_row(words, length):
             expect("[CLS]" not in into, f"{said}: [CLS] goes in; while decoding it does not occur.")
             expect("[DEC]" in into[:1], f"{said}: {into[0]!r} goes in first, and nothing tells that we are to decode.")
             expect("[SEP]" in into, f"{said}: [SEP] does not go in: the text ends with it in every pass.")
             expect(False, f"{said}: what goes in is {' '.join(map(str, into))}. Which token comes first, which last?")
-        if asked != right:
-            expect(asked != right_in and asked[:count + 2] != right_in[:count + 2], f"{said}: each place is asked for "
-                   "the very token that it was given.")
-            expect(asked[1:] != right_in[:-1] and asked[1:count + 2] != right_in[:count + 1], f"{said}: each place is "
-                   "asked for the token *before* it: the shift goes the other way.")
-            expect("[DEC]" not in asked and "[CLS]" not in asked, f"{said}: the beginning is asked for. Nothing "
-                   "stands before it that could be asked.")
-            expect("[PAD]" not in asked, f"{said}: padding is asked for: a word that nobody says.")
-            expect("[SEP]" in asked, f"{said}: [SEP] is never asked for: then nobody learns where to stop.")
-            expect(False, f"{said}: asked for is, in your answer, {' '.join(map(str, asked))}. What comes after each "
-                   "token that goes in?")
+        answers.append(asked)
+    right = [asked_row(*draw) for draw in draws]
+    if answers == right:
+        return
+    words, length, asked = next((*draw, one) for draw, one, truth in zip(draws, answers, right, strict=True)
+                                if one != truth)
+    said = f"for the words {' '.join(words) or '(none)'} in {length} places"
+    name_slip({f"{said}: {meaning}": slip for meaning, slip in ASKED_SLIPS.items()}, draws, answers, right)
+    expect("[DEC]" not in asked and "[CLS]" not in asked, f"{said}: the beginning is asked for. Nothing stands before "
+           "it that could be asked.")
+    expect("[PAD]" not in asked, f"{said}: padding is asked for: a word that nobody says.")
+    expect("[SEP]" in asked, f"{said}: [SEP] is never asked for: then nobody learns where to stop.")
+    expect(False, f"{said}: asked for is, in your answer, {' '.join(map(str, asked))}. What comes after each token "
+           "that goes in?")
 
 
 # --- [DEC] ------------------------------------------------------------------------------------------------------------
@@ -72,10 +127,11 @@ def in_and_asked(rows_of: Callable[[list[str], int], tuple[list[str], list[str]]
 @exercise("08.2", "lesson 08, section 1")
 def decoder_ids(ids_of: Callable[[Tensor, int], Tensor]) -> None:
     """[CLS] becomes [DEC] on the way in."""
-    for lengths, dec in (((5, 3, 2), VOCABULARY - 1), ((4,), random.randint(30, 40_000)), ((2, 2), 30_522)):
-        ids, _ = captions(lengths, pad=0)
-        if ids.shape[1] > 3:
-            ids[0, 2] = 1  # the number of [CLS] once more, in the middle
+    for lengths, dec, pad in (((7, 3, 5), VOCABULARY - 1, 0), ((6,), random.randint(30, 40_000), 0),
+                              ((2, 2), 30_522, 0), ((5, 8), random.randint(30, 90), None), ((6, 6), 0, 0)):
+        ids, _ = captions(lengths, pad=pad)
+        if ids.shape[1] > 4:
+            ids[0, 2:4] = torch.tensor([1, dec])[torch.randperm(2)]  # [CLS] and [DEC] once more, in the middle
         before = ids.clone()
         output = ids_of(ids, dec)
         expect(torch.equal(ids, before), "the ids that you were given have changed: they are the labels, too, and the "
@@ -84,58 +140,90 @@ def decoder_ids(ids_of: Callable[[Tensor, int], Tensor]) -> None:
                "there is one token more "
                "than before: [DEC] does not stand in front of [CLS].")
         expect_tensor(output, ids.shape, "what goes in", "(b t)", torch.int64)
-        expect(bool((output[:, 0] == dec).all()),
-               f"the first tokens are {output[:, 0].tolist()}; nothing there says that "
-               "we are to decode.")
+        expect(bool((output[:, 0] == dec).all()), f"the first tokens are {output[:, 0].tolist()}, and `dec` is {dec}; "
+               "nothing there says that we are to decode.")
         expect(not torch.equal(output[:, 1:], torch.cat([ids[:, :1], ids[:, 1:-1]], dim=1)), "[CLS] has moved to the "
                "second place and pushed out the end of the longest caption.")
         ends = ids == 2
-        expect(not bool((output[ends] != 2).any()),
-               "some [SEP] has been replaced: it stays, as the end that is learned.")
-        expect(torch.equal(output[:, 1:], ids[:, 1:]),
-               "a token behind the first has changed: only the first place is a "
-               "matter of [DEC], whatever numbers stand elsewhere.")
+        expect(not bool((output[ends] == dec).any()), "some [SEP] has been replaced: it stays, as the end that is "
+               "learned.")
+        row, place = next(iter((output[:, 1:] != ids[:, 1:]).nonzero().tolist()), (0, 0))
+        expect(torch.equal(output[:, 1:], ids[:, 1:]), f"a token behind the first has changed, from "
+               f"{int(ids[row, place + 1])} to {int(output[row, place + 1])}: only the first place is a matter of "
+               f"[DEC], "
+               "whatever numbers stand elsewhere.")
 
 
 # --- the shift --------------------------------------------------------------------------------------------------------
 
 
+def right_words(ids: Tensor, mask: Tensor) -> Tensor:
+    """Labels (b t): the token that comes next, in loops."""
+    b, t = ids.shape
+    return torch.tensor([[int(ids[i, j + 1]) if j + 1 < t and bool(mask[i, j + 1]) else IGNORED for j in range(t)]
+                         for i in range(b)])
+
+
+WORD_SLIPS = {
+    "each place is asked for the token that it has just been given: that is copying, and no reading.":
+        lambda ids, mask: ids.masked_fill(~mask, IGNORED),
+    "each place is asked for the token that it has just been given, padding included: that is copying.":
+        lambda ids, mask: ids,
+    "the last place asks for something, and nothing comes after it: does the beginning come round from the other side? "
+    "And padding is asked for as well.": lambda ids, mask: ids.roll(-1, dims=1),
+    "the last place asks for something, and nothing comes after it: does the beginning come round once more?":
+        lambda ids, mask: ids.masked_fill(~mask, IGNORED).roll(-1, dims=1),
+    "where padding begins, padding is asked for: the mask has to be shifted with the ids, as it is the next token that "
+    "has to be real. Here padding, or nothing, comes next.":
+        lambda ids, mask: torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED).masked_fill(~mask, IGNORED),
+    "a token whose number is 0 is not asked for: only the mask tells what is padding, the number alone does not tell.":
+        lambda ids, mask: right_words(ids, mask & (ids != 0)),
+    "whether a place asks is told by the number 0, and padding has another one here: only the mask tells; the number "
+    "alone does not tell.": lambda ids, mask: right_words(ids, ids != 0),
+    "[SEP] is not asked for: then the model never learns where to stop.":
+        lambda ids, mask: right_words(ids, mask & (ids != 2)),
+    "each place is asked for the token after the next: the shift is by one.":
+        lambda ids, mask: torch.nn.functional.pad(right_words(ids, mask)[:, 1:], (0, 1), value=IGNORED),
+}
+
+
 @exercise("08.3", "lesson 08, sections 1 and 4")
 def next_words(labels_of: Callable[[Tensor, Tensor], Tensor]) -> None:
     """The same text, one place further on; nothing where nothing is asked."""
-    for lengths, pad in (((6, 3, 4), 0), ((6, 3, 4), None), ((5,), 0), ((2, 4), None), ((3, 3), 0)):
-        ids, mask = captions(lengths, pad)
+    shapes = (((6, 3, 5), 0), ((7, 3, 4), None), ((5,), 0), ((2, 6), None), ((3, 3), 0), ((6, 2, 5), 7))
+    draws = telling(lambda: [captions(*shape) for shape in shapes], right_words, WORD_SLIPS)
+    answers, right = [], [right_words(*draw) for draw in draws]
+    for ids, mask in draws:
         given = ids.clone(), mask.clone()
         output = labels_of(ids, mask)
         b, t = ids.shape
         expect(not isinstance(output, Tensor) or output.shape != (b, t - 1),
                f"there are {t - 1} labels for {t} places: "
                "the last place gets one as well, that says that nothing is asked.")
-        expect_tensor(output, (b, t), "the labels", "(b t)", torch.int64)
+        answers.append(expect_tensor(output, (b, t), "the labels", "(b t)", torch.int64))
         expect(torch.equal(ids, given[0]) and torch.equal(mask, given[1]), "your function changed what it was given.")
-        right = torch.tensor([[int(ids[i, j + 1]) if j + 1 < lengths[i] else IGNORED for j in range(t)]
-                              for i in range(b)])
-        if torch.equal(output, right):
+    if all(map(torch.equal, answers, right)):
+        return
+    name_slip(WORD_SLIPS, draws, answers, right)
+    for (ids, mask), output, truth in zip(draws, answers, right, strict=True):
+        if torch.equal(output, truth):
             continue
-        asked = output != IGNORED
-        inside = mask & (torch.arange(t) > 0)
-        expect(not torch.equal(output[inside], ids[inside]), "each place is asked for the token that it has just been "
-               "given: that is copying, and no reading.")
-        back = ids.roll(1, dims=1)
-        expect(not torch.equal(output[inside], back[inside]), "each place is asked for the token before it: the shift "
-               "goes the other way.")
+        asked, wanted, inside = output != IGNORED, truth != IGNORED, mask & (torch.arange(ids.shape[1]) > 0)
+        expect(not torch.equal(output[inside], ids.roll(1, dims=1)[inside]), "each place is asked for the token before "
+               "it: the shift goes the other way.")
         expect(bool((output[:, -1] == IGNORED).all()), "the last place asks for something, and nothing comes after it: "
                "does the beginning come round from the other side?")
-        wanted = right != IGNORED
         expect(not bool((asked & ~wanted).any()), f"at {int((asked & ~wanted).sum())} places something is asked for "
                "though padding, or nothing, comes next. Whether it does is what the mask says of the *next* place; the "
                "number alone does not tell, since padding may have that of [SEP].")
-        ends = wanted & (torch.cat([ids[:, 1:], ids[:, :1]], dim=1) == 2)
-        expect(not bool((wanted & ~asked & ends).any()), "[SEP] is not asked for everywhere: then the model never "
-               "learns where to stop.")
-        expect(not bool((wanted & ~asked).any()), f"at {int((wanted & ~asked).sum())} places nothing is asked though a "
-               "word comes next.")
-        expect(False, "at some place another token is asked for than the one that comes next.")
+        lost = wanted & ~asked
+        expect(not bool((lost & (truth == 2)).any()), "[SEP] is not asked for everywhere: then the model never learns "
+               "where to stop.")
+        expect(not bool(lost.any()), f"at {int(lost.sum())} places nothing is asked though a word comes next: there "
+               f"come the numbers {truth[lost].unique().tolist()}.")
+        row, place = (output != truth).nonzero()[0].tolist()
+        expect(False, f"of {ids[row].tolist()} the place {place}, counted from 0, is asked for "
+               f"{int(output[row, place])}. Which token comes next there?")
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -159,64 +247,117 @@ def places(logits: Tensor, labels: Tensor, smoothing: float, spread: str = "") -
 
 
 def mean(numbers: Sequence[float]) -> float:
-    """Their mean."""
-    return sum(numbers) / len(numbers)
+    """Their mean; of none, nan."""
+    return sum(numbers) / len(numbers) if numbers else math.nan
+
+
+def flat(costs: Sequence[Sequence[float]]) -> list[float]:
+    """All costs, whichever caption they are of."""
+    return [cost for row in costs for cost in row]
+
+
+Loss = Callable[[Tensor, Tensor, float], float | None]
+LOSS_SLIPS: dict[str, Loss] = {
+    "nothing is smoothed.": lambda logits, labels, smooth: mean(flat(places(logits, labels, 0.0))),
+    "the smoothed part is shared by the wrong words only: here, as in torch, all words share it.":
+        lambda logits, labels, smooth: mean(flat(places(logits, labels, smooth, "wrong"))),
+    "the smoothed part is taken away from the word that is asked for, and nobody gets it.":
+        lambda logits, labels, smooth: (1 - smooth) * mean(flat(places(logits, labels, 0.0))),
+    "the smoothed part is not taken away from the word that is asked for.":
+        lambda logits, labels, smooth: mean(flat(places(logits, labels, smooth))) + smooth * mean(
+            flat(places(logits, labels, 0.0))),
+    "the words are added; asked for is the mean of a word, or a longer batch pays for its length.":
+        lambda logits, labels, smooth: sum(flat(places(logits, labels, smooth))),
+    "the sum is divided by all places, and those where nothing is asked make the loss look better.":
+        lambda logits, labels, smooth: sum(flat(places(logits, labels, smooth))) / labels.numel(),
+    "the sum is divided by the number of captions: a longer caption pays for its length.":
+        lambda logits, labels, smooth: sum(flat(places(logits, labels, smooth))) / len(labels),
+    "first each caption is averaged, then the captions: a word of a short caption counts for more.":
+        lambda logits, labels, smooth: mean([mean(row) for row in places(logits, labels, smooth)]),
+    "softmax was applied twice: cross-entropy takes logits, and makes probabilities of them itself.":
+        lambda logits, labels, smooth: mean(flat(places(logits.softmax(dim=2), labels, smooth))),
+    f"places without a label are asked as well: {IGNORED} is no word.":
+        lambda logits, labels, smooth: mean(flat(places(logits, labels.clamp(min=0), smooth))),
+    "the labels are shifted here once more: they stand already where they are asked for.":
+        lambda logits, labels, smooth: mean(flat(places(logits[:, :-1], labels[:, 1:], smooth))),
+    "the word number 0 is not asked for: a label is left out where it is −100, not where it is 0.":
+        lambda logits, labels, smooth: mean(flat(places(logits, labels.masked_fill(labels == 0, IGNORED), smooth))),
+    "a cost is not negative: the logarithm of a probability is, so its sign has to be turned.":
+        lambda logits, labels, smooth: -mean(flat(places(logits, labels, smooth))),
+}
+
+
+def slow_generation(logits: Tensor, labels: Tensor, smoothing: float) -> float:
+    """What is asked for, in loops."""
+    return mean(flat(places(logits, labels, smoothing)))
+
+
+def asked_somewhere(lengths: Sequence[int], v: int, holes: bool) -> tuple[Tensor, Tensor]:
+    """Logits (b t v) and labels (b t), the word 0 among them; with holes nothing is asked at the first place either."""
+    t = max(lengths) + 1
+    labels = torch.randint(v, (len(lengths), t))
+    labels[:, 1] = 0
+    labels = labels.masked_fill(torch.arange(t) >= torch.tensor(lengths)[:, None], IGNORED)
+    if holes:
+        labels[:, [0, 3]] = IGNORED
+    return 2 * torch.randn(len(lengths), t, v), labels
 
 
 @exercise("08.4", "lesson 08, sections 2 and 4")
 def itg_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Cross-entropy over the words that are asked for."""
-    for lengths in ((6, 2, 3), (1, 5), (4,)):
-        t, v, smoothing = max(lengths) + 1, random.randint(5, 12), random.uniform(0.1, 0.3)
-        logits = 2 * torch.randn(len(lengths), t, v)
-        labels = torch.randint(v, (len(lengths), t)).masked_fill(
-            torch.arange(t) >= torch.tensor(lengths)[:, None], IGNORED)
+    def make() -> list[tuple[Tensor, Tensor, float]]:
+        """Captions of several lengths, smoothed by several amounts and not at all, with and without holes."""
+        shapes = (((6, 2, 3), False, random.uniform(0.1, 0.3)), ((2, 5), False, random.uniform(0.1, 0.3)),
+                  ((4,), False, random.uniform(0.3, 0.6)), ((5, 7, 3), True, random.uniform(0.1, 0.3)),
+                  ((3, 5), False, 0.0))
+        return [(*asked_somewhere(lengths, random.randint(5, 12), holes), smoothing)
+                for lengths, holes, smoothing in shapes]
+
+    draws = telling(make, slow_generation, LOSS_SLIPS)
+    answers, right = [], [slow_generation(*draw) for draw in draws]
+    for logits, labels, smoothing in draws:
         given = logits.clone(), labels.clone()
-        output = expect_tensor(loss_of(logits, labels, smoothing), (), "the loss")
+        answers.append(expect_tensor(loss_of(logits, labels, smoothing), (), "the loss").item())
         expect(torch.equal(logits, given[0]) and torch.equal(labels, given[1]),
                "your function changed what it was given.")
-        costs = places(logits, labels, smoothing)
-        flat, number = [cost for row in costs for cost in row], output.item()
-        right = mean(flat)
-        if math.isclose(number, right, rel_tol=1e-4):
-            continue
-        slips = {
-            "nothing is smoothed.": mean([cost for row in places(logits, labels, 0.0) for cost in row]),
-            "the smoothed part is shared by the wrong words only: in this house, as in torch, all words share it.":
-                mean([cost for row in places(logits, labels, smoothing, "wrong") for cost in row]),
-            "the words are added; asked for is the mean of a word, or a longer batch pays for its length.": sum(flat),
-            "the sum is divided by all places, and those where nothing is asked make the loss look better.":
-                sum(flat) / labels.numel(),
-            "the sum is divided by the number of captions: a longer caption pays for its length.":
-                sum(flat) / len(costs),
-            "first each caption is averaged, then the captions: a word of a short caption counts for more.":
-                mean([mean(row) for row in costs]),
-            "softmax was applied twice: cross-entropy takes logits, and makes probabilities of them itself.":
-                mean([cost for row in places(logits.softmax(dim=2), labels, smoothing) for cost in row]),
-            f"places without a label are asked as well: {IGNORED} is no word.":
-                mean([cost for row in places(logits, labels.clamp(min=0), smoothing) for cost in row]),
-            "the labels are shifted here once more: they stand already where they are asked for.":
-                mean([cost for row in places(logits[:, :-1], labels[:, 1:], smoothing) for cost in row] or [math.inf]),
-        }
-        nearest = min(slips, key=lambda why: abs(slips[why] - number))
-        expect(abs(slips[nearest] - number) > 1e-4 * right, nearest)
-        noisy = torch.where((labels == IGNORED)[..., None], torch.randn(v), logits)
+    if not agree(answers, right):
+        name_slip(LOSS_SLIPS, draws, answers, right)
+        (logits, labels, smoothing), number, truth = next(
+            one for one in zip(draws, answers, right, strict=True) if not agree(*one[1:]))
+        noisy = torch.where((labels == IGNORED)[..., None], torch.randn(logits.shape[2]), logits)
         expect(math.isclose(loss_of(noisy, labels, smoothing).item(), number, rel_tol=1e-4), "the loss changes with "
                "logits of places where nothing is asked.")
-        expect(False, f"your loss is {number:.4f}, that of the loops {right:.4f}; it is none of the usual slips. Begin "
-               "with one caption and no smoothing.")
-    logits, labels = torch.randn(2, 4, 6).requires_grad_(), torch.tensor([[1, 2, 3, IGNORED], [5, 0, *2 * [IGNORED]]])
-    output = loss_of(logits, labels, 0.1)
-    expect(output.requires_grad, "no gradient flows from the loss: did .item(), .detach() or no_grad come between?")
-    slope, = torch.autograd.grad(output, logits, allow_unused=True)
-    expect(slope is not None and bool(slope[labels != IGNORED].any(dim=1).all()), "some word that is asked for gives "
-           "no gradient.")
-    expect(not bool(slope[labels == IGNORED].any()), "a place where nothing is asked gives a gradient.")
-    sharp = torch.tensor([[[300.0, 0.0, 0.0]]]).roll(random.randint(0, 2), 2)
+        low, high = (loss_of(*draws[0][:2], amount).item() for amount in (0.05, 0.6))
+        expect(not agree(low, high), "your loss is the same for every label_smoothing: where does it take part?")
+        where = ("" if smoothing else ", without smoothing") + (
+            ", where nothing is asked at places among the others" if (labels[:, 0] == IGNORED).any() else "")
+        expect(False, f"your loss is {number:.4f}, that of the loops {truth:.4f}{where}; it is none of the usual "
+               "slips. Begin with one caption and no smoothing.")
+    logits, labels = asked_somewhere((5, 3, 4), 6, True)
+    labels[1] = IGNORED  # a caption of which nothing is asked
+    logits = torch.where((labels == IGNORED)[..., None], 1e4 * torch.randn(logits.shape), logits)
+    number, truth = loss_of(logits, labels, 0.1).item(), slow_generation(logits, labels, 0.1)
+    expect(agree(number, truth), f"where nothing at all is asked of one caption of three, and logits at such places "
+           f"are large, your loss is {number:.4g}, and that of the words that are asked for is {truth:.4g}.")
+    for lengths, holes, smoothing in (((5, 2), True, 0.2), ((4, 3), False, 0.0)):
+        logits, labels = asked_somewhere(lengths, 7, holes)
+        logits.requires_grad_()
+        output = loss_of(logits, labels, smoothing)
+        expect(output.requires_grad, "no gradient flows from the loss: did .item(), .detach() or no_grad come between?")
+        (slope,), asked = slopes(output, [logits]), labels != IGNORED
+        expect(bool(slope[asked].any(dim=1).all()), "some word that is asked for gives no gradient.")
+        expect(not bool(slope[~asked].any()), "a place where nothing is asked gives a gradient.")
+        (wanted,) = slopes(torch.nn.functional.cross_entropy(logits[asked], labels[asked], label_smoothing=smoothing),
+                           [logits])
+        expect(close(slope, wanted), f"the loss is right, but with label_smoothing {smoothing:g} its gradient is not "
+               "that of the loss: does some part of it not let the gradient through?")
+    sharp = torch.tensor([[[300.0, 0.0, 0.0]]]).roll(random.randint(1, 2), 2)
     number = loss_of(sharp, torch.tensor([[0]]), 0.1).item()
-    right = places(sharp, torch.tensor([[0]]), 0.1)[0][0]
-    expect(math.isclose(number, right, rel_tol=1e-3), f"where a model is very sure your loss is {number:.4g}, and "
-           f"should be {right:.4g}: an exponential overflowed, or the logarithm of a vanished probability was taken.")
+    truth = places(sharp, torch.tensor([[0]]), 0.1)[0][0]
+    expect(math.isclose(number, truth, rel_tol=1e-3), f"where a model is very sure your loss is {number:.4g}, and "
+           f"should be {truth:.4g}: has an exponential overflowed, or was the logarithm of a vanished probability "
+           "taken?")
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
@@ -230,36 +371,55 @@ def as_lists(output: Any) -> list[list[int]]:
     expect(isinstance(output, tuple | list), f"your function gives a {type(output).__name__}, not a list of lists.")
     rows = []
     for row in output:
-        expect(isinstance(row, tuple | list) or isinstance(row, Tensor) and row.ndim == 1,
-               f"a caption is a {type(row).__name__}, not a list of ids.")
-        rows.append([int(one) for one in row])
+        expect(isinstance(row, tuple | list) or isinstance(row, Tensor | np.ndarray) and row.ndim == 1,
+               f"a caption is {short(row)}, not a list of ids.")
+        rows.append([whole(one, "an id") for one in row])
     return rows
 
 
 @exercise("08.5", "lesson 08, section 3")
 def until_end(cut: Callable[[Tensor, int], list[list[int]]]) -> None:
     """What was written before the first [SEP]."""
-    end = random.choice([2, 0, 102])
-    a, b, c, d = random.sample([one for one in range(200) if one != end], 4)
-    written = torch.tensor([[a, b, end, end, end], [c, a, d, b, end], [b, c, d, a, b], [end, end, end, end, end],
-                            [a, end, c, d, end], [c, c, end, end, end]])
-    rows = [[a, b], [c, a, d, b], [b, c, d, a, b], [], [a], [c, c]]
-    for order in (list(range(len(rows))), [2], [0], [3], random.sample(range(len(rows)), 4)):
-        ids = written[order]
-        given = ids.clone()
-        output, right = as_lists(cut(ids, end)), [rows[k] for k in order]
-        expect(torch.equal(ids, given), "your function changed the ids that it was given.")
-        if output == right:
+    ends = [2, 0, 102, random.randint(3, 90)]
+    for end in random.sample(ends, len(ends)):
+        special = [one for one in (0, 1, 2, 3, 101, 102, 103) if one != end]  # words like others, where they are no end
+        pool = [*special, *random.sample([one for one in range(200) if one != end and one not in special], 6)]
+        random.shuffle(pool)
+        if pool[8] == 0:  # not the last of a row: whether 0 was left out, or the end cut off, could not be told
+            pool[0], pool[8] = pool[8], pool[0]
+        whole_row, late = [*random.choices(pool, k=8), random.randint(150, 190)], random.choices(pool, k=8)
+        written = torch.tensor([pool[:9], [*random.choices(pool, k=2), *7 * [end]], [*late, end], whole_row, 9 * [end],
+                                [pool[0], end, *pool[1:7], end], [*2 * pool[9:11], *5 * [end]],
+                                [*pool[5:9], end, *pool[:4]]])
+        rows = [row[:row.index(end)] if end in row else row for row in written.tolist()]
+        for order in (list(range(len(rows))), [0], [4], [1], random.sample(range(len(rows)), 4)):
+            ids = written[order]
+            judge_cut(cut, ids, end, [rows[k] for k in order])
+        judge_cut(cut, torch.tensor([[end], [pool[0]]]), end, [[], [pool[0]]])
+
+
+def judge_cut(cut: Callable, ids: Tensor, end: int, right: list[list[int]]) -> None:
+    """Compare what is left of some rows with what should be."""
+    given = ids.clone()
+    output = as_lists(cut(ids, end))
+    expect(torch.equal(ids, given), "your function changed the ids that it was given.")
+    expect(len(output) == len(right), f"of {len(right)} captions {len(output)} are left.")
+    for row, one, wanted in zip(given.tolist(), output, right, strict=True):
+        if one == wanted:
             continue
-        expect(len(output) == len(right), f"of {len(right)} captions {len(output)} are left.")
-        for k, one, wanted in zip(order, output, right, strict=True):
-            said = f"[SEP] is {end}; of {written[k].tolist()} you keep {one}"
-            expect(one == wanted or one != [*wanted, end], f"{said}: [SEP] itself is no word of the caption.")
-            expect(k != 2 or one == wanted, f"{said}: the model was cut off before it said [SEP]; all of it is words.")
-            expect(k != 3 or one == wanted, f"{said}: a model that says [SEP] at once has said nothing.")
-            expect(k != 4 or one == wanted or c not in one and d not in one, f"{said}: what stands after the first "
-                   "[SEP] is not part of the caption any more.")
-            expect(one == wanted, f"{said}: where does this caption end? Each has an end of its own.")
+        said = f"[SEP] is {end}; of {row} you keep {one}"
+        expect(one != [*wanted, end], f"{said}: [SEP] itself is no word of the caption.")
+        expect(end in row or one != row[:-1], f"{said}: the model was cut off before it said [SEP]; all of it is "
+               "words.")
+        expect(row[0] != end or one == [], f"{said}: a model that says [SEP] at once has said nothing.")
+        expect(one[:len(wanted)] != wanted, f"{said}: what stands after the first [SEP] is not part of the caption "
+               "any more.")
+        expect(one != [two for two in wanted if two != 0] or 0 not in wanted, f"{said}: 0 is a word like others; only "
+               f"{end} ends a caption.")
+        stops = one == row[:len(one)] and len(one) < len(wanted)
+        expect(not stops, f"{said}: you stop before {row[len(one)] if stops else end}, which is a word here. Where "
+               "does this caption end? Each has an end of its own.")
+        expect(False, f"{said}: where does this caption end? Each has an end of its own.")
 
 
 # --- labels not shifted -----------------------------------------------------------------------------------------------
@@ -270,12 +430,53 @@ def sure_of(tokens: Tensor) -> Tensor:
     return 12.0 * torch.nn.functional.one_hot(tokens, VOCABULARY)
 
 
+def shifted_costs(logits: Tensor, ids: Tensor, mask: Tensor) -> list[list[float]]:
+    """What each next token costs at each place, caption by caption, also where padding comes next."""
+    log_p = logits.double().log_softmax(dim=2)
+    return [[-float(log_p[i, j, ids[i, j + 1]]) for j in range(ids.shape[1] - 1)] for i in range(len(ids))]
+
+
+def kept(logits: Tensor, ids: Tensor, mask: Tensor) -> list[list[float]]:
+    """What is to be paid for."""
+    return [[cost for cost, real in zip(row, marks[1:], strict=True) if real]
+            for row, marks in zip(shifted_costs(logits, ids, mask), mask.tolist(), strict=True)]
+
+
+def slow_mended(logits: Tensor, ids: Tensor, mask: Tensor) -> float:
+    """What is asked for."""
+    return mean(flat(kept(logits, ids, mask)))
+
+
+MENDED_SLIPS = {
+    "padding is asked for: a word that nobody says, and the easiest of all.":
+        lambda logits, ids, mask: mean(flat(shifted_costs(logits, ids, mask))),
+    "at one place of each shorter caption padding is asked for: the mask is shifted with the labels.":
+        lambda logits, ids, mask: mean([cost for row, marks in zip(
+            shifted_costs(logits, ids, mask), mask.tolist(), strict=True)
+            for cost, real in zip(row, marks[:-1], strict=True) if real]),
+    "[SEP] is not asked for any more: then nobody learns where to stop.":
+        lambda logits, ids, mask: mean([cost for row in kept(logits, ids, mask) for cost in row[:-1]]),
+    "the words are added; asked for is their mean.": lambda logits, ids, mask: sum(flat(kept(logits, ids, mask))),
+    "the sum is divided by all places.": lambda logits, ids, mask: sum(flat(kept(logits, ids, mask))) / ids.numel(),
+    "the sum is divided by the number of captions.":
+        lambda logits, ids, mask: sum(flat(kept(logits, ids, mask))) / len(ids),
+    "first each caption is averaged, then the captions.":
+        lambda logits, ids, mask: mean([mean(row) for row in kept(logits, ids, mask)]),
+    "whether a place asks is told by the number 0: padding is asked for where it has another one, and a word with this "
+    "number is not. Only the mask tells.": lambda logits, ids, mask: slow_mended(logits, ids, ids != 0),
+    "a word whose number is 0 is not asked for: only the mask tells what is padding.":
+        lambda logits, ids, mask: slow_mended(logits, ids, mask & (ids != 0)),
+}
+
+
 @exercise("08.6", "lesson 08, section 4")
 def mended_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """The loss asks for the next word, and a copier pays for copying."""
     for lengths, pad in (((6, 3, 5), 0), ((6, 3, 5), None), ((4,), 0), ((3, 7), None)):
         ids, mask = captions(lengths, pad)
-        b, t = ids.shape
+        apart = torch.stack([torch.randperm(VOCABULARY - 4)[:ids.shape[1]] + 3 for _ in lengths])
+        ids = torch.where(mask & (ids != 2), apart, ids)  # no word twice: who copies shall not be right by chance
+        ids[torch.arange(len(lengths)), torch.tensor(lengths) - 1] = 2
         ids[:, 0] = VOCABULARY - 1  # [DEC]
         output = {}
         for who, tokens in (("copier", ids), ("prophet", ids.roll(-1, dims=1)), ("memory", ids.roll(1, dims=1))):
@@ -287,31 +488,39 @@ def mended_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         expect(output["prophet"] < 5,
                f"a model that always knows the next word pays {output['prophet']:.2f}: then what is "
                "asked for is neither the token given nor the next.")
-        logits = torch.randn(b, t, VOCABULARY)
+
+    def make() -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Captions with padding of several numbers, and logits small and large."""
+        made = []
+        for lengths, pad, scale in (((6, 3, 5), 0, 1), ((5, 7, 2), None, 1), ((5,), 0, 1), ((3, 8), 7, 1),
+                                    ((6, 4), 2, 80)):
+            ids, mask = captions(lengths, pad)
+            ids[:, 0] = VOCABULARY - 1
+            made.append((scale * torch.randn(*ids.shape, VOCABULARY), ids, mask))
+        return made
+
+    draws = telling(make, slow_mended, MENDED_SLIPS)
+    answers, right = [], [slow_mended(*draw) for draw in draws]
+    for logits, ids, mask in draws:
         given = logits.clone(), ids.clone(), mask.clone()
-        number = expect_tensor(loss_of(logits, ids, mask), (), "the loss").item()
+        number = loss_of(logits, ids, mask)
+        if isinstance(number, Tensor) and number.shape == () and not bool(number.isfinite()):
+            raise Wrong(f"where logits are as large as {logits.max():.0f} your loss is {number.item()}: has an "
+                        "exponential overflowed, or was the logarithm of a vanished probability taken?")
+        answers.append(expect_tensor(number, (), "the loss").item())
         expect(all(torch.equal(*two) for two in zip(given, (logits, ids, mask), strict=True)),
                "your function changed what it was given.")
-        log_p = logits.double().log_softmax(dim=2).tolist()
-        costs = [[-log_p[i][j][int(ids[i, j + 1])] for j in range(lengths[i] - 1)] for i in range(b)]
-        right = mean([cost for row in costs for cost in row])
-        if math.isclose(number, right, rel_tol=1e-4):
-            continue
-        padded = [-log_p[i][j][int(ids[i, j + 1])] for i in range(b) for j in range(t - 1)]
-        own = [-log_p[i][j][int(ids[i, j + 1])] for i in range(b) for j in range(min(lengths[i], t - 1))]
-        last = [cost for row in costs for cost in row[:-1]]
-        slips = {"padding is asked for: a word that nobody says, and the easiest of all.": mean(padded),
-                 "at one place of each shorter caption padding is asked for: the mask is shifted with the labels.":
-                     mean(own),
-                 "[SEP] is not asked for any more: then nobody learns where to stop.": mean(last) if last else 0.0,
-                 "the words are added; asked for is their mean.": sum(sum(row) for row in costs),
-                 "the sum is divided by all places.": sum(sum(row) for row in costs) / ids.numel(),
-                 "first each caption is averaged, then the captions.": mean([mean(row) for row in costs])}
-        nearest = min(slips, key=lambda why: abs(slips[why] - number))
-        expect(abs(slips[nearest] - number) > 1e-4 * right, nearest)
-        expect(False, f"the next word is asked for, but the loss is {number:.4f}, and in loops {right:.4f}.")
-    logits = torch.randn(2, 4, VOCABULARY, requires_grad=True)
-    ids, mask = captions((4, 3))
+    if not agree(answers, right):
+        name_slip(MENDED_SLIPS, draws, answers, right)
+        number, truth = next(two for two in zip(answers, right, strict=True) if not agree(*two))
+        expect(False, f"the next word is asked for, but the loss is {number:.4f}, and in loops {truth:.4f}.")
+    ids, mask = captions((5, 3))
+    logits = torch.randn(*ids.shape, VOCABULARY, requires_grad=True)
     output = loss_of(logits, ids, mask)
     if not output.requires_grad:
         raise Wrong("no gradient flows from the loss: did .item(), .detach() or no_grad come between?")
+    asked = mask[:, 1:]
+    (wanted,) = slopes(torch.nn.functional.cross_entropy(logits[:, :-1][asked], ids[:, 1:][asked]), [logits])
+    expect(close(slopes(output, [logits])[0], wanted),
+           "the loss is right, but its gradient is not: does some word that "
+           "is asked for not let it through?")

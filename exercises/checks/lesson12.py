@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import close, exercise, expect, expect_tensor
+from .slips import name_slip, slopes, telling, whole
 
 # --- the group of a distance ------------------------------------------------------------------------------------------
 
@@ -32,7 +33,7 @@ def slow_group(ahead: int, bidirectional: bool, groups: int, max_distance: int,
     far = far_place(distance, side, max_distance)
     if linear:
         far = side // 2 + (distance - side // 2) / (max_distance - side // 2) * (side - side // 2)
-    group = distance if distance < side // 2 else min(rounding(far + 1e-9), side + most)
+    group = distance if distance < side // 2 else min(rounding(far), side + most)
     return group + side * (bidirectional and ahead > 0)
 
 
@@ -66,10 +67,18 @@ GROUP_SLIPS: dict[str, Group] = {
         else slow_group(ahead, both, groups, far),
     "without `bidirectional` all groups are for the one side that is looked at.":
         lambda ahead, both, groups, far: slow_group(ahead if both else min(0, ahead), True, groups, far),
+    "`bidirectional` takes no part: without it, all groups are for keys before the query.":
+        lambda ahead, both, groups, far: slow_group(ahead, True, groups, far),
     "far groups are equally wide in your function; they are to grow, in equal steps of the logarithm.":
         lambda *given: slow_group(*given, linear=True),
     "the places among the far groups are rounded; a distance belongs to the group that has begun last.":
         lambda *given: slow_group(*given, rounding=round),
+    "the places among the far groups are rounded up; a distance belongs to the group that has begun last.":
+        lambda *given: slow_group(*given, rounding=math.ceil),
+    "on a side the logarithm of the distance is compared with that of `farthest` alone: the far half begins where "
+    "single steps end, so both are to be divided by that distance.": lambda ahead, both, groups, far: min(
+        (groups // 2 if both else groups) - 1, near_or(ahead, both, groups, lambda distance, side: side // 2 + int(
+            math.log(distance) / math.log(far) * (side - side // 2)))) + (groups // 2) * (both and ahead > 0),
     "the last group is left out: a side with n groups has the numbers 0 to n − 1.":
         lambda *given: slow_group(*given, most=-2),
     "the distance 0 is not ahead of anything: which side does the token itself belong to?":
@@ -77,57 +86,133 @@ GROUP_SLIPS: dict[str, Group] = {
 }
 
 
+def near_or(ahead: int, both: bool, groups: int, far: Callable[[int, int], int]) -> int:
+    """The distance where it is near, and what a rule makes of it where it is far."""
+    side, distance = groups // 2 if both else groups, abs(ahead) if both else max(0, -ahead)
+    return distance if distance < side // 2 else far(distance, side)
+
+
+def clear_places(bidirectional: bool, groups: int, max_distance: int) -> list[int]:
+    """How far ahead keys stand, without those whose group rounding could decide."""
+    side = groups // 2 if bidirectional else groups
+    places = [*range(-20, 21), *random.sample(range(-250, 250), 40), -max_distance, max_distance, 1 - max_distance,
+              max_distance - 1, -900, 900]
+    clear = []
+    for ahead in places:
+        place = far_place(abs(ahead), side, max_distance)
+        exactly = abs(ahead) in (side // 2, max_distance)  # there the logarithms are 0 and 1
+        if abs(ahead) < side // 2 or exactly or abs(place - round(place)) > 1e-4:
+            clear.append(ahead)
+    return clear
+
+
 @exercise("12.1", "lesson 12, section 2, Distances instead of positions")
 def group(group_of: Group) -> None:
     """Near distances one by one, far ones in groups that grow."""
     drawn = (random.choice((True, False)), random.choice((8, 12, 20)), random.randint(40, 90))
-    for bidirectional, groups, max_distance in ((True, 32, 128), (False, 32, 128), (True, 16, 50), (False, 8, 64),
-                                                drawn):
-        places = [*range(-20, 21), *random.sample(range(-250, 250), 40), -max_distance, max_distance, -900, 900]
-        output = {ahead: group_of(ahead, bidirectional, groups, max_distance) for ahead in places}
-        at = f"with {groups} groups for {'both sides' if bidirectional else 'one side'} and farthest {max_distance}: "
-        for ahead, found in output.items():
-            expect(isinstance(found, int) and not isinstance(found, bool),
-                   f"{at}the group of {ahead} is {found!r}; groups have whole numbers.")
-            expect(0 <= found < groups, f"{at}{ahead} gets the group {found}; they are numbered 0 to {groups - 1}, and "
-                   "what is farther than `farthest` shares the last one of its side.")
-        side = groups // 2 if bidirectional else groups
-        wrong = []
-        for ahead, found in output.items():
-            place = far_place(abs(ahead), side, max_distance)
-            edge = abs(place - round(place)) < 1e-4 and abs(ahead) >= side // 2  # here rounding may decide
-            right = {slow_group(ahead, bidirectional, groups, max_distance)}
-            if edge:
-                right |= {min(right) - 1} if place <= side - 1 + 1e-4 else set()
-            if found not in right:
-                wrong.append(ahead)
-        if not wrong:
-            continue
-        for meaning, slip in GROUP_SLIPS.items():
-            missed = [ahead for ahead in places if output[ahead] != slip(ahead, bidirectional, groups, max_distance)]
-            expect(len(missed) > 4, at + meaning)
-        near = [ahead for ahead in wrong if abs(ahead) < side // 2 and (bidirectional or ahead < 0)]
-        for ahead in near:
-            expect(False, f"{at}{ahead} gets the group {output[ahead]}: half of the groups of a side are for single "
-                   "steps, beginning with the distance 0.")
-        expect(False, f"{at}{wrong[0]} gets the group {output[wrong[0]]}. A side's far half of groups begins where "
-               "single steps end, and reaches `farthest` in equal steps of the logarithm.")
+    draws, answers = [], []
+    for rule in ((True, 32, 128), (False, 32, 128), (True, 16, 50), (False, 8, 64), drawn):
+        at = f"with {rule[1]} groups for {'both sides' if rule[0] else 'one side'} and farthest {rule[2]}: "
+        for ahead in clear_places(*rule):
+            found = whole(group_of(ahead, *rule), f"{at}the group of {ahead}")
+            beyond = (", and what is farther than `farthest` shares the last one of its side" if abs(ahead) >= rule[2]
+                      else "; how many of them are for each side?" if rule[0] else "")
+            expect(0 <= found < rule[1], f"{at}{ahead} gets the group {found}; they are numbered 0 to {rule[1] - 1}"
+                   f"{beyond}.".replace("?.", "?"))
+            draws.append((ahead, *rule))
+            answers.append(found)
+    right = [slow_group(*draw) for draw in draws]
+    if answers == right:
+        return
+    (ahead, bidirectional, groups, max_distance), found = next(
+        (draw, one) for draw, one, truth in zip(draws, answers, right, strict=True) if one != truth)
+    at = (f"with {groups} groups for {'both sides' if bidirectional else 'one side'} and farthest {max_distance} "
+          f"{ahead} gets "
+          f"the group {found}: ")
+    name_slip({at + meaning: slip for meaning, slip in GROUP_SLIPS.items()}, draws, answers, right)
+    side = groups // 2 if bidirectional else groups
+    distance = abs(ahead) if bidirectional else max(0, -ahead)
+    expect(distance >= side // 2, f"{at}half of the groups of a side are for single steps, beginning with the distance "
+           "0, and only what is ahead is in the second half of all groups.")
+    expect(distance < max_distance,
+           f"{at}what stands as far as `farthest`, or farther, is in the last group of its side.")
+    expect(False, f"{at}a side's far half of groups begins where single steps end, and reaches `farthest` in equal "
+           "steps of the logarithm. How far, as a share of this way, has the distance come?")
 
 
 # --- what the decoder reads and learns --------------------------------------------------------------------------------
 
 
+def read_before(ids: Tensor, mask: Tensor, start: int) -> Tensor:
+    """Inputs (b t): the start, and then all but the last."""
+    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
+
+
+def said_there(ids: Tensor, mask: Tensor, start: int) -> Tensor:
+    """Labels (b t)."""
+    return ids.masked_fill(~mask, -100)
+
+
+def later(labels: Tensor, last: int = -100) -> Tensor:
+    """One place further to the left."""
+    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], last)], dim=1)
+
+
+READ_SLIPS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "inputs are the texts themselves: at each place the decoder reads the very word that it is to say.":
+        lambda ids, mask, start: ids,
+    "the last word has come round to the front: roll shifts in a circle.":
+        lambda ids, mask, start: ids.roll(1, dims=1),
+    "inputs are shifted the other way: the decoder reads the word after the one that it is to say.":
+        lambda ids, mask, start: later(ids, start),
+    "after the start the first word is left out: each place is to hold the word before it.": lambda ids, mask, start:
+        torch.cat([torch.full_like(ids[:, :1], start), ids[:, 1:]], dim=1),
+}
+TOLD_SLIPS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "padding stays in the labels: then the model learns to say it.": lambda ids, mask, start: ids,
+    "both are shifted, so the model would learn to say the word after next.":
+        lambda ids, mask, start: later(said_there(ids, mask, start)),
+    "both are shifted, so the model would learn to say the word after next, and at the end the start token.":
+        lambda ids, mask, start: later(ids, start),
+    "labels are what is read at the same place: a model that copies would be perfect.": read_before,
+    "labels are what is read at the same place: a model that copies would be perfect, and padding is ignored.":
+        lambda ids, mask, start: read_before(ids, mask, start).masked_fill(~mask, -100),
+    "a real token that has the id of padding is ignored as well: the mask tells padding, the id need not.":
+        lambda ids, mask, start: said_there(ids, mask & (ids != start), start),
+    "padding is told by its id, and where it has another one it is learned: the mask tells padding, the id need not.":
+        lambda ids, mask, start: said_there(ids, ids != start, start),
+    "a real token whose id is 0 is ignored as well: the mask tells padding, the id need not.":
+        lambda ids, mask, start: said_there(ids, mask & (ids != 0), start),
+    "the last word of a text is never learned; it is its end, and it must be, too.":
+        lambda ids, mask, start: said_there(ids, later(mask.long(), 0).bool(), start),
+    "where padding begins, it is learned once: the mask is shifted, and the labels are not.": lambda ids, mask, start:
+        said_there(ids, torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], dim=1), start),
+}
+
+
 @exercise("12.2", "lesson 12, section 3")
 def teach(teach_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
     """Inputs one step behind the labels, and labels that ignore padding."""
-    for b, t in ((3, 6), (1, 4), (4, 9), (2, 1)):
-        start = random.randint(0, 9)
-        lengths = [t, *random.choices(range(1, t + 1), k=b - 1)]
-        mask = torch.arange(t) < torch.tensor(lengths)[:, None]
-        ids = torch.randint(10, 40, (b, t))
-        ids[:, 0], ids[~mask] = torch.randperm(20)[:b] + 40, start  # T5 starts with its padding
-        if t > 3:
-            ids[0, 2] = start  # the same id may stand for a token
+    def make() -> list[tuple[Tensor, Tensor, int]]:
+        """Texts in which words come twice, and in which the ids of the start, of padding and 0 are words."""
+        drawn = []
+        for b, t, other in ((3, 8, False), (1, 4, False), (4, 9, True), (2, 1, False), (3, 6, True)):
+            start = random.randint(1, 9) if t != 4 else 0
+            lengths = [t, *random.choices(range(1, t + 1), k=b - 1)]
+            lengths[-1] = min(lengths[-1], max(1, t - 2)) if b > 1 else t
+            mask = torch.arange(t) < torch.tensor(lengths)[:, None]
+            ids = torch.randint(10, 16, (b, t))
+            if t > 3:
+                ids[0, 1:4] = torch.tensor([start, 0, int(ids[0, 1])])[torch.randperm(3)]
+            ids[torch.arange(b), torch.tensor(lengths) - 1] = 1 if start != 1 else 16
+            ids[:, 0] = torch.randperm(20)[:b] + 40
+            drawn.append((ids.masked_fill(~mask, 17 if other else start), mask, start))
+        return drawn
+
+    draws = telling(make, said_there, TOLD_SLIPS)
+    read, learned = [], []
+    for ids, mask, start in draws:
+        b, t = ids.shape
         given = ids.clone(), mask.clone()
         output = teach_of(ids, mask, start)
         expect(torch.equal(ids, given[0]) and torch.equal(mask, given[1]), "your function changed what it was given.")
@@ -135,35 +220,32 @@ def teach(teach_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> N
                f"your function gives {type(output).__name__}; asked for are two tensors, inputs and labels.")
         inputs, labels = (expect_tensor(part, (b, t), f"with ids (b t) = {(b, t)}: {what}", kind=torch.long)
                           for part, what in zip(output, ("inputs", "labels"), strict=True))
-        wanted, ignored = given[0].masked_fill(~mask, -100), given[0]
         expect(not bool((inputs < 0).any()), "the decoder is to read −100: there is no such word. The number is for "
                "the loss only.")
-        first = inputs[:, 0]
-        expect(t == 1 or not torch.equal(inputs, given[0]) or torch.equal(first, torch.full_like(first, start)),
-               "inputs are the texts themselves: at each place the decoder reads the very word that it is to say.")
-        expect(not torch.equal(inputs, given[0].roll(1, dims=1)) or bool((first == start).all()), "the last word has "
-               "come round to the front: roll shifts in a circle.")
-        expect(bool((first == start).all()), "the decoder does not begin with the start token.")
-        for row, length in enumerate(lengths):
-            said, real = inputs[row, :length].tolist(), given[0][row, :length].tolist()
-            expect(said == [start, *real[:-1]], f"of the text {real} the decoder reads {said}: after the start, each "
-                   "place is to hold the word before it.")
-        if torch.equal(labels, wanted):
-            continue
-        expect(not torch.equal(labels, ignored), "padding stays in the labels: then the model learns to say it.")
-        moved = torch.cat([wanted[:, 1:], torch.full((b, 1), -100)], dim=1)
-        shifted = torch.cat([given[0][:, 1:], torch.full((b, 1), start)], dim=1)
-        expect(not any(torch.equal(labels, some) for some in (moved, shifted)), "both are shifted, so the model would "
-               "learn to say the word after next.")
-        expect(not torch.equal(labels, inputs) and not torch.equal(labels, inputs.masked_fill(~mask, -100)),
-               "labels are what is read at the same place: a model that copies would be perfect.")
-        expect(not torch.equal(labels, given[0].masked_fill(given[0] == start, -100)), "a real token that has the "
-               "id of padding is ignored as well: the mask tells padding, the id need not.")
-        real = labels[mask]
-        expect(not bool((real == -100).any()), "a real token has the label −100 and is never learned; the last word "
-               "of a text is its end, and it must be learned, too.")
-        expect(torch.equal(real, given[0][mask]), "labels at real places are other ids than the texts'.")
-        expect(False, f"padding has the labels {labels[~mask].unique().tolist()}: which id does the loss ignore?")
+        read.append(torch.where(mask, inputs, 0))  # what is read at padding does not matter
+        learned.append(labels)
+    right = [torch.where(mask, read_before(ids, mask, start), 0) for ids, mask, start in draws]
+    if not all(map(torch.equal, read, right)):
+        name_slip({meaning: lambda ids, mask, start, slip=slip: torch.where(mask, slip(ids, mask, start), 0)
+                   for meaning, slip in READ_SLIPS.items()}, draws, read, right)
+        for (ids, mask, start), inputs in zip(draws, read, strict=True):
+            expect(bool((inputs[:, 0] == start).all()), f"the decoder begins with {inputs[:, 0].tolist()}, and the "
+                   f"start token is {start}.")
+            for said, real, length in zip(inputs, ids, mask.sum(dim=1).tolist(), strict=True):
+                said, real = said[:length].tolist(), real[:length].tolist()
+                expect(said == [start, *real[:-1]], f"of the text {real} the decoder reads {said}: after the start, "
+                       "each place is to hold the word before it.")
+    right = [said_there(*draw) for draw in draws]
+    if all(map(torch.equal, learned, right)):
+        return
+    name_slip(TOLD_SLIPS, draws, learned, right)
+    for (ids, mask, _), labels in zip(draws, learned, strict=True):
+        lost = mask & (labels == -100)
+        expect(not bool(lost.any()), f"real tokens have the label −100 and are never learned, such as {ids[lost][:1]}: "
+               "the mask tells what is real, and the last word of a text is its end, which must be learned, too.")
+        expect(torch.equal(labels[mask], ids[mask]), "labels at real places are other ids than the texts'.")
+        expect(bool((labels[~mask] == -100).all()), f"padding has the labels {labels[~mask].unique().tolist()}: which "
+               "id does the loss ignore?")
 
 
 # --- a caption in two pieces ------------------------------------------------------------------------------------------
@@ -175,8 +257,14 @@ Cut = Callable[[list[int], int, float], tuple[list[int], list[int]]]
 def cut(cut_of: Cut) -> None:
     """Cut from after the first word to the middle, each place equally likely, nothing lost."""
     for count in (2, 9, 6, 3, random.randint(12, 20), 1):
-        end = random.randint(0, 5)
-        words = random.sample(range(10, 60), count)
+        end = random.randint(1 if count == 9 else 0, 5)
+        words = [word for word in random.choices(range(30), k=3 * count + 9) if word != end][:count]  # some come twice
+        if count > 2:
+            words[1] = words[0]
+        if end and count > 3:
+            words[2] = 0
+        if count > 1:
+            words[-1] = 77  # the pieces exchanged are never the same text
         half = count // 2
         draws = [0.0, *((step + 0.5) / (20 * max(1, half)) for step in range(20 * max(1, half))), 1 - 1e-9]
         cuts: Counter[int] = Counter()
@@ -184,10 +272,11 @@ def cut(cut_of: Cut) -> None:
             given = list(words)
             output = cut_of(given, end, draw)
             expect(given == words, "your function changed the list that it was given.")
-            expect(isinstance(output, tuple | list) and len(output) == 2
-                   and all(isinstance(part, list) for part in output),
-                   f"your function gives {output!r}; asked for are two lists.")
-            prefix, rest = output
+            expect(isinstance(output, tuple | list) and len(output) == 2 and all(
+                isinstance(part, tuple | list) for part in output),
+                   f"your function gives {output!r}; asked for are two "
+                "lists.")
+            prefix, rest = ([whole(one, "an id") for one in part] for part in output)
             at = f"of {words} with the draw {draw:.3g} and the end {end} you make {prefix} and {rest}: "
             expect(prefix[-1:] == [end], at + "what the encoder is given is not closed by an end.")
             expect(rest[-1:] == [end], at + "what is to be written is not closed by an end: the decoder would never "
@@ -206,6 +295,9 @@ def cut(cut_of: Cut) -> None:
             expect(place < count, at + "nothing is left to be written but an end.")
             expect(place <= half, f"{at}the cut may lie in the middle ({half} words of {count}), but not after it.")
             cuts[place] += 0.0 < draw < 1 - 1e-6
+        twice = [[cut_of(list(words), end, draw) for draw in draws[1:-1:7]] for _ in range(2)]
+        expect(twice[0] == twice[1], "the same draw gives another cut the second time: it is `draw` that decides, and "
+               "nothing else.")
         if count > 1:
             never = sorted(set(range(1, half + 1)) - set(cuts))
             expect(not never, f"of {count} words, prefixes of {never} words are never made: the cut falls anywhere "
@@ -223,14 +315,17 @@ Given = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 @exercise("12.4", "lesson 12, section 2, Distances instead of positions, and section 7")
 def encoder_input(input_of: Given) -> None:
     """Soft prompt and words, what of it may be seen, and places that padding does not take."""
-    for b, q, t, e in ((3, 4, 6, 5), (1, 2, 3, 4), (4, 3, 8, 2)):
+    plain = True  # whether padding takes places in all draws
+    apart: list[tuple[list[int], list[int], int]] = []
+    for b, q, t, e in ((3, 4, 6, 5), (1, 2, 3, 4), (4, 3, 8, 2), (2, 5, 2, 3)):
         soft, words = torch.randn(b, q, e, requires_grad=True), torch.randn(b, t, e, requires_grad=True)
-        mask = torch.rand(b, t) < 0.6
-        mask[0, 0], mask[0, 1:] = False, True  # padding on the left, between picture and words
-        mask[-1, -1] = b == 1  # and on the right
-        kept = mask.clone()
+        lengths = [t, *random.sample(range(1, t), b - 1)] if b > 1 else [t - 1]
+        random.shuffle(lengths)
+        mask = torch.arange(t) >= t - torch.tensor(lengths)[:, None]  # padding on the left, between picture and words
+        kept, before = mask.clone(), (soft.detach().clone(), words.detach().clone())
         output = input_of(soft, words, mask)
-        expect(torch.equal(mask, kept), "your function changed the mask that it was given.")
+        expect(torch.equal(mask, kept) and torch.equal(soft, before[0]) and torch.equal(words, before[1]),
+               "your function changed what it was given.")
         expect(isinstance(output, tuple | list) and len(output) == 3,
                f"your function gives {type(output).__name__}; asked for are three tensors: embeds, visible, places.")
         embeds = expect_tensor(output[0], (b, q + t, e), "embeds", "(b s e) with s = q + t")
@@ -240,20 +335,30 @@ def encoder_input(input_of: Given) -> None:
                f"places hold {places.dtype}; asked for are whole numbers.")
         expect(not close(embeds, torch.cat([words, soft], dim=1)), "the words stand before the picture.")
         expect(close(embeds, torch.cat([soft, words], dim=1)), "embeds are not the soft prompt and then the words.")
-        learns = embeds.requires_grad and torch.autograd.grad(embeds.sum(), soft, allow_unused=True)[0] is not None
-        expect(learns, "no gradient reaches the soft prompt: then the bridge learns nothing.")
+        weights = torch.randn(b, q + t, e)
+        (slope,) = slopes(embeds, [soft], weights)
+        expect(bool(slope.any()), "no gradient reaches the soft prompt: then the bridge learns nothing.")
+        expect(close(slope, weights[:, :q]), "part of the gradient does not reach the soft prompt.")
         expect(not bool((~attention_mask[:, :q]).all()),
                "nobody may look at the picture: all pictures would get one caption.")
         expect(bool(attention_mask[:, :q].all()), "some of the soft prompt is hidden: it has no padding.")
         expect(not bool(attention_mask.all()), "padding may be seen.")
         expect(not torch.equal(attention_mask[:, q:], ~kept), "what may be seen and what may not is exchanged.")
         expect(torch.equal(attention_mask[:, q:], kept), "of the words, others may be seen than are real.")
+        real = torch.cat([torch.ones(b, q, dtype=torch.bool), kept], dim=1)
         for row in range(b):
-            steps = places[row][torch.cat([torch.ones(q, dtype=torch.bool), kept[row]])].tolist()
-            apart = [later - earlier for earlier, later in pairwise(steps)]
-            expect(all(step == 1 for step in apart[:q - 1]), f"the soft prompt has the places {steps[:q]}: each token "
-                   "stands one further than the token before it.")
-            expect(len(apart) < q or apart[q - 1] != 1 - q, "the words have the same places as the picture: they come "
-                   "after it.")
-            expect(all(step == 1 for step in apart), f"with the mask {kept[row].long().tolist()} the real tokens have "
-                   f"the places {steps}: padding is counted as distance, so a question would depend on its batch.")
+            steps = places[row][real[row]].tolist()
+            counted = real[row].nonzero()[:, 0].tolist()
+            plain &= [one - steps[0] for one in steps] == [one - counted[0] for one in counted]
+            apart.append((kept[row].long().tolist(), steps, q))
+    for shown, steps, q in apart:
+        gaps = [after - one for one, after in pairwise(steps)]
+        if all(gap == 1 for gap in gaps):
+            continue
+        said = f"with the mask {shown} the real tokens have the places {steps}"
+        expect(not plain, f"{said}: padding is counted as distance, so a question would depend on its batch.")
+        expect(all(gap == 1 for gap in gaps[:q - 1]), f"the soft prompt has the places {steps[:q]}: each token "
+               "stands one further than the token before it.")
+        expect(len(gaps) < q or gaps[q - 1] != 1 - q, "the words have the same places as the picture: they come after "
+               "it.")
+        expect(False, f"{said}: each is to stand one further than the real token before it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import close, exercise, expect, expect_tensor
+from .slips import agree, name_slip, short, telling, whole
 
 # --- where a token lies -----------------------------------------------------------------------------------------------
 
@@ -26,78 +28,139 @@ PLACE_SLIPS: dict[str, Place] = {
         lambda token, rows, columns, first: tuple(one + 1 for one in divmod(token - first, columns)),
     "patches are counted row by row, as one reads, and not down the columns.":
         lambda token, rows, columns, first: ((token - first) % rows, (token - first) // rows),
+    "rows are counted from the bottom; the top left is (0, 0).":
+        lambda token, rows, columns, first: (rows - 1 - (token - first) // columns, (token - first) % columns),
+    "the grid is taken for a square one: its rows and columns are given.":
+        lambda token, rows, columns, first: divmod(token - first, max(1, round((rows * columns) ** 0.5))),
 }
 
 
 @exercise("13.1", "lesson 13, section 1")
 def place_of(place: Place) -> None:
     """The row and column of a token's patch."""
-    for rows, columns in ((4, 4), (3, 5), (6, 2), (1, 7), (random.randint(2, 9), random.randint(10, 16))):
+    draws, answers = [], []
+    for rows, columns in ((4, 4), (3, 5), (6, 2), (1, 7), (5, 1), (random.randint(2, 9), random.randint(10, 16))):
         for class_token in (True, False):
-            tokens = range(rows * columns + class_token)
-            output = {token: place(token, rows, columns, class_token) for token in tokens}
             at = f"on a grid of {rows} × {columns}, {'with' if class_token else 'without'} a class token: "
-            if class_token:
-                expect(output.pop(0) is None, at + "the class token comes first and lies nowhere: its answer is None.")
-            for token, found in output.items():
+            for token in range(rows * columns + class_token):
+                found = place(token, rows, columns, class_token)
+                if class_token and token == 0:
+                    expect(found is None, f"{at}the class token comes first and lies nowhere: its answer is None.")
+                    continue
                 expect(isinstance(found, tuple | list) and len(found) == 2,
                        f"{at}for token {token} your function gives {found!r}; asked for are a row and a column.")
-            right = {token: divmod(token - class_token, columns) for token in output}
-            said = {token: tuple(int(one) for one in found) for token, found in output.items()}
-            if said == right:
-                continue
-            for meaning, slip in PLACE_SLIPS.items():
-                expect(any(found != slip(token, rows, columns, class_token) for token, found in said.items()),
-                       at + meaning)
-            token = next(token for token in said if said[token] != right[token])
-            expect(False, f"{at}token {token} is not at {said[token]}.")
+                answers.append(tuple(whole(one, f"{at}the {what} of token {token}")
+                                     for one, what in zip(found, ("row", "column"), strict=True)))
+                draws.append((token, rows, columns, class_token))
+    right = [divmod(token - first, columns) for token, _, columns, first in draws]
+    if answers == right:
+        return
+    (token, rows, columns, first), found = next(
+        (draw, one) for draw, one, truth in zip(draws, answers, right, strict=True) if one != truth)
+    at = f"on a grid of {rows} × {columns}, {'with' if first else 'without'} a class token: "
+    name_slip({at + meaning: slip for meaning, slip in PLACE_SLIPS.items()}, draws, answers, right)
+    expect(False, f"{at}token {token} is not at {found}: how many patches stand before it, and how many of them fill "
+           "whole rows?")
 
 
 # --- a map weighted by gradients --------------------------------------------------------------------------------------
 
-MAP_SLIPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of one layer's attention and gradient (b h q v)
-    "negative derivatives count as well: kept is what speaks for the phrase only.": lambda a, g: (a * g).sum((1, 2)),
-    "the size of the derivative counts, whatever its sign: kept is what speaks for the phrase only.":
-        lambda a, g: (a * g.abs()).sum((1, 2)),
-    "that is the plain attention: the derivative takes no part.": lambda a, g: a.sum((1, 2)),
+Readings = list[tuple[Tensor, Tensor]]  # attention and slope (b h q v) of each reading
+
+
+def summed(make: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Readings, Tensor], Tensor]:
+    """A slip from what it makes of one reading."""
+    return lambda readings, _: sum(make(a, g) for a, g in readings)
+
+
+def gained(a: Tensor, g: Tensor) -> Tensor:
+    """What is asked for, of one reading."""
+    return (a * g.relu()).sum((1, 2))
+
+
+def slow_map(readings: Readings, score: Tensor) -> Tensor:
+    """What is asked for, in loops."""
+    made = torch.zeros(readings[0][0].shape[0], readings[0][0].shape[3])
+    for a, g in readings:
+        for head in range(a.shape[1]):
+            for query in range(a.shape[2]):
+                made += a[:, head, query] * g[:, head, query].clamp(min=0)
+    return made
+
+
+MAP_SLIPS: dict[str, Callable[[Readings, Tensor], Tensor]] = {
+    "negative derivatives count as well: kept is what speaks for the phrase only.": summed(
+        lambda a, g: (a * g).sum((1, 2))),
+    "the size of the derivative counts, whatever its sign: kept is what speaks for the phrase only.": summed(
+        lambda a, g: (a * g.abs()).sum((1, 2))),
+    "that is the plain attention: the derivative takes no part.": summed(lambda a, g: a.sum((1, 2))),
     "that is the positive derivative alone: what would more attention do, not what does the attention that is there.":
-        lambda a, g: g.relu().sum((1, 2)),
-    "you sum first and keep the positive part then: where heads disagree, one deletes the other.":
-        lambda a, g: (a * g).sum((1, 2)).relu(),
-    "over heads or queries the mean is taken; asked for is the sum.": lambda a, g: (a * g.relu()).mean((1, 2)),
-    "over heads the mean is taken; asked for is the sum.": lambda a, g: (a * g.relu()).mean(1).sum(1),
-    "over queries the mean is taken; asked for is the sum.": lambda a, g: (a * g.relu()).sum(1).mean(1),
-    "you keep what speaks against the phrase.": lambda a, g: (a * (-g).relu()).sum((1, 2)),
+        summed(lambda a, g: g.relu().sum((1, 2))),
+    "that is the derivative alone, and the attention takes no part.": summed(lambda a, g: g.sum((1, 2))),
+    "you sum first and keep the positive part then: where heads disagree, one deletes the other.": summed(
+        lambda a, g: (a * g).sum((1, 2)).relu()),
+    "you sum over queries first and keep the positive part then: where queries disagree, one deletes the other.":
+        summed(lambda a, g: (a * g).sum(2).relu().sum(1)),
+    "you sum over heads first and keep the positive part then: where heads disagree, one deletes the other.": summed(
+        lambda a, g: (a * g).sum(1).relu().sum(1)),
+    "you sum all readings first and keep the positive part then: where readings disagree, one deletes the other.":
+        lambda readings, _: sum((a * g).sum((1, 2)) for a, g in readings).relu(),
+    "over heads and queries the mean is taken; asked for is the sum.": summed(lambda a, g: gained(a, g) / (
+        a.shape[1] * a.shape[2])),
+    "over heads the mean is taken; asked for is the sum.": summed(lambda a, g: gained(a, g) / a.shape[1]),
+    "over queries the mean is taken; asked for is the sum.": summed(lambda a, g: gained(a, g) / a.shape[2]),
+    "over layers the mean is taken; asked for is the sum.":
+        lambda readings, _: sum(gained(a, g) for a, g in readings) / len(readings),
+    "over heads the largest is taken; asked for is the sum.": summed(lambda a, g: (a * g.relu()).amax(1).sum(1)),
+    "over queries the largest is taken; asked for is the sum.": summed(lambda a, g: (a * g.relu()).amax(2).sum(1)),
+    "you keep what speaks against the phrase.": summed(lambda a, g: (a * (-g).relu()).sum((1, 2))),
+    "the derivative is that of the mean of the scores: each example then has its own divided by the batch.":
+        lambda readings, _: sum(gained(a, g) for a, g in readings) / len(readings[0][0]),
+    "the derivative is that of the first score alone: the other examples have none.": lambda readings, _: torch.cat(
+        [sum(gained(a, g) for a, g in readings)[:1], torch.zeros(len(readings[0][0]) - 1, readings[0][0].shape[3])]),
+    "only the last reading counts: the score came out of all.": lambda readings, _: gained(*readings[-1]),
+    "only the first reading counts: the score came out of all.": lambda readings, _: gained(*readings[0]),
+    "only the first head counts: all of them read.": summed(lambda a, g: (a * g.relu())[:, 0].sum(1)),
+    "only the first query counts: all of them read.": summed(lambda a, g: (a * g.relu())[:, :, 0].sum(1)),
+    "each reading is made to sum to one: asked for is the plain sum.": summed(
+        lambda a, g: gained(a, g) / gained(a, g).sum(dim=1, keepdim=True)),
+    "the map is made to sum to one: asked for is the plain sum.": lambda readings, _: sum(
+        gained(a, g) for a, g in readings) / sum(gained(a, g) for a, g in readings).sum(dim=1, keepdim=True),
 }
 
 
 @exercise("13.2", "lesson 13, section 2")
 def weighted_map(map_of: Callable[[list[Tensor], Tensor], Tensor]) -> None:
     """Attention times positive derivative, summed over layers, heads and queries."""
-    for layers, b, h, q, v in ((1, 3, 2, 3, 5), (4, 2, 3, 2, 7), (3, 1, 1, 4, 6)):
-        inputs = [torch.randn(b, h, q, v, requires_grad=True) for _ in range(layers)]
-        attention = [some.softmax(dim=3) for some in inputs]
-        lines, bends = ([torch.randn(b, h, q, v) for _ in range(layers)] for _ in range(2))
-        score = sum((line * a + bend * a.square()).flatten(1).sum(dim=1)
-                    for line, bend, a in zip(lines, bends, attention, strict=True))
-        slopes = [line + 2 * bend * a.detach() for line, bend, a in zip(lines, bends, attention, strict=True)]
-        output = expect_tensor(map_of(attention, score), (b, v), "the map", "(b v)")
-        fixed = [a.detach() for a in attention]
-        right = torch.zeros(b, v)
-        for a, slope in zip(fixed, slopes, strict=True):
-            for head in range(h):
-                for query in range(q):
-                    right += a[:, head, query] * slope[:, head, query].clamp(min=0)
-        if close(output, right):
-            continue
-        for meaning, make in MAP_SLIPS.items():
-            parts = [make(a, slope) for a, slope in zip(fixed, slopes, strict=True)]
-            expect(not close(output, sum(parts)), meaning)
-        expect(layers == 1 or not close(output, right / layers), "over layers the mean is taken; asked for is the sum.")
-        for number in range(layers):
-            one = (fixed[number] * slopes[number].relu()).sum((1, 2))
-            expect(not close(output, one), f"only reading {number + 1} of {layers} counts: the score came out of all.")
-        expect(False, "the map is another than that of the loop over layers, heads and queries.")
+    sizes = ((1, 4, 2, 3, 5), (4, 3, 5, 2, 7), (3, 2, 3, 4, 6), (2, 1, 2, 5, 9))
+
+    def make() -> list[tuple[Readings, Tensor]]:
+        """Attention and its slopes, of a score that bends."""
+        drawn = []
+        for layers, b, h, q, v in sizes:
+            attention = [torch.randn(b, h, q, v, requires_grad=True).softmax(dim=3) for _ in range(layers)]
+            lines, bends = ([torch.randn(b, h, q, v) for _ in range(layers)] for _ in range(2))
+            score = sum((line * a + bend * a.square()).flatten(1).sum(dim=1)
+                        for line, bend, a in zip(lines, bends, attention, strict=True))
+            slopes = [line + 2 * bend * a.detach() for line, bend, a in zip(lines, bends, attention, strict=True)]
+            recorded.append(attention)
+            drawn.append(([(a.detach(), slope) for a, slope in zip(attention, slopes, strict=True)], score))
+        return drawn
+
+    recorded: list[list[Tensor]] = []
+    draws = telling(make, slow_map, MAP_SLIPS)
+    answers, right = [], [slow_map(*draw) for draw in draws]
+    for (_, b, _, _, v), attention, (_, score) in zip(sizes, recorded[-len(sizes):], draws, strict=True):
+        answers.append(expect_tensor(map_of(attention, score), (b, v), "the map", "(b v)").detach())
+    if all(map(close, answers, right)):
+        return
+    name_slip(MAP_SLIPS, draws, answers, right)
+    for output, truth in zip(answers, right, strict=True):
+        alone = [close(one, other) for one, other in zip(output, truth, strict=True)]
+        expect(not any(alone) or all(alone), f"of {len(alone)} examples {sum(alone)} have the right map: whose "
+               "derivative do the others get?")
+    expect(False, "the map is another than that of the loop over layers, heads and queries. With one reading, one head "
+           "and one query, what is it?")
 
 
 # --- the pointing game ------------------------------------------------------------------------------------------------
@@ -118,50 +181,86 @@ def inside(row: float, column: float, grid: tuple[int, int], box: Box, size: tup
 
 
 def slow_points(heat: Tensor, box: Box, size: tuple[int, int], ties: Callable = all, turned: bool = False,
-                **slip) -> bool:
+                sign: int = 1, **slip) -> bool:
     """The pointing game in loops."""
+    heat = heat * sign if sign else heat.abs()
     best = (heat == heat.max()).nonzero().tolist()
     places = [place[::-1] if turned else place for place in best]
-    return ties([inside(*place, tuple(heat.shape), box, size, **slip) for place in places])
+    return bool(ties([inside(*place, tuple(heat.shape), box, size, **slip) for place in places]))
 
 
 POINT_SLIPS: dict[str, dict] = {
     "of cells that tie, one in the box is enough for you: a constant map would win every game.": {"ties": any},
     "of cells that tie you look at the first only.": {"ties": lambda some: some[0]},
+    "of cells that tie you look at the last only.": {"ties": lambda some: some[-1]},
+    "of cells that tie, more than half in the box are enough for you: all of them point.": {
+        "ties": lambda some: 2 * sum(some) > len(some)},
+    "where cells tie you always say no: all of them may point into the box.": {
+        "ties": lambda some: len(some) == 1 and some[0]},
     "a cell points to its centre, not to its corner.": {"centre": 0.0},
+    "a cell points to its centre, not to its far corner.": {"centre": 1.0},
     "the box is (x, y, width, height), not two corners.": {"corners": True},
     "image_size is (width, height): the sides are exchanged.": {"swapped": True},
     "row and column are exchanged: a row goes with y, a column with x.": {"turned": True},
+    "the largest size counts, whatever the sign: asked for is the maximum.": {"sign": 0},
+    "you look at the minimum: asked for is the maximum.": {"sign": -1},
 }
+
+
+def a_game(tied: int, negative: bool) -> tuple[Tensor, Box, tuple[int, int]]:
+    """A map of which up to so many cells tie (all for -1), a box near one of them, and the size of the image."""
+    rows, columns = random.choice(((4, 4), (3, 6), (7, 2), (5, 8)))
+    size = random.choice(((40, 40), (90, 40), (32, 100)))
+    heat = torch.rand(rows, columns)
+    if tied < 0:
+        heat = torch.ones(rows, columns)
+    elif tied > 1:
+        first = random.randrange(rows), random.randrange(columns)
+        heat[first] = 2.0
+        for _ in range(tied - 1):  # near each other, so that a box may hold them all, some, or none
+            row, column = (min(most - 1, max(0, one + random.randint(-1, 1))) for one, most in
+                           zip(first, (rows, columns), strict=True))
+            heat[row, column] = 2.0
+    heat = heat - 3.0 if negative else heat
+    row, column = random.choice((heat == heat.max()).nonzero().tolist())
+    x, y = (column + 0.5) * size[0] / columns, (row + 0.5) * size[1] / rows
+    width, height = (random.uniform(0.2, 0.9) * side for side in size)
+    box = (max(0.0, x - random.uniform(-0.3, 1.1) * width), max(0.0, y - random.uniform(-0.3, 1.1) * height), width,
+           height)
+    return heat, box, size
+
+
+def all_but(heat: Tensor, size: tuple[int, int], whole_image: bool) -> Box:
+    """A box around all cells, or around all but those of the last row."""
+    return (0.0, 0.0, float(size[0]), size[1] * (1.0 if whole_image else 1 - 0.9 / heat.shape[0]))
 
 
 @exercise("13.3", "lesson 13, section 3")
 def points(points_of: Points) -> None:
     """Whether the maximum lies in the box."""
-    said, games = [], []
-    for game in range(160):
-        rows, columns = random.choice(((4, 4), (3, 6), (7, 2), (5, 8)))
-        size = random.choice(((40, 40), (90, 40), (32, 100)))
-        heat = torch.rand(rows, columns)
-        if game % 4 == 0:
-            for _ in range(random.randint(1, 3)):
-                heat[random.randrange(rows), random.randrange(columns)] = 2.0
-        heat = torch.ones(rows, columns) if game % 20 == 1 else heat
-        row, column = divmod(random.choice((heat == heat.max()).flatten().nonzero()[:, 0].tolist()), columns)
-        x, y = (column + 0.5) * size[0] / columns, (row + 0.5) * size[1] / rows
-        width, height = (random.uniform(0.2, 0.9) * side for side in size)
-        box = (max(0.0, x - random.uniform(-0.3, 1.1) * width), max(0.0, y - random.uniform(-0.3, 1.1) * height), width,
-               height)
+    while True:  # until each slip errs in several games, and no two of them in the same
+        games = [a_game(tied, negative) for tied in (1, 1, 1, 2, 3, 4) for negative in (False, True) for _ in range(12)]
+        for whole_image in (True, False):
+            heat, _, size = a_game(-1, False)
+            games.append((heat, all_but(heat, size, whole_image), size))
+        right = [slow_points(*game) for game in games]
+        slips = {meaning: [slow_points(*game, **slip) for game in games] for meaning, slip in POINT_SLIPS.items()}
+        errs = [sum(one != truth for one, truth in zip(made, right, strict=True)) for made in slips.values()]
+        if min(errs) >= 3 and all(one != other for one, other in itertools.combinations(slips.values(), 2)):
+            break
+    said = []
+    for heat, box, size in games:
+        given = heat.clone()
         output = points_of(heat, box, size)
-        expect(isinstance(output, bool | np.bool_) or (isinstance(output, Tensor) and output.numel() == 1),
-               f"your function gives {type(output).__name__}; asked for is True or False.")
+        expect(torch.equal(heat, given), "your function changed the map that it was given.")
+        if isinstance(output, Tensor | np.ndarray) and output.ndim == 0:
+            output = output.item()
+        expect(isinstance(output, bool | np.bool_), f"your function gives {short(output)}; asked for is True or False.")
         said.append(bool(output))
-        games.append((heat, box, size))
-    right = [slow_points(*game) for game in games]
     if said == right:
         return
-    for meaning, slip in POINT_SLIPS.items():
-        expect(said != [slow_points(*game, **slip) for game in games], meaning)
+    for meaning, made in slips.items():
+        expect(said != made, meaning)
     number = next(number for number in range(len(said)) if said[number] != right[number])
     heat, box, size = games[number]
     best = (heat == heat.max()).nonzero().tolist()
@@ -172,29 +271,76 @@ def points(points_of: Points) -> None:
 # --- a map drawn the wrong way ----------------------------------------------------------------------------------------
 
 
+def grown(small: Tensor, high: int, wide: int) -> Tensor:
+    """Each cell of a map, so high and so wide."""
+    return small.repeat_interleave(high, 0).repeat_interleave(wide, 1)
+
+
+Enlarged = Callable[[Tensor, tuple[int, int], tuple[int, int]], Tensor | None]
+
+
+def by_cells(change: Callable[[Tensor, int, int, int, int], Tensor]) -> Enlarged:
+    """A slip from change(weights, rows, columns, height and width of a cell)."""
+    return lambda weights, grid, size: change(weights, *grid, size[1] // grid[0], size[0] // grid[1])
+
+
+right_map = by_cells(lambda w, gh, gw, high, wide: grown(w.reshape(gh, gw), high, wide))
+ENLARGE_SLIPS: dict[str, Enlarged] = {
+    "rows and columns are exchanged: token 1 lies right of token 0, not below it.": by_cells(
+        lambda w, gh, gw, high, wide: grown(w.reshape(gw, gh).T, high, wide)),
+    "the picture stands on its head: row 0 is the top one.": by_cells(
+        lambda w, gh, gw, high, wide: grown(w.reshape(gh, gw).flip(0), high, wide)),
+    "left and right are exchanged: column 0 is the left one.": by_cells(
+        lambda w, gh, gw, high, wide: grown(w.reshape(gh, gw).flip(1), high, wide)),
+    "the picture is turned by half a turn: token 0 lies at the top left.": by_cells(
+        lambda w, gh, gw, high, wide: grown(w.flip(0).reshape(gh, gw), high, wide)),
+    "the small map is repeated as tiles; each of its cells is to grow.": by_cells(
+        lambda w, gh, gw, high, wide: w.reshape(gh, gw).repeat(high, wide)),
+    "each cell grows to its right and is repeated as tiles downwards: it is to grow both ways.": by_cells(
+        lambda w, gh, gw, high, wide: w.reshape(gh, gw).repeat_interleave(wide, 1).repeat(high, 1)),
+    "each cell grows downwards and is repeated as tiles to its right: it is to grow both ways.": by_cells(
+        lambda w, gh, gw, high, wide: w.reshape(gh, gw).repeat_interleave(high, 0).repeat(1, wide)),
+    "the large map is right, and then its numbers are read into another shape: its axes are to stay where they are.":
+        by_cells(lambda w, gh, gw, high, wide: grown(w.reshape(gh, gw), high, wide).T.reshape(gh * high, gw * wide)),
+    "the weights are made to sum to one: each pixel is to have the weight of its patch.": by_cells(
+        lambda w, gh, gw, high, wide: grown(w.reshape(gh, gw) / w.sum(), high, wide)),
+    "the weights are spread from 0 to 1: each pixel is to have the weight of its patch.": by_cells(
+        lambda w, gh, gw, high, wide: grown(((w - w.min()) / (w.max() - w.min())).reshape(gh, gw), high, wide)),
+}
+
+
 @exercise("13.4", "lesson 13, sections 1 and 7")
 def enlarge(enlarge_of: Callable[[Tensor, tuple[int, int], tuple[int, int]], Tensor]) -> None:
     """A row of weights as a map as large as the picture."""
-    for gh, gw, patch in ((3, 5, 2), (4, 4, 3), (6, 2, 4), (1, 3, 2)):
-        weights = torch.rand(gh * gw)
-        given, size = weights.clone(), (gw * patch, gh * patch)
+    def make() -> list[tuple[Tensor, tuple[int, int], tuple[int, int]]]:
+        """Grids and cells that are square or not, and weights of both signs."""
+        cells = ((3, 5, 2, 4), (4, 4, 3, 2), (6, 2, 1, 4), (1, 3, 5, 2), (2, 4, 3, 3), (4, 4, 2, 2), (5, 1, 2, 3))
+        return [(torch.randn(gh * gw), (gh, gw), (gw * wide, gh * high)) for gh, gw, high, wide in cells]
+
+    draws = telling(make, right_map, ENLARGE_SLIPS)
+    answers, right = [], [right_map(*draw) for draw in draws]
+    for weights, (gh, gw), size in draws:
+        given = weights.clone()
         output = enlarge_of(weights, (gh, gw), size)
+        at = f"on a grid of {gh} rows and {gw} columns and an image {size[0]} wide and {size[1]} high: "
         expect(torch.equal(weights, given), "your function changed the weights that it was given.")
-        expect(not isinstance(output, Tensor) or gh == gw or tuple(output.shape) != size,
-               "the map is lying on its side: a picture's tensor has rows first, so its height comes first.")
-        expect_tensor(output, (gh * patch, gw * patch), "the map", "(height width)")
-        right = torch.tensor([[weights[y // patch * gw + x // patch].item() for x in range(gw * patch)]
-                              for y in range(gh * patch)])
-        if close(output, right):
+        expect(not isinstance(output, Tensor) or size[0] == size[1] or tuple(output.shape) != size,
+               f"{at}the map is lying on its side: a picture's tensor has rows first, so its height comes first.")
+        high, wide = size[1] // gh, size[0] // gw
+        expect(not isinstance(output, Tensor) or high == wide or tuple(output.shape) != (gh * wide, gw * high),
+               f"{at}your cells are {wide} high and {high} wide: how many pixels are there for each row, and how many "
+               "for each column?")
+        answers.append(expect_tensor(output, (size[1], size[0]), f"{at}the map", "(height width)"))
+    if all(map(agree, answers, right)):
+        return
+    name_slip(ENLARGE_SLIPS, draws, answers, right)
+    for (weights, (gh, gw), _), output, truth in zip(draws, answers, right, strict=True):
+        if agree(output, truth):
             continue
-        expect(gh != gw or not close(output, right.T), "rows and columns are exchanged: token 1 lies right of token 0, "
-               "not below it.")
-        expect(set(output.flatten().tolist()) <= set(weights.tolist()),
-               "there are values between those of the patches: "
-               "each pixel is to have the weight of its own patch.")
-        wrong = weights.reshape(gw, gh).T.repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-        expect(not close(output, wrong), "rows and columns are exchanged: token 1 lies right of token 0, not below it.")
-        expect(not close(output, right.flip(0)), "the picture stands on its head: row 0 is the top one.")
-        tiles = weights.reshape(gh, gw).repeat(patch, patch)
-        expect(not close(output, tiles), "the small map is repeated as tiles; each of its cells is to grow.")
-        expect(False, f"on a grid of {gh} rows and {gw} columns pixels have weights of other patches than their own.")
+        known = weights.double()
+        strange = (output.detach().double().flatten()[:, None] - known).abs().amin(dim=1) > 1e-5
+        expect(not bool(strange.any()), "there are values that no patch has, such as those between two patches: each "
+               "pixel is to have the weight of its own patch.")
+        y, x = ((output.detach() - truth).abs() > 1e-5).nonzero()[0].tolist()
+        expect(False, f"on a grid of {gh} rows and {gw} columns pixels have weights of other patches than their own, "
+               f"such as that in row {y} and column {x}: in which patch does it lie?")

@@ -1,7 +1,9 @@
 """Answers to the exercises of lesson 07."""
 
 import math
+import random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -78,6 +80,73 @@ def finite(similarity, same_image):
                  for side in (similarity.T, similarity))
 
 
+def by_categorical(similarity, same_image):
+    assert_some(same_image)
+    return [torch.distributions.Categorical(logits=side.masked_fill(same_image, -math.inf)).sample()
+            for side in (similarity.t(), similarity)]
+
+
+def by_choices(similarity, same_image):
+    """Python's own draws, from exponentials whose largest is 1."""
+    assert_some(same_image)
+    sides = []
+    for side in (similarity.T, similarity):
+        chosen = []
+        for row, same in zip(side.tolist(), same_image.tolist(), strict=True):
+            places = [place for place, one in enumerate(same) if not one]
+            most = max(row[place] for place in places)
+            chosen += random.choices(places, [math.exp(row[place] - most) for place in places])
+        sides.append(torch.tensor(chosen))
+    return sides[0], sides[1]
+
+
+def wrong_axis(similarity, same_image):
+    """Softmax down the columns, draws along the rows."""
+    assert_some(same_image)
+    likes = similarity.masked_fill(same_image, -math.inf)
+    return tuple(torch.multinomial((side.softmax(dim=0) + 1e-30).masked_fill(same_image, 0), 1)[:, 0]
+                 for side in (likes.T, likes))
+
+
+def wrong_axis_after(similarity, same_image):
+    """One matrix of probabilities for both sides: rows of it for the texts, columns of it for the images."""
+    assert_some(same_image)
+    shares = similarity.masked_fill(same_image, -math.inf).softmax(dim=1) + 1e-30
+    shares = shares.masked_fill(same_image, 0)
+    return torch.multinomial(shares.T, 1)[:, 0], torch.multinomial(shares, 1)[:, 0]
+
+
+def top_three(similarity, same_image):
+    """The mistake to draw evenly from the most similar ones."""
+    assert_some(same_image)
+    sides = []
+    for side in (similarity.T, similarity):
+        chosen = []
+        for row, same in zip(side, same_image, strict=True):
+            best = row.masked_fill(same, -math.inf).argsort(descending=True)[:min(3, int((~same).sum()))]
+            chosen.append(random.choice(best.tolist()))
+        sides.append(torch.tensor(chosen))
+    return tuple(sides)
+
+
+def one_draw_for_both(similarity, same_image):
+    images, _ = by_stage1(similarity, same_image)
+    return images, images
+
+
+def by_naive_exp(similarity, same_image):
+    assert_some(same_image)
+    grown = similarity.exp().masked_fill(same_image, 0)
+    return torch.multinomial(grown.T, 1)[:, 0], torch.multinomial(grown, 1)[:, 0]
+
+
+def by_common_largest(similarity, same_image):
+    """Minus the largest of all: too much for rows that are far below it."""
+    assert_some(same_image)
+    grown = (similarity - similarity.masked_fill(same_image, -math.inf).max()).exp().masked_fill(same_image, 0)
+    return torch.multinomial(grown.T, 1)[:, 0], torch.multinomial(grown, 1)[:, 0]
+
+
 def in_place(similarity, same_image):
     similarity.masked_fill_(same_image, -math.inf)
     return by_stage1(similarity, same_image)
@@ -126,6 +195,11 @@ def third_first(images, texts, labels):
     return images[order], texts[order], labels
 
 
+def by_inverse(wrong_image, wrong_text):
+    """The mistake to turn one side's draws round for the other."""
+    return by_blocks(wrong_image, wrong_image.argsort())
+
+
 # --- 07.3 -------------------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +217,23 @@ def one_by_one(states, queries, head):
 
 def by_einsum(states, queries, head):
     return torch.einsum("bqe,ne->bn", states[:, :queries], head.weight) / queries + head.bias
+
+
+def by_weights(states, queries, head):
+    """The head asks everybody, and words count nothing."""
+    shares = (torch.arange(states.shape[1]) < queries).float() / queries
+    return (head(states) * shares[:, None]).sum(dim=1)
+
+
+def half_detached(states, queries, head):
+    said = mean_of_answers(states, queries, head)
+    return (said + said.detach()) / 2
+
+
+def in_place_states(states, queries, head):
+    with torch.no_grad():
+        states[:, queries:] = 0
+    return mean_of_answers(states, queries, head)
 
 
 # --- 07.4 -------------------------------------------------------------------------------------------------------------
@@ -203,6 +294,17 @@ def all_of_them(cosine, match, k):
     return (cosine + match(torch.arange(len(cosine)))).argsort(descending=True)
 
 
+def misplaced(cosine, match, k):
+    first = cosine.argsort(descending=True)[:k]
+    again = (match(first) + cosine[:k]).argsort(descending=True)
+    return torch.cat([first[again], cosine.argsort(descending=True)[k:]])
+
+
+def by_boolean(cosine, match, k):
+    first = cosine >= cosine.sort().values[-min(k, len(cosine))]
+    return torch.where(first, match(first).mean() + 100, cosine).argsort(descending=True)
+
+
 def unclamped(cosine, match, k):
     first = cosine.topk(k).indices
     return torch.cat([first[(match(first) + cosine[first]).argsort(descending=True)],
@@ -211,7 +313,7 @@ def unclamped(cosine, match, k):
 
 ANSWERS = {
     "sample_negatives": Answers(
-        [by_stage1, by_gumbel, by_loop, by_large_number],
+        [by_stage1, by_gumbel, by_loop, by_large_number, by_categorical, by_choices],
         [(draws(out=torch.zeros_like), "a true pair was drawn"),
          (draws(out=lambda same: torch.eye(len(same), dtype=torch.bool)), "another caption"),
          (late, "once there are probabilities"), (floored, "similarity plays no part"),
@@ -222,11 +324,19 @@ ANSWERS = {
          (draws(scores=lambda side: -side), "the less similar"),
          (draws(scores=lambda side: side / 0.2), "too eagerly"),
          (draws(pick=lambda weights: weights.argmax(dim=1)), "the same was drawn"),
-         (finite, "each of them is true"), (draws(look=False), "by accident"), (in_place, "changed what it was given"),
+         (finite, "each of them is true"), (draws(look=False), "by accident"),
+         (wrong_axis, "along which axis"), (wrong_axis_after, "along which axis"), (by_naive_exp, "exponential"),
+         (by_common_largest, "share one largest"), (draws(scores=torch.square), "may be negative"),
+         (draws(scores=torch.abs), "half of the"), (draws(scores=torch.relu), "half of the"),
+         (top_three, "too eagerly"),
+         (one_draw_for_both, ""), (draws(scores=lambda side: side * 0.07), "similarity"),
+         (draws(scores=lambda side: side - side.mean(dim=0, keepdim=True)), "along which axis"),
+         (in_place, "changed what it was given"),
          (lambda *given: by_stage1(*given)[0], "asked for are two tensors"),
          (draws(pick=lambda weights: torch.multinomial(weights, 1)), "(b)")]),
     "match_triple": Answers(
-        [by_blocks, by_stack, by_lists],
+        [by_blocks, by_stack, by_lists, lambda image, text: tuple(torch.from_numpy(part.numpy()) for part in by_blocks(
+            image, text))],
         [(triple(lambda images, texts, labels: (images, texts, 1 - labels)), "other way round"),
          (both_wrong, "only the image is wrong"), (triple(side_by_side), "blocks"),
          (triple(third_first), "other way round"),
@@ -238,9 +348,12 @@ ANSWERS = {
          (triple(lambda images, texts, labels: (images, texts)), "three tensors"),
          (triple(lambda images, texts, labels: tuple(part[:len(part) // 3 * 2] for part in (images, texts, labels))),
           "(3b)"),
-         (triple(lambda images, texts, labels: (texts, images, labels)), "other way round")]),
+         (triple(lambda images, texts, labels: (texts, images, labels)), "images and texts are exchanged"),
+         (by_inverse, "wrong_text"), (lambda image, text: by_blocks(image.sort().values, text), "`wrong_image` was"),
+         (lambda image, text: by_blocks(image, text[image]), "`wrong_text` was"),
+         (lambda image, text: by_blocks(image, image), "`wrong_text` was")]),
     "match_logits": Answers(
-        [mean_of_answers, answer_of_mean, one_by_one, by_einsum],
+        [mean_of_answers, answer_of_mean, one_by_one, by_einsum, by_weights],
         [(lambda states, queries, head: head(states[:, queries]), "states of words"),
          (lambda states, queries, head: head(states).mean(dim=1), "states of words"),
          (lambda states, queries, head: head(states[:, -queries:]).mean(dim=1), "states of words"),
@@ -254,10 +367,25 @@ ANSWERS = {
          (lambda states, queries, head: head(states[:, :queries]), "(b 2)"),
          (lambda *given: mean_of_answers(*given).flip(1), "exchanged"),
          (lambda *given: mean_of_answers(*given).detach(), "no gradient"),
-         (lambda states, queries, head: head(states[:, queries - 1]), "have no order"),
-         (lambda *given: 2 * mean_of_answers(*given) + 1, "others than those of the loop")]),
+         (lambda states, queries, head: head(states[:, queries - 1]), "all have a say"),
+         (lambda *given: 2 * mean_of_answers(*given) + 1, "others than those of the loop"),
+         (lambda states, queries, head: mean_of_answers(states.detach(), queries, head), "get no gradient"),
+         (lambda states, queries, head: F.linear(states[:, :queries].mean(dim=1), head.weight.detach(), head.bias),
+          "weights get no gradient"),
+         (lambda states, queries, head: F.linear(states[:, :queries].mean(dim=1), head.weight, head.bias.detach()),
+          "bias get no gradient"),
+         (lambda states, queries, head: head(torch.cat([states[:, :1], states[:, 1:queries].detach()], dim=1)).mean(1),
+          "some query gets no gradient"),
+         (half_detached, "another gradient"),
+         (lambda states, queries, head: head(states[:, :queries]).log_softmax(dim=2).mean(dim=1), "logarithms"),
+         (lambda states, queries, head: head(states[:, :4]).mean(dim=1), "states of words"),
+         (lambda states, queries, head: head(states[:, :min(queries, 4)]).mean(dim=1), "all have a say"),
+         (lambda states, queries, head: (head(states[:, :queries]) * torch.arange(1, queries + 1)[:, None]).mean(dim=1),
+          "have no order"),
+         (in_place_states, "changed the states")]),
     "base_rate": Answers(
-        [rate, rate_by_torch, lambda wrong: list(rate(wrong))],
+        [rate, rate_by_torch, lambda wrong: list(rate(wrong)), lambda wrong: torch.tensor(rate(wrong)),
+         lambda wrong: tuple(np.float32(one) for one in rate(wrong)), lambda wrong: np.array(rate(wrong))],
         [(rated(said=lambda p, wrong: 1 / max(1, wrong)), "one for so many"),
          (rated(said=lambda p, wrong: 1 - p), "share of wrong pairs"),
          (rated(said=lambda p, wrong: 0.5), "as many wrong"),
@@ -269,7 +397,14 @@ ANSWERS = {
          (rated(loss=lambda p, wrong: -p * math.log(p) - (1 - p) * math.log(1 - p)), "goes to 0"),
          (rated(accuracy=lambda p, wrong: p), "always says match"), (rated(accuracy=lambda p, wrong: 0.5), "a coin"),
          (rated(accuracy=lambda p, wrong: p * p + (1 - p) ** 2), "by chance"),
-         (lambda wrong: rate(wrong)[1], "three numbers")]),
+         (lambda wrong: rate(wrong)[1], "three numbers"), (lambda wrong: tuple(map(str, rate(wrong))), "one number"),
+         (rated(loss=lambda p, wrong: -(1 - p) * math.log(p) - (p * math.log(1 - p) if wrong else 0)), "exchanged"),
+         (rated(loss=lambda p, wrong: -rate(wrong)[1]), "not negative"),
+         (rated(loss=lambda p, wrong: 0.6365), "what does a true pair pay"),
+         (rated(accuracy=lambda p, wrong: 1 - p), "never says match"),
+         (lambda wrong: tuple(torch.tensor([p := torch.tensor(1 / (1 + wrong)), -p * p.log() - (1 - p) * (1 - p).log(),
+                                            max(p, 1 - p)])), "nan"),
+         (rated(accuracy=lambda p, wrong: min(p, 1 - p)), "share of wrong answers")]),
     "rerank": Answers(
         [by_topk, by_sorted, by_lift],
         [(all_of_them, "it is expensive"), (unclamped, "only fewer"),
@@ -282,5 +417,11 @@ ANSWERS = {
          (ranked(join=lambda first, again, rest: first[again]), "still have their place"),
          (ranked(join=lambda first, again, rest: torch.cat([first[again], rest.sort().values])), "in no order"),
          (ranked(join=lambda first, again, rest: torch.cat([rest, first[again]])), "come first"),
-         (ranked(score=lambda logit, cosine: logit * cosine), "logit plus cosine")]),
+         (ranked(score=lambda logit, cosine: logit * cosine), "multiplied"),
+         (ranked(score=lambda logit, cosine: logit - cosine), "subtracted"),
+         (ranked(score=lambda logit, cosine: 2 * logit + cosine), "logit plus cosine"), (misplaced, "of another one"),
+         (ranked(join=lambda first, again, rest: torch.cat([first[again], rest.flip(0)])), "too, the most similar"),
+         (lambda cosine, match, k: by_topk(-cosine, match, k), "others than the k most similar"),
+         (lambda cosine, match, k: by_topk(cosine, match, min(k, 4)), "others than the k most similar"),
+         (by_boolean, "numbers of candidates")]),
 }

@@ -24,6 +24,16 @@ def rows(change):
     return lambda words, length: change(*by_lists(words, length))
 
 
+def looked_up(find):
+    """The next token by the name of the one before it."""
+    def answer(words, length):
+        into, _ = by_lists(words, length)
+        following = [*into[1:], "[PAD]"]
+        asked = [following[find(into, token)] for token in into]
+        return into, ["-" if token in ("[PAD]", "[DEC]") else token for token in asked]
+    return answer
+
+
 def next_with_padding(words, length):
     into, _ = by_lists(words, length)
     return into, [*into[1:], "-"]
@@ -69,6 +79,13 @@ def by_loop(ids, mask):
     for i, length in enumerate(mask.sum(dim=1).tolist()):
         labels[i][:length - 1] = ids[i, 1:length].tolist()
     return torch.tensor(labels)
+
+
+def by_first_name(ids, mask):
+    """What comes next, looked up by the number that stands there."""
+    right = by_slices(ids, mask)
+    return torch.stack([torch.where(wanted != -100, wanted[[row.index(one) for one in row]], -100)
+                        for row, wanted in zip(ids.tolist(), right, strict=True)])
 
 
 def mask_of_own_place(ids, mask):
@@ -125,6 +142,26 @@ def naive(logits, labels, smoothing):
     return -(target * (grown / grown.sum(dim=1, keepdim=True)).log()).sum(dim=1).mean()
 
 
+def in_parts(first, second):
+    """The right loss as two sums, one of which may not let the gradient through."""
+    def loss(logits, labels, smoothing):
+        asked = labels != -100
+        log_p, words = logits[asked].log_softmax(dim=1), labels[asked]
+        own = -log_p.gather(1, words[:, None]).mean()
+        return (1 - smoothing) * first(own) + smoothing * second(-log_p.mean())
+    return loss
+
+
+def by_lengths(logits, labels, smoothing):
+    """The mistake to take the first places for those that are asked, as many as there are."""
+    costs = []
+    for row, wanted in zip(logits, labels, strict=True):
+        length = int((wanted != -100).sum())
+        costs.append(F.cross_entropy(row[:length], wanted[:length].clamp(min=0), label_smoothing=smoothing,
+                                     reduction="none"))
+    return torch.cat(costs).mean()
+
+
 def wrong_words_only(logits, labels, smoothing):
     asked, n = labels != -100, logits.shape[2]
     right = F.one_hot(labels[asked], n)
@@ -172,6 +209,11 @@ def by_gather(logits, ids, mask):
     return -(log_p * mask[:, 1:]).sum() / mask[:, 1:].sum()
 
 
+def naive_choice(logits, ids, mask):
+    share = logits[:, :-1].softmax(dim=-1).gather(2, ids[:, 1:, None])[..., 0]
+    return -share[mask[:, 1:]].log().mean()
+
+
 def broken(logits, ids, mask):
     return F.cross_entropy(logits[mask], ids[mask])
 
@@ -202,7 +244,12 @@ ANSWERS = {
          (rows(lambda into, asked: (["[DEC]" if one == "[SEP]" else one for one in into], asked)), "does not go in"),
          (rows(lambda into, asked: (into, asked[:-1])), "places"),
          (rows(lambda into, asked: (into, [*asked[:-1], "[DEC]"])), "the beginning is asked for"),
-         (rows(lambda into, asked: into), "two lists")]),
+         (rows(lambda into, asked: into), "two lists"),
+         (looked_up(lambda into, token: into.index(token)), "by name"),
+         (looked_up(lambda into, token: len(into) - 1 - into[::-1].index(token)), "by name"),
+         (rows(lambda into, asked: (into, [*asked[1:], "-"])), "after the next"),
+         (rows(lambda into, asked: (into, [one for one in asked if one != "-"])), "places"),
+         (lambda words, length: by_lists(list(dict.fromkeys(words)), length), "goes in is")]),
     "decoder_ids": Answers(
         [by_cat, by_clone, by_where],
         [(in_place, "have changed"), (lambda ids, dec: F.pad(ids, (1, 0), value=dec), "one token more"),
@@ -210,7 +257,11 @@ ANSWERS = {
          (lambda ids, dec: by_cat(ids, dec).masked_fill(ids == 2, dec), "[SEP] has been replaced"),
          (lambda ids, dec: ids.masked_fill(ids == 1, dec), "a token behind the first"),
          (lambda ids, dec: ids.clone(), "we are to decode"), (lambda ids, dec: torch.full_like(ids, dec), "[SEP]"),
-         (lambda ids, dec: by_cat(ids, dec).float(), "int64"), (lambda ids, dec: by_cat(ids, dec)[:, :1], "(b t)")]),
+         (lambda ids, dec: by_cat(ids, dec).float(), "int64"),
+         (lambda ids, dec: by_cat(ids, dec).clamp(max=ids.max()), "we are to decode"),
+         (lambda ids, dec: by_cat(ids.masked_fill(ids == dec, 1), dec), "behind the first"),
+         (lambda ids, dec: by_cat(ids.masked_fill(ids == 0, 2), dec), "behind the first"),
+         (lambda ids, dec: by_cat(ids, dec)[:, :1], "(b t)")]),
     "next_words": Answers(
         [by_slices, by_pad, by_loop],
         [(lambda ids, mask: ids.masked_fill(~mask, -100), "just been given"),
@@ -222,7 +273,10 @@ ANSWERS = {
          (lambda ids, mask: by_slices(ids, ids != 0), "the number alone does not tell"),
          (lambda ids, mask: ids[:, 1:].masked_fill(~mask[:, 1:], -100), "there are"),
          (lambda ids, mask: by_slices(ids, mask).clamp(min=0), "come round"),
-         (lambda ids, mask: by_slices(ids, mask).index_fill(1, torch.tensor([0]), -100), "though a word comes next")]),
+         (lambda ids, mask: by_slices(ids, mask).index_fill(1, torch.tensor([0]), -100), "though a word comes next"),
+         (lambda ids, mask: by_slices(ids, ids != 0).masked_fill(by_slices(ids, mask) == -100, -100), "number is 0"),
+         (lambda ids, mask: F.pad(by_slices(ids, mask)[:, 1:], (0, 1), value=-100), "after the next"),
+         (by_first_name, "the place")]),
     "itg_loss": Answers(
         [by_torch, by_selection, by_target, by_words,
          lambda logits, labels, smoothing: F.cross_entropy(logits.transpose(1, 2), labels, label_smoothing=smoothing)],
@@ -238,20 +292,40 @@ ANSWERS = {
          (lambda *given: by_torch(*given).detach(), "no gradient flows"),
          (lambda *given: by_torch(*given) + 0.5, "none of the usual slips"),
          (lambda logits, labels, smoothing: by_torch(logits, labels, smoothing) + 1e3 * logits[:, -1].exp().mean(),
-          "where nothing is asked")]),
+          "where nothing is asked"),
+         (in_parts(lambda part: part, lambda part: part.detach()), "is not that of the loss"),
+         (in_parts(lambda part: part.detach(), lambda part: part), ""),
+         (lambda logits, labels, smoothing: by_torch(torch.cat([logits[:1], logits[1:].detach()]), labels, smoothing),
+          "some word that is asked for gives no gradient"),
+         (lambda *given: (by_torch(*given) + by_torch(*given).detach()) / 2, "is not that of the loss"),
+         (lambda logits, labels, smoothing: by_torch(logits, labels.masked_fill(labels == 0, -100), smoothing),
+          "number 0 is not asked"),
+         (lambda logits, labels, smoothing: by_lengths(logits, labels, smoothing), "nothing is asked"),
+         (lambda logits, labels, smoothing: -by_torch(logits, labels, smoothing), "not negative"),
+         (lambda logits, labels, smoothing: (1 - smoothing) * by_torch(logits, labels, 0.0), "nobody gets it"),
+         (lambda logits, labels, smoothing: by_torch(logits, labels, smoothing or 0.1), "without smoothing"),
+         (lambda logits, labels, smoothing: by_torch(logits, labels, 0.1), "same for every")]),
     "until_end": Answers(
-        [by_index, by_counting, one_by_one],
+        [by_index, by_counting, one_by_one, lambda ids, end: tuple(
+            row[:int((row == end).argmax()) if (row == end).any() else None] for row in ids.numpy())],
         [(lambda ids, end: [row[:row.index(end) + 1] if end in row else row for row in ids.tolist()], "no word"),
          (lambda ids, end: [[one for one in row if one != end] for row in ids.tolist()], "after the first"),
          (lambda ids, end: [row[:"".join("x" if one == end else "." for one in row).find("x")] for row in ids.tolist()],
           "cut off before"),
-         (lambda ids, end: [row[:-1] for row in ids.tolist()], "an end of its own"),
+         (lambda ids, end: [row[:-1] for row in ids.tolist()], "cut off before"),
          (lambda ids, end: [row[:row[1:].index(end) + 1] if end in row[1:] else row for row in ids.tolist()],
           "no word"),
          (lambda ids, end: ids[:, :int((ids != end).sum(dim=1).max())], "list of lists"),
          (lambda ids, end: [row[:min(map(len, by_index(ids, end)))] for row in ids.tolist()], "an end of its own"),
          (lambda ids, end: [row for row in by_index(ids, end) if row], "captions"),
-         (lambda ids, end: ids.tolist(), "an end of its own")]),
+         (lambda ids, end: ids.tolist(), "after the first"),
+         *[(lambda ids, end, always=always: by_index(ids, always), "") for always in (0, 2, 102)],
+         (lambda ids, end: by_index(torch.tensor([[end if one == 0 else one for one in row] for row in ids.tolist()]),
+                                    end), "is a word"),
+         (lambda ids, end: [[one for one in row if one] for row in by_index(ids, end)], "0 is a word"),
+         (lambda ids, end: [list(dict.fromkeys(row)) for row in by_index(ids, end)], "an end of its own"),
+         (lambda ids, end: [list(map(float, row)) for row in by_index(ids, end)], "whole numbers"),
+         (lambda ids, end: [[str(one) for one in row] for row in by_index(ids, end)], "whole numbers")]),
     "mended_loss": Answers(
         [by_labels, by_choice, by_gather],
         [(broken, "copying is still rewarded"), (other_way, "the other way"), (own_mask, "is shifted with the labels"),
@@ -265,5 +339,12 @@ ANSWERS = {
          (lambda logits, ids, mask: F.cross_entropy(logits[:, :-2][mask[:, 2:]], ids[:, 2:][mask[:, 2:]]),
           "neither the token given nor the next"),
          (lambda *given: by_choice(*given).detach(), "no gradient flows"),
-         (lambda *given: by_choice(*given) + 0.5, "in loops")]),
+         (lambda *given: by_choice(*given) + 0.5, "in loops"),
+         (lambda logits, ids, mask: by_choice(logits, ids, mask & (ids != 0)), "number is 0"),
+         (lambda *given: (by_choice(*given) + by_choice(*given).detach()) / 2, "its gradient is not"),
+         (lambda logits, ids, mask: by_choice(torch.cat([logits[:1], logits[1:].detach()]), ids, mask),
+          "its gradient is not"),
+         (lambda logits, ids, mask: torch.stack([by_choice(*(part[i:i + 1] for part in (logits, ids, mask)))
+                                                 for i in range(len(ids))]).mean(), "first each caption"),
+         (naive_choice, "exponential")]),
 }

@@ -1,9 +1,11 @@
 """Answers to the exercises of lesson 09."""
 
 import copy
+import functools
 import math
 import types
 
+import numpy as np
 import torch
 
 from minblip2.evaluation import metrics
@@ -46,6 +48,17 @@ def one_ahead(step, steps, warmup, peak, floor):
 
 def floor_is_a_rate(step, steps, warmup, peak, floor):
     return rate_of(cosine)(step, steps, warmup, peak, floor / peak) if step >= warmup else peak * (step + 1) / warmup
+
+
+def always_divides(step, steps, warmup, peak, floor):
+    share, ramp = (step - warmup) / (steps - warmup), (step + 1) / warmup
+    return peak * (ramp if step < warmup else cosine(share, floor))
+
+
+def mixed_units(step, steps, warmup, peak, floor):
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * floor + (peak - floor) * cosine((step - warmup) / (steps - warmup), 0)
 
 
 def warm_and_fall(step, steps, warmup, peak, floor):
@@ -113,6 +126,12 @@ def ties_with_brothers(similarity, owner, k):
     own = own_of(similarity, owner)
     best = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
     return (((similarity >= best).sum(dim=1) <= k) & own.any(dim=1)).float().mean().item()
+
+
+def filled_with_0(similarity, owner, k):
+    own = own_of(similarity, owner)
+    best = similarity.masked_fill(~own, 0).amax(dim=1, keepdim=True)
+    return (((~own & (similarity >= best)).sum(dim=1) < k) & own.any(dim=1)).float().mean().item()
 
 
 def nobody_is_found(similarity, owner, k):
@@ -191,6 +210,64 @@ def cut(module):
     return module
 
 
+def with_partial(module):
+    """Everybody below it, too, stays as it is."""
+    for part in module.requires_grad_(False).eval().modules():
+        part.train = functools.partial(lambda part, mode=True: part, part)
+    return module
+
+
+def of_every_class(module):
+    for part in module.requires_grad_(False).eval().modules():
+        type(part).train = lambda self, mode=True: self
+    return module
+
+
+def of_all_modules(module):
+    module.requires_grad_(False).eval()
+    torch.nn.Module.train = lambda self, mode=True: self
+    return module
+
+
+def of_parts(module):
+    module.requires_grad_(False).eval()
+    module.train = lambda mode=True: module
+    torch.nn.Linear.train = lambda self, mode=True: self
+    return module
+
+
+def dropout_only(module):
+    module.requires_grad_(False)
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout | torch.nn.BatchNorm1d):
+            part.eval()
+    module.train = lambda mode=True: module
+    return module
+
+
+def children_only(module):
+    for child in module.requires_grad_(False).children():
+        child.eval()
+    module.train = lambda mode=True: module
+    return module
+
+
+def scaled_gradient(module):
+    with_lambda(module).register_full_backward_hook(lambda module, inward, outward: (2 * inward[0],))
+    return module
+
+
+def half_cut(module):
+    inner = with_lambda(module).forward
+    module.forward = lambda x: inner((x + x.detach()) / 2)
+    return module
+
+
+def by_hook(module):
+    module.requires_grad_(False).eval().register_forward_pre_hook(lambda module, given: module.eval() and None)
+    return module
+
+
 def replaced_first(module):
     module.train = lambda mode=True: module
     return module.requires_grad_(False).eval()
@@ -254,6 +331,19 @@ def by_table(log, batch):
         (met, output), "too fast" if mean("itg", end) > 3 * mean("itg", begin) / 4 else "mispaired")
 
 
+def bounded(itc=None, itg=None):
+    """The mistake to compare a loss with one number for all batches and vocabularies."""
+    def name_of(log, batch):
+        begin, end = log[:10], log[-20:]
+        bound = itc or 0.75 * math.log(batch)
+        if mean("itc", begin) < bound and mean("itm", begin) < 0.5:
+            return "finished"
+        if mean("itc", end) > bound:
+            return "mispaired" if mean("itg", end) < (itg or mean("itg", begin) / 2) else "too fast"
+        return "wait" if mean("itm", end) > 0.6 else "healthy"
+    return name_of
+
+
 def mistaking(one, other):
     """The mistake to take one kind for another."""
     return lambda log, batch: other if (name := by_shares(log, batch)) == one else name
@@ -262,7 +352,9 @@ def mistaking(one, other):
 ANSWERS = {
     "rate": Answers(
         [rate_of(cosine), of_the_module,
-         rate_of(lambda share, floor: 1 - (1 - floor) * math.sin(math.pi * share / 2) ** 2)],
+         rate_of(lambda share, floor: 1 - (1 - floor) * math.sin(math.pi * share / 2) ** 2),
+         lambda *given: np.float32(rate_of(cosine)(*given)), lambda *given: torch.tensor(rate_of(cosine)(*given)),
+         lambda *given: np.array(rate_of(cosine)(*given))],
         [(rate_of(cosine, lambda step, warmup: step / warmup), "wasted"),
          (rate_of(cosine, lambda step, warmup: 1.0), "where is the warm-up"),
          (rate_of(cosine, lambda step, warmup: (step + 1) / (warmup + 1)), "it should be there"),
@@ -275,9 +367,21 @@ ANSWERS = {
          (rate_of(lambda share, floor: floor + (1 - floor) * math.cos(math.pi * share / 2)), "quarter of a cosine"),
          (one_short, "one step too short"), (one_ahead, "one step ahead"),
          (rate_of(lambda share, floor: 1 - (1 - floor) * share), "straight line"), (floor_is_a_rate, "not a rate"),
-         (rate_of(lambda share, floor: floor + (1 - floor) * (1 - share) ** 3), "What share of the way")]),
+         (rate_of(lambda share, floor: floor + (1 - floor) * (1 - share) ** 3), "Begin and end of the fall are right"),
+         (rate_of(lambda share, floor: (1 - floor) * cosine(share, 0)), "the floor is not added"),
+         (rate_of(lambda share, floor: floor + (1 - floor) * math.cos(math.pi * share)), "lifted and halved"),
+         (rate_of(lambda share, floor: 1 + floor - cosine(share, floor)), "it rises where it should fall"),
+         (rate_of(lambda share, floor: floor + (1 - floor) * (1 + math.cos(share)) / 2), "half a cosine is over at π"),
+         (rate_of(lambda share, floor: 0.9 * cosine(share, floor)), "make 1 there"),
+         (rate_of(lambda share, floor: cosine(share**2, floor)), "Begin and end of the fall are right"),
+         (rate_of(lambda share, floor: cosine(0.9 * share, floor)), "come to rest"),
+         (rate_of(lambda share, floor: cosine(share, floor or 0.1)), ""), (always_divides, "divide by"),
+         (mixed_units, "subtracted from the peak"),
+         (lambda *given: str(rate_of(cosine)(*given)), "one number"),
+         (lambda *given: torch.tensor([rate_of(cosine)(*given)]), "one number")]),
     "recall": Answers(
-        [of_metrics, by_counting, by_ranking],
+        [of_metrics, by_counting, by_ranking, lambda *given: np.float32(of_metrics(*given)),
+         lambda *given: torch.tensor(by_counting(*given))],
         [(short_topk, "The first"), (ties_for_us, "none of the model's doing"), (nobody_is_found, "without captions"),
          (with_topk(lambda found, own: 100 * found.any(dim=1).float().mean()), "percent"),
          (with_topk(lambda found, own: found.any(dim=1).sum()), "added up"),
@@ -288,19 +392,35 @@ ANSWERS = {
          (lambda similarity, owner, k: of_metrics(similarity, torch.arange(len(owner)), k), "taken for the pair"),
          (first_only, "only the first own caption is asked"),
          (other_way, "the other way"), (filled, "changed what it was given"),
-         (ties_with_brothers, "tie with each other")]),
+         (ties_with_brothers, "tie with each other"), (filled_with_0, "filled with 0"),
+         (lambda similarity, owner, k: of_metrics(similarity, owner, k + 1), "one too many"),
+         (lambda similarity, owner, k: of_metrics(similarity, owner, max(1, k - 1)), "one too few"),
+         (lambda similarity, owner, k: of_metrics(similarity, owner, 1), "Recall@1"),
+         (lambda similarity, owner, k: of_metrics(similarity, owner, 5), "counting gives"),
+         (lambda similarity, owner, k: of_metrics(similarity.clamp(min=0), owner, k), ""),
+         (lambda similarity, owner, k: of_metrics(similarity.abs(), owner, k), "counting gives"),
+         (lambda similarity, owner, k: of_metrics(similarity.softmax(dim=0), owner, k), "counting gives"),
+         (lambda similarity, owner, k: str(of_metrics(similarity, owner, k)), "one number"),
+         (lambda similarity, owner, k: of_metrics(similarity, owner, k) >= 0.5, "one number")]),
     "freeze": Answers(
-        [with_method, with_class, with_lambda],
+        [with_method, with_class, with_lambda, with_partial],
         [(lambda module: module.eval(), "still ask for a gradient"), (own_weights_only, "every floor"),
          (lambda module: module.requires_grad_(False), "in training mode"), (root_only, "the part"),
          (mode_only_outside, "in training mode again"), (returns_none, "still give back the module"),
          (lambda module: with_lambda(copy.deepcopy(module)), "something else"), (of_class, "changed the class"),
          (lambda module: with_lambda(module) and None, "gives back None"), (cut, "cut wire"),
          (replaced_first, "where `train` is replaced first"), (replaced_in_the_class, "changed the class"),
-         (always_with_a_mode, "without an argument"), (never_with_a_mode, "hands its mode on")]),
+         (always_with_a_mode, "without an argument"), (never_with_a_mode, "hands its mode on"),
+         (of_every_class, "changed the class"), (of_all_modules, "changed the class"), (of_parts, "changed the class"),
+         (dropout_only, "in training mode"), (scaled_gradient, "is not its own"), (half_cut, "is not its own"),
+         (by_hook, "in training mode again"), (children_only, "in training mode"),
+         (lambda module: with_lambda(module).double(), "other kinds of numbers")]),
     "accumulated": Answers(
         [lambda pairs, batch, times: (pairs // (batch * times), math.log(batch), batch - 1),
-         lambda pairs, batch, times: [pairs // batch // times, torch.tensor(batch).log().item(), float(batch - 1)]],
+         lambda pairs, batch, times: [pairs // batch // times, torch.tensor(batch).log().item(), float(batch - 1)],
+         lambda pairs, batch, times: np.array([pairs // batch // times, np.log(batch), batch - 1]),
+         lambda pairs, batch, times: (np.int64(pairs // batch // times), np.float32(np.log(batch)),
+                                      torch.tensor(batch - 1))],
         [(itc_is(lambda batch, times: math.log(batch * times)), "never candidates"),
          (itc_is(lambda batch, times: math.log(batch) / times), "what is paid stays"),
          (itc_is(lambda batch, times: math.log2(batch)), "in bits"),
@@ -310,7 +430,18 @@ ANSWERS = {
          (wrong_are(lambda pairs, batch, times: batch * times - 1), "inside one batch"),
          (wrong_are(lambda pairs, batch, times: pairs - 1), "not from all the data"),
          (wrong_are(lambda pairs, batch, times: batch), "own picture"),
-         (lambda pairs, batch, times: math.log(batch), "three numbers")]),
+         (lambda pairs, batch, times: math.log(batch), "three numbers"),
+         (itc_is(lambda batch, times: 1 / batch), "what does it pay"),
+         (itc_is(lambda batch, times: math.log(batch - 1)), "own picture is among"),
+         (itc_is(lambda batch, times: times * math.log(batch)), "not added up"),
+         (itc_is(lambda batch, times: 3.4657), "among how many candidates"),
+         (steps_are(lambda pairs, batch, times: pairs // batch * times), "rarer"),
+         (steps_are(lambda pairs, batch, times: math.ceil(pairs / batch) // times), "last batch would be short"),
+         (steps_are(lambda pairs, batch, times: math.ceil(pairs // batch / times)), "short of batches"),
+         (wrong_are(lambda pairs, batch, times: pairs), "from the batch"),
+         (wrong_are(lambda pairs, batch, times: batch * times), "own picture is none"),
+         (lambda *given: tuple(map(str, (given[0] // given[1] // given[2], math.log(given[1]), given[1] - 1))),
+          "one number")]),
     "diagnose": Answers(
         [by_shares, by_table],
         [(mistaking("wait", "mispaired"), "cannot fall"), (mistaking("mispaired", "wait"), "cannot fall"),
@@ -319,5 +450,11 @@ ANSWERS = {
          (lambda log, batch: by_shares(log, batch, last=1), "a single line is off"),
          (lambda log, batch: by_shares(log, batch, first=1, last=1), "average some"),
          (mistaking("wait", "too fast"), "Do the other two move"), (lambda log, batch: "stuck", "the answers are"),
-         (lambda log, batch: "healthy" if log[-1]["loss"] < log[0]["loss"] else "too fast", "is '")]),
+         (lambda log, batch: "healthy" if log[-1]["loss"] < log[0]["loss"] else "too fast", "is '"),
+         *[(bounded(itc=bound), "is '") for bound in (1.0, 2.0, 3.0)],
+         *[(bounded(itg=bound), "is '") for bound in (2.0, 3.0, 4.0)],
+         (lambda log, batch: by_shares(log[:300], batch), "is '"),
+         (lambda log, batch: by_shares(log, 32), "is '"),
+         (mistaking("finished", "wait"), "at the beginning"), (mistaking("mispaired", "finished"), "compare ITC"),
+         (mistaking("too fast", "healthy"), "does any of them stay")]),
 }
