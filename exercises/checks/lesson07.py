@@ -133,7 +133,8 @@ def how_often(draw: Callable) -> None:
         seen = count / (b * calls)
         if abs(seen - share) < 0.09:  # more than five standard deviations
             continue
-        output = f"the more similar third of the wrong {side} was drawn in {seen:.2f} of cases; softmax gives {share:.2f}"
+        output = (f"the more similar third of the wrong {side} was drawn in {seen:.2f} of cases; softmax gives "
+                  f"{share:.2f}")
         expect(abs(seen - near / (b - 1)) >= 0.1, f"{output}. That is as often as blind draws: similarity plays no "
                "part, or as good as none.")
         expect(seen > near / (b - 1), f"{output}: the less similar, the likelier.")
