@@ -1,26 +1,23 @@
 """Your own bridge: what you wrote in the exercises, put in the place of the module's parts, trained, and captioning.
 
-`collect` reads the pieces out of the notebooks of a folder and lets each one's check judge it; what is not done yet is
-lent by the solutions. `OwnStage1` and `OwnStage2` are the module's two stages with the pieces in them: read their
-`forward` to see all of yours at work. What no exercise asks for (embeddings, norms, feed-forwards, the LM head,
-decoding) stays the module's, and so does the names of all weights: a trained one can be loaded into the module.
+`collect` reads the pieces out of the notebooks of a folder (reading.py) and lets each one's check judge it; what is not
+done yet is lent by the solutions. `OwnStage1` and `OwnStage2` are the module's two stages with the pieces in them: read
+their `forward` to see all of yours at work. What no exercise asks for (embeddings, norms, feed-forwards, the LM head,
+decoding) stays the module's, and so do the names of all weights: a trained one can be loaded into the module.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
-import linecache
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,7 +25,7 @@ from einops import rearrange
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from checks import DONE, OPEN, ROOT, SIGNS, Exercise
+from checks import DONE, GRADED, OPEN, ROOT, SIGNS, WRONG, Exercise, Unwritten, is_stub, stopped
 from minblip2 import UserError, masks
 from minblip2.course import figures, viz
 from minblip2.course.lesson import RUN
@@ -42,6 +39,7 @@ from minblip2.stage2 import Stage2, Stage2Output
 from minblip2.training.bridge import Bridge
 from minblip2.training.recipes import SCENES, default_data
 from minblip2.training.stages import prompt_and_target
+from reading import NotThere, answer_in
 
 SLOTS = {  # lesson -> its exercises whose answers are put in, by the names of their checks
     "01": ("attention", "cross_attention"), "02": ("bidirectional", "unimodal", "multimodal_causal"),
@@ -52,75 +50,21 @@ SLOTS = {  # lesson -> its exercises whose answers are put in, by the names of t
 }
 NOT_YET = "None of the pieces is yours so far: solve some exercises of lessons 01 to 10, and save their notebooks."
 
-# --- reading what was written -----------------------------------------------------------------------------------------
-
-
-class NotThere(Exception):
-    """A notebook does not hold the answer that is looked for."""
-
-
-def code_of(notebook: Path) -> list[str]:
-    """The code cells of a notebook, without magics."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    return ["\n".join(line for line in cell.source.split("\n") if not line.lstrip().startswith(("%", "!")))
-            for cell in cells if cell.cell_type == "code"]
-
-
-def binds(node: ast.stmt) -> set[str]:
-    """The names that a statement gives a meaning, if it is a definition, an import or an assignment."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return {node.name}
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return {alias.asname or alias.name.split(".")[0] for alias in node.names}
-    if isinstance(node, ast.Assign | ast.AnnAssign):
-        return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
-    return set()
-
-
-def source_of(cells: Sequence[str], name: str) -> str:
-    """What it takes to define a name: its last definition, and all that this one leans on, in the notebook's order."""
-    statements: list[tuple[ast.stmt, str]] = []
-    for cell in cells:
-        try:
-            tree = ast.parse(cell)
-        except SyntaxError:
-            continue  # a cell that is being written
-        for node in tree.body:
-            first = min([node.lineno, *(part.lineno for part in getattr(node, "decorator_list", ()))])
-            statements.append((node, "\n".join(cell.split("\n")[first - 1:node.end_lineno])))
-    home = {bound: number for number, (node, _) in enumerate(statements) for bound in binds(node)}
-    needed, open_names = set(), [name]
-    while open_names:
-        number = home.get(open_names.pop())
-        if number is not None and number not in needed:
-            needed.add(number)
-            open_names += [part.id for part in ast.walk(statements[number][0]) if isinstance(part, ast.Name)]
-    return "\n\n\n".join(statements[number][1] for number in sorted(needed))
-
-
-def answer_in(notebook: Path, check: str) -> Any:
-    """What a notebook gives to a check. Raises NotThere; whatever its own lines raise comes out as it is."""
-    cells = code_of(notebook)
-    given = re.search(rf"\bcheck\.{check}\((\w+)\)", "\n".join(cells))
-    source = source_of(cells, given[1]) if given else ""
-    if not source:
-        raise NotThere(f"{notebook.name} holds nothing that is given to check.{check}")
-    file = f"<{notebook.name}: {given[1]}>"
-    linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # so that errors show its lines
-    space: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(source, file, "exec"), space)  # it is the learner's own notebook
-    return space[given[1]]
+# --- whose pieces they are --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Piece:
-    """An answer to an exercise, whose it is, and what the check says of the learner's."""
+    """An answer to an exercise, whose it is, what the check says of the learner's, and the code that made it."""
 
     exercise: Exercise
     answer: Any
     yours: bool
     status: str
     message: str
+    source: str = ""
+    space: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 class Pieces:
@@ -143,31 +87,58 @@ class Pieces:
         """How many of them are the learner's."""
         return sum(piece.yours for piece in self.all.values())
 
+    def sources(self, *lessons: str) -> tuple[str, ...]:
+        """The code of the pieces of some lessons: where it is the same, so is what is trained with it."""
+        return tuple(piece.source for piece in self.all.values() if piece.exercise.number[:2] in lessons)
+
     def table(self) -> str:
-        """A line for each piece, and how many are the learner's."""
+        """A line for each piece, how many are the learner's, and what of the notebooks was left out."""
         lines = []
         for piece in self.all.values():
             output = "yours" if piece.yours else f"{piece.status}; the solution's is put in"
             lines.append(f"{SIGNS[piece.status]} {piece.exercise.name}: {output}")
             lines += [f"  {piece.message}"] if piece.message else []
-        return "\n".join([*lines, f"{self.yours} of {len(self.all)} pieces are yours"])
+        notes = dict.fromkeys(note for piece in self.all.values() for note in piece.left_out)
+        return "\n".join([*lines, f"{self.yours} of {len(self.all)} pieces are yours", *notes])
+
+
+def notebook_of(folder: Path, lesson: str) -> tuple[Path | None, tuple[str, ...]]:
+    """The notebook of a lesson in a folder, and a sentence about each other one that lies there, such as a -Copy1."""
+    plain = next(path.name for path in (ROOT / "solutions").glob(f"{lesson}_*.ipynb"))
+    others = sorted((path for path in folder.glob(f"{lesson}_*.ipynb") if path.name != plain), key=lambda one: one.name)
+    if (folder / plain).exists():
+        return folder / plain, tuple(f"{other.name} is not read: {plain} is there" for other in others)
+    if GRADED and folder.parent != ROOT:  # nbgrader has a folder for each assignment, side by side
+        beside = next(folder.parent.glob(f"*/{plain}"), None)
+        if beside:
+            return beside, ()
+    if len(others) == 1:
+        return others[0], (f"{others[0].name} is read, since there is no {plain}",)
+    return None, tuple(f"{other.name} is not read: which of {len(others)} counts? Name it {plain}" for other in others)
 
 
 def judged(exercise: Exercise, folder: Path) -> Piece:
     """What a folder's notebook answers to an exercise, as its check sees it; there may be nothing."""
+    lesson = exercise.number[:2]
+    notebook, notes = notebook_of(folder, lesson)
     try:
-        notebook = next(folder.glob(f"{exercise.number[:2]}_*.ipynb"), None)
         if notebook is None:
-            raise NotThere(f"there is no notebook of lesson {exercise.number[:2]} in {folder.name}/")
-        answer = answer_in(notebook, exercise.__name__)
+            raise NotThere(f"there is no notebook of lesson {lesson} in {folder.name}/")
+        answer = answer_in(notebook, exercise.__name__, exercise.number)
     except NotThere as nothing:
-        return Piece(exercise, None, False, OPEN, f"{nothing}.")
-    except NotImplementedError:
-        return Piece(exercise, None, False, OPEN, "")
-    except Exception as error:  # they are the learner's lines
-        return Piece(exercise, None, False, "not right yet", f"{type(error).__name__}: {error}")
-    verdict = exercise.verdict(answer)
-    return Piece(exercise, answer, verdict.status == DONE, verdict.status, verdict.message)
+        return Piece(exercise, None, False, OPEN, f"{nothing}.", left_out=notes)
+    except (Exception, SystemExit) as error:  # they are the learner's lines
+        if isinstance(error, NotImplementedError) and is_stub(error):
+            return Piece(exercise, None, False, OPEN, "", left_out=notes)
+        return Piece(exercise, None, False, WRONG, f"{notebook.name} stopped with {stopped(error)}", left_out=notes)
+    verdict = exercise.verdict(answer.value)
+    return Piece(exercise, answer.value, verdict.status == DONE, verdict.status, verdict.message, answer.source,
+                 answer.space, (*notes, *answer.left_out))
+
+
+def here() -> Path:
+    """Where the running notebook lies, if others of the course do so, too; else exercises/."""
+    return Path.cwd() if any(any(Path.cwd().glob(f"{lesson}_*.ipynb")) for lesson in SLOTS) else ROOT / "exercises"
 
 
 def collect(folder: Path | None = None, lender: Path = ROOT / "solutions") -> Pieces:
@@ -175,18 +146,17 @@ def collect(folder: Path | None = None, lender: Path = ROOT / "solutions") -> Pi
 
     A piece that its check does not let pass is lent by the `lender`. Raises UserError where that has none either.
     """
-    here = folder or (Path.cwd() if any(Path.cwd().glob("01_*.ipynb")) else ROOT / "exercises")
     pieces = []
     for lesson, names in SLOTS.items():
         for name in names:
             exercise = getattr(import_module(f"checks.lesson{lesson}"), name)
-            piece = judged(exercise, here)
+            piece = judged(exercise, folder or here())
             if not piece.yours:
                 lent = judged(exercise, lender)
                 if not lent.yours:
                     raise UserError(f"{exercise.name} is {piece.status}, and {lender.name}/ has none to lend: do it "
                                     "first, or restore the solutions")
-                piece = Piece(exercise, lent.answer, False, piece.status, piece.message)
+                piece = replace(lent, yours=False, status=piece.status, message=piece.message, left_out=piece.left_out)
             pieces.append(piece)
     made = Pieces(pieces)
     print(made.table())
@@ -196,13 +166,20 @@ def collect(folder: Path | None = None, lender: Path = ROOT / "solutions") -> Pi
 # --- the module with the pieces in it ---------------------------------------------------------------------------------
 
 
+def called_as_pytorchs(attention: Callable) -> Callable:
+    """The learner's attention behind the signature of `F.scaled_dot_product_attention`."""
+    def fused(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
+        return attention(query, key, value, attn_mask)
+    return fused
+
+
 class OwnBlock(QFormerBlock):
     """A block of the Q-Former whose attention is the learner's, as is the order in which the parts run."""
 
     def __init__(self, config: QFormerConfig, has_cross_attention: bool, pieces: Pieces):
         super().__init__(config, has_cross_attention)
-        # 01.4 leans on a `fused` that is given there; here it leans on 01.2.
-        pieces.cross_attention.forward.__globals__["fused"] = pieces.attention
+        # 01.4 leans on a `fused` that is given there, which is PyTorch's; here it leans on 01.2.
+        pieces.all["cross_attention"].space["fused"] = called_as_pytorchs(pieces.attention)
 
         class SelfAttention(pieces.cross_attention):
             """A layer that reads another sequence reads its own as well."""
@@ -365,6 +342,30 @@ def world() -> World:
     return World()
 
 
+LOSSES: dict[str, list[float]] = {}  # of each stage of the bridge that was made last
+KEPT: dict[tuple, tuple[nn.Module, list[float]]] = {}  # what was trained, by all that it depends on
+_rehearsing = False
+
+
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """Inside, nothing is trained and nothing is said: the whole way in seconds, to see whether it can be gone."""
+    global _rehearsing
+    _rehearsing = True
+    try:
+        yield
+    finally:
+        _rehearsing = False
+
+
+def a_plan(steps: Any, peak: Any) -> None:
+    """Raises UserError unless these are a number of steps and a rate: before minutes are spent, not after."""
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
+        raise UserError(f"steps is {steps!r}: a whole number of them is asked for, 1 or more")
+    if isinstance(peak, bool) or not isinstance(peak, int | float | np.floating) or not 0 < peak < 1:
+        raise UserError(f"peak is {peak!r}: the highest learning rate is asked for, a number between 0 and 1")
+
+
 def learn(model: nn.Module, loss_of: Callable[[Batch], Tensor], batches: Iterator[Batch], steps: int, peak: float,
           rate: Callable, name: str, fresh: str = "") -> None:
     """Train in place, at the learner's rate; what is `fresh` among trained parts learns ten times as fast.
@@ -392,24 +393,48 @@ def learn(model: nn.Module, loss_of: Callable[[Batch], Tensor], batches: Iterato
         if step + 1 in (steps // 4, steps // 2, 3 * steps // 4, steps):
             print(f"{name}, step {step + 1} of {steps}: loss {np.mean(paid[-20:]):.2f}, "
                   f"{time.perf_counter() - started:.0f} s", flush=True)
+    LOSSES[name] = paid
     model.eval()
 
 
+def once(key: tuple, name: str, train: Callable[[], nn.Module]) -> nn.Module:
+    """What `train` makes, or a copy of what it has made before from the same code, steps and rate."""
+    if key in KEPT:
+        print(f"{name}: trained before, by the same code, for as many steps, at this rate; it is taken as it was")
+    else:
+        model = train()
+        KEPT[key] = copy.deepcopy(model), LOSSES[name]
+    model, LOSSES[name] = copy.deepcopy(KEPT[key][0]), KEPT[key][1]
+    model.key = key
+    return model
+
+
 def train_stage1(pieces: Pieces, steps: int, peak: float) -> OwnStage1:
-    """A Q-Former of the learner's pieces, trained on her losses. Raises NotImplementedError where no piece is hers."""
+    """A Q-Former of the learner's pieces, trained on her losses. Raises Unwritten where no piece is hers."""
+    if not isinstance(pieces, Pieces):
+        raise UserError(f"train_stage1 takes the pieces that own.collect gives, not a {type(pieces).__name__}")
     if not pieces.yours:
-        raise NotImplementedError(NOT_YET)
+        raise Unwritten(NOT_YET)
+    a_plan(steps, peak)
     torch.manual_seed(0)
     model = OwnStage1(world().backbones.qformer, SCENES.embed_dim, pieces)
+    if _rehearsing:
+        return model.eval()
 
     def loss_of(batch: Batch) -> Tensor:
         out = model(batch.image_features, batch.text_ids, batch.text_mask, batch.image_ids)
         return sum(weight * part for weight, part in zip(SCENES.loss_weights, (out.itc, out.itm, out.itg), strict=True))
 
-    learn(model, loss_of, world().batches(for_lm=False), steps, peak, pieces.rate, "stage 1")
-    found = recall_of(model)
+    def train() -> OwnStage1:
+        learn(model, loss_of, world().batches(for_lm=False), steps, peak, pieces.rate, "stage 1")
+        return model
+
+    made = once(("stage 1", id(world()), steps, peak, pieces.sources("01", "02", "05", "06", "07", "08", "09")),
+                "stage 1", train)
+    made.pieces = pieces  # what was kept has those of its day, and stage 2 takes others of them
+    found = recall_of(made)
     print(f"stage 1: {found:.0%} of {EXAM} unseen pictures find their own caption first; blindly {1 / EXAM:.1%} would")
-    return model
+    return made
 
 
 @torch.no_grad()
@@ -427,16 +452,25 @@ def recall_of(model: OwnStage1) -> float:
 
 def train_stage2(stage1: OwnStage1, steps: int, peak: float) -> OwnStage2:
     """What stage 1 has learned in front of the frozen language model, trained on the learner's loss."""
+    if not isinstance(stage1, OwnStage1):
+        raise UserError(f"train_stage2 takes what own.train_stage1 gives, not a {type(stage1).__name__}")
+    a_plan(steps, peak)
     torch.manual_seed(0)
-    model = OwnStage2(stage1, copy.deepcopy(world().backbones.lm))
-    model.match_embedding_scale(torch.from_numpy(np.array(world().features[:256], dtype=np.float32)))
-    tokenizer = world().backbones.lm_tokenizer
+    model = OwnStage2(copy.deepcopy(stage1), copy.deepcopy(world().backbones.lm))
+    if _rehearsing:
+        return model.eval()
 
     def loss_of(batch: Batch) -> Tensor:
-        return model(batch.image_features, *prompt_and_target(batch, tokenizer, "")).loss
+        return model(batch.image_features, *prompt_and_target(batch, world().backbones.lm_tokenizer, "")).loss
 
-    learn(model, loss_of, world().batches(for_lm=True), steps, peak, stage1.pieces.rate, "stage 2", fresh="projection")
-    return model
+    def train() -> OwnStage2:
+        model.match_embedding_scale(torch.from_numpy(np.array(world().features[:256], dtype=np.float32)))
+        learn(model, loss_of, world().batches(for_lm=True), steps, peak, stage1.pieces.rate, "stage 2",
+              fresh="projection")
+        return model
+
+    return once(("stage 2", getattr(stage1, "key", id(stage1)), steps, peak, stage1.pieces.sources("02", "09", "10")),
+                "stage 2", train)
 
 
 TRAINED: list[Callable[[Sequence[Image]], list[str]]] = []  # the last captioner that was made, for `show`
@@ -444,6 +478,8 @@ TRAINED: list[Callable[[Sequence[Image]], list[str]]] = []  # the last captioner
 
 def captioner(model: OwnStage2) -> Callable[[Sequence[Image]], list[str]]:
     """What gives a caption for each picture, written by the frozen language model, one likeliest word after another."""
+    if not isinstance(model, OwnStage2):
+        raise UserError(f"captioner takes what own.train_stage2 gives, not a {type(model).__name__}")
     tokenizer = world().backbones.lm_tokenizer
 
     def caption(images: Sequence[Image]) -> list[str]:
@@ -452,7 +488,8 @@ def captioner(model: OwnStage2) -> Callable[[Sequence[Image]], list[str]]:
                              tokenizer.eos_id)
         return [tokenizer.decode(torch.tensor(row)) for row in model.pieces.until_end(ids, tokenizer.eos_id)]
 
-    TRAINED[:] = [caption]
+    if not _rehearsing:
+        TRAINED[:] = [caption]
     return caption
 
 

@@ -429,19 +429,44 @@ def stutters(caption: str) -> bool:
     return any(one == two == three for (one, two), (_, three) in pairwise(pairwise(words)))
 
 
-@exercise("10.6", "lesson 10, sections 4 to 6, and lesson 08, section 4")
-def own_bridge(bridge_of: Callable[[], Caption]) -> None:
-    """A bridge of the learner's pieces says what is in pictures that it has never seen, and not what is in others."""
-    from own import exam  # which itself builds on the checks
+FALLEN, JUDGED = 0.9, 50  # a loss that was trained for so many steps should have come below this part of its beginning
 
-    images, scenes, _ = exam()
-    caption = bridge_of()
-    expect(callable(caption), f"your function gives {'None' if caption is None else f'a {type(caption).__name__}'}; "
-           "asked for is what captions pictures: own.captioner makes it of a trained stage 2.")
+
+def captions_of(caption: Caption, images: Sequence[Image]) -> Sequence[str]:
+    """What a captioner says of pictures, if it is one."""
+    kind = "None" if caption is None else f"a {type(caption).__name__}"
+    expect(callable(caption) and not isinstance(caption, nn.Module), f"your function gives {kind}; asked for is what "
+           "captions pictures: own.captioner makes it of a trained stage 2.")
     output = caption(images)
     expect(isinstance(output, list | tuple) and len(output) == len(images)
            and all(isinstance(one, str) for one in output),
            f"of {len(images)} pictures should come as many captions, each a text.")
+    return output
+
+
+def stays_up(losses: Sequence[float]) -> str:
+    """Where a loss began and where it ended, if it has not fallen though there was time to; else nothing."""
+    few = max(1, min(20, len(losses) // 5))
+    first, last = sum(losses[:few]) / few, sum(losses[-few:]) / few
+    return (f"begins at {first:.2f} and ends, {len(losses)} steps later, at {last:.2f}"
+            if len(losses) >= JUDGED and last > FALLEN * first else "")
+
+
+@exercise("10.6", "lesson 10, sections 4 to 6, and lesson 08, section 4")
+def own_bridge(bridge_of: Callable[[], Caption]) -> None:
+    """A bridge of the learner's pieces says what is in pictures that it has never seen, and not what is in others."""
+    import own  # which itself builds on the checks
+
+    images, scenes, _ = own.exam()
+    with own.rehearsal():  # seconds, before anything is trained for minutes
+        captions_of(bridge_of(), images[:2])
+    own.LOSSES.clear()
+    caption = bridge_of()
+    for stage, losses in own.LOSSES.items():
+        up = stays_up(losses)
+        expect(not up, f"the loss of {stage} {up}: it has hardly fallen, so there is nothing yet that captions could "
+               "tell. Is the peak rate far too low or too high, or does no gradient reach what should learn?")
+    output = captions_of(caption, images)
     n = len(output)
     empty, stuck = sum(not one.split() for one in output), sum(map(stutters, output))
     endless, kinds = sum(len(one.split()) >= LONG for one in output), len(set(output))

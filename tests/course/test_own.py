@@ -42,33 +42,15 @@ def written(folder, lesson, change):
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_definition_brings_what_it_leans_on_and_nothing_else():
-    cells = ["import math\nimport torch", "unused = 1 / 0", "def half(x):\n    return x / math.pi\n", "%time half(2)",
-             "def half(x):  # a second thought\n    return x / 2", "def open(", "raise SystemExit",
-             "size = 4\n\n@torch.no_grad()\ndef answer(x):\n    return half(x) * size"]
-    source = own.source_of(cells, "answer")
-    assert "unused" not in source and "math" not in source and "SystemExit" not in source
-    assert source.index("second thought") < source.index("size = 4") < source.index("@torch.no_grad()\ndef answer")
-    space = {}
-    exec(source, space)
-    assert space["answer"](3) == 6 and own.source_of(cells, "nobody") == ""
-
-
 def test_an_answer_is_read_out_of_its_notebook_and_its_errors_show_their_line():
     notebook = next((ROOT / "solutions").glob("01_*.ipynb"))
-    layer = own.answer_in(notebook, "cross_attention")
+    layer = own.answer_in(notebook, "cross_attention").value
     assert lesson01.cross_attention.verdict(layer).status == DONE
     with pytest.raises(own.NotThere, match="01_attention.ipynb holds nothing that is given to check.recall"):
         own.answer_in(notebook, "recall")
     wrong = lesson01.cross_attention.verdict(lambda *sizes: layer(*sizes[:2], "wide"))
     assert "nn.Linear(context_width, width)" in wrong.message
     assert any(name.startswith("<01_attention.ipynb") for name in linecache.cache)
-
-
-def test_magics_are_left_out(tmp_path):
-    cells = [nbformat.v4.new_code_cell("%time x = 1\n!ls\ny = 2"), nbformat.v4.new_markdown_cell("z = 3")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
-    assert own.code_of(tmp_path / "a.ipynb") == ["y = 2"]
 
 
 def test_unsolved_notebooks_have_no_pieces_and_nothing_is_trained(capsys):
@@ -99,7 +81,7 @@ def test_solved_ones_are_yours(pieces):
     ("10", lesson10.lm_logits, ("lm.requires_grad_(False).eval()\n    return lm(embeds)",
                                 "with torch.no_grad():\n        return lm.eval()(embeds)"), "wire is cut"),
     ("10", lesson10.sequence, ("[soft, prompt, text]", "[prompt, soft, text]"), "in front"),
-    ("10", lesson10.sequence, ("soft = projection(queries)", "soft = projection(queries"), "holds nothing"),
+    ("10", lesson10.sequence, ("soft = projection(queries)", "soft = projection(queries"), "line 4, is no Python"),
     ("10", lesson10.sequence, ("soft = projection(queries)", "soft = projektion(queries)"), "NameError")])
 def test_a_wrong_piece_is_named_with_its_mistake_and_not_put_in(tmp_path, lesson, check, change, said):
     piece = own.judged(check, written(tmp_path, lesson, change))
@@ -215,6 +197,80 @@ def test_the_whole_way_in_small(pieces, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert verdict.status == WRONG and "captions" in verdict.message  # it has learned nothing
     assert "stage 1, step 4 of 4: loss" in output and "find their own caption first" in output and len(own.TRAINED) == 1
+
+
+@pytest.fixture
+def small(monkeypatch):
+    world = SmallWorld()
+    monkeypatch.setattr(own, "world", lambda: world)
+    for name, empty in (("TRAINED", []), ("KEPT", {}), ("LOSSES", {})):
+        monkeypatch.setattr(own, name, empty)
+    return world
+
+
+def test_nothing_is_trained_twice_and_nothing_that_was_kept_changes(pieces, small, capsys):
+    def bridge(steps=3):
+        stage1 = own.train_stage1(pieces, steps, 1e-3)
+        return stage1, own.train_stage2(stage1, 3, 1e-3)
+
+    first = [copy.deepcopy(model.state_dict()) for model in bridge()]
+    assert "trained before" not in capsys.readouterr().out
+    again = bridge()
+    output = capsys.readouterr().out
+    assert output.count("trained before") == 2 and "step 3 of 3" not in output
+    for model, weights in zip(again, first, strict=True):
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+        for weight in model.parameters():  # whatever is done with what was handed out
+            weight.data.zero_()
+    third = bridge()
+    assert all(torch.equal(value, first[1][name]) for name, value in third[1].state_dict().items())
+    capsys.readouterr()
+    bridge(steps=4)
+    assert "trained before" not in capsys.readouterr().out, "other steps, another bridge"
+    changed = own.Pieces([own.replace(piece, source="another") if piece.exercise.__name__ == "sequence" else piece
+                          for piece in pieces.all.values()])
+    stage1 = own.train_stage1(changed, 3, 1e-3)
+    assert "stage 1: trained before" in capsys.readouterr().out
+    own.train_stage2(stage1, 3, 1e-3)
+    assert "trained before" not in capsys.readouterr().out, "a piece of lesson 10 is another"
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda pieces: own.train_stage1(pieces, "3", 1e-3), "steps is '3'"),
+    (lambda pieces: own.train_stage1(pieces, 3, 2), "peak is 2"),
+    (lambda pieces: own.train_stage1(3, 1e-3, pieces), "takes the pieces that own.collect gives, not a int"),
+    (lambda pieces: own.train_stage2(pieces, 3, 1e-3), "takes what own.train_stage1 gives, not a Pieces"),
+    (lambda pieces: own.captioner(own.train_stage1(pieces, 3, 1e-3)), "takes what own.train_stage2 gives"),
+    (lambda pieces: own.train_stage2(own.train_stage1(pieces, 300, 1e-3), 300, 1e-3), "gives a OwnStage2; asked for"),
+    (lambda pieces: own.train_stage1(pieces, 300, 1e-3) and None, "gives None"),
+    (lambda pieces: own.train_stage1(pieces, 300, 1e-3) and (lambda images: "a dog"), "as many captions")])
+def test_what_cannot_be_gone_to_the_end_is_told_before_anything_is_trained(pieces, small, capsys, make, said):
+    verdict = lesson10.own_bridge.verdict(lambda: make(pieces))
+    assert verdict.status == WRONG and said in verdict.message
+    assert "step" not in capsys.readouterr().out and not own.KEPT
+
+
+def test_losses_are_looked_at_before_captions(monkeypatch):
+    def bridge(**losses):
+        def make():
+            own.LOSSES.update(losses)
+            return lambda images: [""] * len(images)
+        return make
+
+    monkeypatch.setattr(own, "LOSSES", {"stage 2": [9.0] * 60})  # of an earlier call: it is forgotten
+    falls, stays = [7.0 - step / 20 for step in range(100)], [7.0] * 100
+    message = lesson10.own_bridge.verdict(bridge(**{"stage 1": stays, "stage 2": falls})).message
+    assert "the loss of stage 1 begins at 7.00 and ends, 100 steps later, at 7.00" in message
+    for losses in ({"stage 1": falls, "stage 2": falls}, {}, {"stage 1": [7.0] * 20}):
+        assert "the end is said before any word" in lesson10.own_bridge.verdict(bridge(**losses)).message
+
+
+def test_fused_may_be_called_as_pytorchs_is():
+    seen = []
+    fused = own.called_as_pytorchs(lambda *given: seen.append(given) or given[0])
+    q, mask = torch.ones(1, 2, 3, 4), torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    fused(q, q, q, mask), fused(q, q, q, attn_mask=mask), fused(query=q, key=q, value=q), fused(q, q, q, dropout_p=0.0)
+    assert [given[3] is mask for given in seen] == [True, True, False, False]
 
 
 def test_the_exam_is_fair():

@@ -1,0 +1,173 @@
+"""Grading a class: blank notebooks get nothing, solved ones everything, wrong answers less, whatever they do.
+
+Once with nbgrader's own commands, once with exercises/grade.py. Both run notebooks in folders below runs/, from where
+they find the course, and not the learner's progress.
+"""
+
+import ast
+import csv
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import checks
+import grade
+import make
+import progress
+
+ROOT = Path(__file__).resolve().parents[2]
+SOLUTIONS = sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))
+# A right answer to 10.6 that needs no training: the captions with which the exam is drawn.
+LOOKED_UP = "def my_bridge():\n    return lambda pictures: own.exam()[2][:len(pictures)]"
+WRONG, SOLVED, BLANK = "wrong", "solved", "blank"
+
+
+@pytest.fixture
+def below_runs():
+    (ROOT / "runs").mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="test-grading-", dir=ROOT / "runs"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def answer_cells(notebook):
+    """Name of an exercise -> its answer's cell, and the name under which the answer is handed to the check."""
+    by_id = {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if "nbgrader" in cell.metadata}
+    return {name.removesuffix("-check"): (by_id[name.removesuffix("-check")],
+                                          ast.parse(cell.source).body[-1].value.args[0].id)
+            for name, cell in by_id.items() if name.endswith("-check")}
+
+
+def handed_in(path, how):
+    """A notebook as somebody hands it in: as it was given out, with the solutions, or with a wrong answer to each."""
+    solution = nbformat.read(path, as_version=4)
+    if how == BLANK:
+        return make.exercise_of(solution)
+    lesson = path.name[:2]
+    answers = f"from tests.course.exercises.lesson{lesson} import ANSWERS"
+    for name, (cell, given) in answer_cells(solution).items():
+        if how == WRONG:
+            cell.source = f"{answers}\n\n{given} = ANSWERS[{name!r}].rejected[0][0]"
+        elif name == "own_bridge":
+            cell.source = LOOKED_UP
+    return solution
+
+
+def points_of(path):
+    return sum(one.points for one in grade.asked_in(nbformat.read(path, as_version=4)))
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_nbgrader_gives_points_for_what_is_done_and_for_nothing_else(path, below_runs, monkeypatch):
+    pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e '.[test]' brings it")
+    from nbgrader.api import Gradebook
+    from nbgrader.apps import NbGraderAPI
+    from traitlets.config import Config
+
+    # nbgrader calls alembic by its name, as it does where the environment is activated
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    config = Config()
+    config.CourseDirectory.root = str(below_runs)
+    config.CourseDirectory.course_id = "minblip2"
+    config.Execute.timeout = 300
+    api = NbGraderAPI(config=config)
+    (below_runs / "source" / path.stem).mkdir(parents=True)
+    shutil.copyfile(path, below_runs / "source" / path.stem / path.name)
+    made = api.generate_assignment(path.stem)
+    assert made["success"], made
+    released = nbformat.read(below_runs / "release" / path.stem / path.name, as_version=4)
+    before = [cell.source for cell in make.exercise_of(nbformat.read(path, as_version=4)).cells]
+    assert [cell.source for cell in released.cells] == before, "nbgrader's stubs are ours"
+    scores = {}
+    for how in (BLANK, SOLVED, WRONG):
+        place = below_runs / "submitted" / how / path.stem
+        place.mkdir(parents=True)
+        nbformat.write(handed_in(path, how), place / path.name)
+        graded = api.autograde(path.stem, how)
+        assert graded["success"], graded
+        with Gradebook(f"sqlite:///{below_runs / 'gradebook.db'}") as book:
+            submission = book.find_submission(path.stem, how)
+            scores[how] = submission.score
+            assert submission.max_score == points_of(path) and not submission.needs_manual_grade
+    assert scores == {BLANK: 0, SOLVED: points_of(path), WRONG: 0}
+
+
+def test_nbgraders_validator_tells_a_learner_that_something_is_missing(below_runs):
+    pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e '.[test]' brings it")
+    from nbgrader.validator import Validator
+
+    path = SOLUTIONS[5]
+    for how, failures in ((BLANK, len(progress.lessons()[path.name[:2]])), (SOLVED, 0)):
+        nbformat.write(handed_in(path, how), below_runs / path.name)
+        found = Validator(ignore_checksums=True).validate(str(below_runs / path.name))
+        assert len(found.get("failed", [])) == failures, found
+
+
+# --- without nbgrader -------------------------------------------------------------------------------------------------
+
+NEVER_ENDS = "    while True:\n        pass"
+ENDS_ALL = "    import os\n    os._exit(0)"
+LEAVES = "    import sys\n    sys.exit()"
+
+
+def test_a_folder_becomes_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checks, "PROGRESS", tmp_path / "progress.json")
+    path = next(one for one in SOLUTIONS if one.name.startswith("06"))
+    asked = grade.asked_in(nbformat.read(path, as_version=4))
+    for learner, how in (("ada", SOLVED), ("ben", BLANK), ("cleo", WRONG)):
+        (tmp_path / "class" / learner / "week 6").mkdir(parents=True)
+        nbformat.write(handed_in(path, how), tmp_path / "class" / learner / "week 6" / path.name)
+    rough = nbformat.read(path, as_version=4)
+    for (cell, _), body in zip(answer_cells(rough).values(), (NEVER_ENDS, ENDS_ALL, LEAVES), strict=False):
+        cell.source = cell.source.split("    ### BEGIN SOLUTION")[0] + body
+    for cell in rough.cells:  # a learner who has thrown a check away, and changed another
+        if cell.metadata.get("nbgrader", {}).get("grade_id") == f"{asked[3].name}-check":
+            cell.source = "print('✓ 06.4 which_bug: done')"
+    rough.cells = [cell for cell in rough.cells
+                   if cell.metadata.get("nbgrader", {}).get("grade_id") != f"{asked[2].name}-check"]
+    (tmp_path / "class" / "dan").mkdir()
+    nbformat.write(rough, tmp_path / "class" / "dan" / path.name)
+    out = tmp_path / "grades.csv"
+    monkeypatch.setattr("sys.argv", ["grade.py", str(tmp_path / "class"), "--out", str(out), "--lessons", "06",
+                                     "--cell-limit", "30", "--jobs", "2"])
+    assert grade.main() == 0
+    with out.open(encoding="utf-8") as file:
+        table = {row["learner"]: row for row in csv.DictReader(file)}
+    columns = [f"{one.number} {one.name}" for one in asked]
+    points = str(sum(one.points for one in asked))
+    assert [table["ada"][name] for name in columns] == [checks.DONE] * 4 and table["ada"]["points"] == points
+    assert [table["ben"][name] for name in columns] == [checks.OPEN] * 4 and table["ben"]["points"] == "0"
+    assert [table["cleo"][name] for name in columns] == [checks.WRONG] * 4 and table["cleo"]["done"] == "0"
+    assert [table["dan"][name] for name in columns] == [checks.WRONG, grade.STOPPED, checks.WRONG, checks.DONE]
+    said = capsys.readouterr().out
+    assert "dan" in said and "06.2 stopped: your code ended the process" in said and "1/4" in said
+    assert not (tmp_path / "progress.json").exists() and not list((ROOT / "runs").glob("grading-*"))
+
+
+def test_what_does_not_even_stop_when_it_is_told_to_is_ended(tmp_path, below_runs):
+    path = next(one for one in SOLUTIONS if one.name.startswith("13"))
+    notebook = nbformat.read(path, as_version=4)
+    asked = grade.asked_in(notebook)
+    cell, _ = answer_cells(notebook)[asked[0].name]
+    cell.source = cell.source.split("    ### BEGIN SOLUTION")[0] + (
+        "    import signal\n    signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + NEVER_ENDS)
+    nbformat.write(notebook, below_runs / path.name)
+    results = grade.grade_notebook(below_runs / path.name, asked, cell_limit=40, limit=600)
+    assert results[asked[0].name] == grade.Result(grade.STOPPED, "took too long")
+    assert [results[one.name].status for one in asked[1:]] == [checks.DONE] * 3
+
+
+def test_of_several_notebooks_of_a_lesson_the_plain_one_counts(tmp_path, capsys):
+    for name in ("06_itc-Copy1.ipynb", "06_itc.ipynb", "notes.ipynb"):
+        (tmp_path / "eve").mkdir(exist_ok=True)
+        (tmp_path / "eve" / name).write_text(json.dumps({}), encoding="utf-8")
+    assert grade.submissions(tmp_path) == {"eve": {"06": tmp_path / "eve" / "06_itc.ipynb"}}
+    assert "Copy1.ipynb is not looked at" in capsys.readouterr().err
+    results = grade.grade_notebook(tmp_path / "eve" / "06_itc.ipynb", [grade.Asked("x", "06.1", "", 1)], 1, 1)
+    assert results["x"].status == grade.ABSENT
