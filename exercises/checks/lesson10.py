@@ -12,7 +12,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from minblip2.data.scenes import Scene, judge
+from minblip2.data.scene_captions import judge
+from minblip2.data.scenes import Scene
 
 from . import Wrong, close, exercise, expect, expect_tensor
 from .slips import agree, name_slip, parts, quantity, slopes, telling
