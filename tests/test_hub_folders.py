@@ -19,7 +19,8 @@ from minblip2.__main__ import main
 from minblip2.data.tokenizer import Tokenizer
 from minblip2.data.transforms import Transform
 from minblip2.weights.blip2 import Blip2
-from minblip2.weights.pretrained import load_blip2, load_lm, load_stage1
+from minblip2.weights.official import load_blip2, load_stage1
+from minblip2.weights.pretrained import load_lm
 
 from .parity import difference, randomise
 from .test_blip2 import config, retrieval

@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from minblip2.course import address, start
 from minblip2.course import run as course
 
-from . import gates
+from .course import gates
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path for folder in address.FOLDERS for path in (ROOT / folder).glob("[0-9][0-9]_*.ipynb"))

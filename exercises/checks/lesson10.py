@@ -91,9 +91,9 @@ def words(b: int, t: int, end: int, side: str = "right", pad: int | None = None)
         length = t if row == 0 else random.randint(2, t - 1)
         place = slice(0, length) if side == "right" else slice(t - length, t)
         ids[row, place], mask[row, place] = torch.randint(0, 30, (length,)), True
-        ids[row, place.bos_ids] += 30_000
+        ids[row, place.start] += 30_000
         if length > 4:
-            inside = torch.randperm(length - 2)[:2] + 1 + place.bos_ids
+            inside = torch.randperm(length - 2)[:2] + 1 + place.start
             ids[row, inside] = torch.tensor([end, 0])
         if side == "right":
             ids[row, length - 1] = end

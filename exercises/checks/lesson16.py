@@ -245,11 +245,11 @@ def twins(fault: str, width: int) -> tuple[Net, Net, Tensor]:
         elif fault == "wide":
             theirs.wide.bias[random.randrange(2 * width)] += 0.5
         elif fault == "narrow":
-            theirs.project_out.weight.copy_(ours.project_out.weight.flip(0))
+            theirs.narrow.weight.copy_(ours.narrow.weight.flip(0))
         elif fault == "rounded":  # no fault: the same numbers up to rounding, and large ones
             for net in (ours, theirs):
                 net.wide.weight *= 300
-                net.project_out.weight *= 10
+                net.narrow.weight *= 10
             for weight in theirs.parameters():
                 weight *= 1 + 2e-7 * torch.rand_like(weight)
         elif fault == "two":

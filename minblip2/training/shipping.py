@@ -1,7 +1,7 @@
 """The bridge that ships with the module, and how a run becomes it: python -m minblip2.training.shipping RUN
 
-A copy of the run in half precision is written to minblip2/bridges/, with every twentieth line of its logs. What was
-measured of the run itself is not copied: `python -m minblip2 evaluate` measures the copy, for that is what is used.
+A copy of the run in half precision is written to minblip2/bridges/, with its logs to four digits. What was measured of
+the run itself is not copied: the copy is measured, for that is what is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from .recipes import find_recipe
 SHIPPED = Path(__file__).resolve().parents[1] / "bridges" / "scenes"
 OWN = Path("runs") / "scenes"  # a run of one's own, which takes its place
 PARTS = ("vit", "lm", "stage1", "stage2")
-EVERY = 20  # one line of a log in so many is kept
 
 
 def finished(run: Path) -> bool:
@@ -70,6 +69,11 @@ def halve(source: Path, target: Path, fingerprint: str | None = None) -> None:
     write_beside(target, lambda path: save_file(state, path, metadata=metadata))
 
 
+def rounded(record: dict[str, float]) -> dict[str, float]:
+    """A line of a log with its fractions to four digits, which is as much as a curve shows."""
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in record.items()}
+
+
 def ship(run: Path, to: Path = SHIPPED) -> None:
     """Write a finished run of the scenes in half precision to `to`. Raises UserError when it is not finished."""
     if not finished(run):
@@ -77,8 +81,7 @@ def ship(run: Path, to: Path = SHIPPED) -> None:
     shutil.rmtree(to, ignore_errors=True)
     for part in PARTS:
         (to / part).mkdir(parents=True)
-        log = read_log(run / part / "log.jsonl")
-        lines = "".join(json.dumps(line) + "\n" for line in [*log[::EVERY], log[-1]])
+        lines = "".join(json.dumps(rounded(line)) + "\n" for line in read_log(run / part / "log.jsonl"))
         write_beside(to / part / "log.jsonl", lambda path, lines=lines: path.write_text(lines, encoding="utf-8"))
         shutil.copy(run / part / "seconds.json", to / part)
     for part in PARTS[:2]:

@@ -70,14 +70,14 @@ def test_solved_ones_are_yours(pieces):
 
 
 @pytest.mark.parametrize("lesson, check, change, said", [
-    ("02", lesson02.bidirectional, ("return repeat(visible, \"b k -> b 1 s k\", s=visible.shape[1])",
+    ("02", lesson02.bidirectional, ("return repeat(attention_mask, \"b k -> b 1 s k\", s=attention_mask.shape[1])",
                                     "return unimodal(queries, text_mask)"), "in both directions"),
     ("02", lesson02.multimodal_causal, ("(column < queries) | (column <= row)", "column <= row"), "no order"),
     ("05", lesson05.run_block, ("if queries and parts.cross_attention is not None:", "if False:"),
      "cross-attention did not run"),
     ("08", lesson08.next_words, ("F.pad(real[:, 1:], (0, 1), value=-100)", "real"), "copying"),
     ("10", lesson10.shifted_loss, ("logits[:, :-1], targets[:, 1:]", "logits, targets"), "repeat what it sees"),
-    ("10", lesson10.labels, ("masked_fill(~text_mask, -100)", "masked_fill(text_mask, -100)"), "has no label"),
+    ("10", lesson10.labels, ("masked_fill(~text_mask, -100)", "masked_fill(text_mask, -100)"), "no label"),
     ("10", lesson10.lm_logits, ("lm.requires_grad_(False).eval()\n    return lm(embeds)",
                                 "with torch.no_grad():\n        return lm.eval()(embeds)"), "wire is cut"),
     ("10", lesson10.sequence, ("[soft, prompt, text]", "[prompt, soft, text]"), "in front"),
@@ -171,8 +171,8 @@ class SmallWorld:
                                     decode=lambda row: " ".join(map(str, row.tolist())))
         self.backbones = SimpleNamespace(qformer=TINY, lm=lm, lm_tokenizer=tokenizer)
         self.features, self.ids = torch.randn(8, 5, TINY.image_width).numpy(), torch.randint(3, 20, (8, 6))
-        self.bridge = SimpleNamespace(text_ids=lambda texts: (torch.randint(3, 20, (len(texts), 6)),
-                                                              torch.ones(len(texts), 6, dtype=torch.bool)))
+        self.bridge = SimpleNamespace(retriever=SimpleNamespace(
+            text_ids=lambda texts: (torch.randint(3, 20, (len(texts), 6)), torch.ones(len(texts), 6, dtype=torch.bool))))
 
     def batches(self, for_lm):
         while True:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import nn
 
-from minblip2.attention import attend
+from minblip2.attention import attend, attention_weights
 
 from . import Answers
 
@@ -379,7 +379,7 @@ class OneMap(Cross):
 
 
 def weights(query, key, mask):
-    return attend(query, key, torch.zeros_like(key), mask, need_weights=True)[1]
+    return attention_weights(query, key, mask)
 
 
 def renormalised(query, key, mask):

@@ -229,7 +229,7 @@ def write_by_sample(next_logits, rows, end, max_length):
     def go_on(token, mask, cache):
         ids[0] = torch.cat([ids[0], token], dim=1)
         return next_logits(ids[0])
-    return generation.greedy_or_sample(go_on, next_logits(ids[0]), torch.ones(rows, 1).bool(), generation.KVCache(),
+    return generation.greedy_or_sample(go_on, next_logits(ids[0]), torch.ones(rows, 1).bool(), generation.KVCache(1),
                                        eos_id=end, max_length=max_length)
 
 
