@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class PackedLinears(TorchFunctionMode):
         return function(*args, **kwargs or {})
 
 
-@cache
+@functools.cache
 def packable(dtype: torch.dtype) -> bool:
     """Whether oneDNN packs and multiplies matrices of this dtype here, which a small one tells.
 
