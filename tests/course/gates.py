@@ -16,7 +16,7 @@ CORE_LINES = 900
 LETTERS = set("b h d e q t v s k c n p1 p2 gh gw".split())
 EINOPS = {"rearrange", "reduce", "repeat", "einsum", "Rearrange", "Reduce"}
 MAGICS = {"matplotlib", "config", "time", "timeit"}
-LARGEST = 2**20  # bytes
+LARGEST, LARGEST_WEIGHTS = 2**20, 2 * 10**6  # bytes; weights are those of the bridge that ships
 FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not count
     "a path of one machine": re.compile(r"(?<![\w.~/])/(?:home|Users|root|work)/[\w.-]+|[A-Z]:\\+Users\\+\w"),
     "a package index": re.compile(r"--(?:extra-)?index-url|find-links|registry[ =:]+https?:"),
