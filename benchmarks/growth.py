@@ -59,7 +59,7 @@ def measure(size: str, start: dict[str, int], axes: dict[str, list[int]], repeat
         model = Stage1(config)
         for value in values:
             sizes = start | {axis: value}
-            queries = sizes.pop("num_queries")
+            queries = sizes.pop("queries")
             if queries != model.qformer.config.num_queries:
                 model = Stage1(replace(config, num_queries=queries))
             sides[str(value)] = step(model, **sizes)

@@ -52,7 +52,7 @@ def line(bridge: Bridge, data: Path, cache: Path, rate: float, loudness: float, 
     louder(bridge.stage2, torch.from_numpy(np.array(views[0][:64], dtype=np.float32)).to(bridge.device), loudness)
     losses = partial(stage2_losses, tokenizer=parts.lm_tokenizer, prompt=recipe.prompt)
     with tempfile.TemporaryDirectory() as folder:
-        train(bridge.stage2, losses, bridge.pairs(train_split, views, for_lm=True), recipe.stage2, folder,
+        train(bridge.stage2, losses, bridge.stage2_pairs(train_split, views), recipe.stage2, folder,
               name=f"Q-Former at {rate}, {loudness} times as loud", device=bridge.device)
     bridge.stage2.eval()
     image = torch.from_numpy(np.array(bridge.features(val, cache)[:PICTURES]))

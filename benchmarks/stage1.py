@@ -64,7 +64,9 @@ class PlainStage1(Stage1):
         explicit = () if "fused" in self.savings else (
             layer for layer in self.modules() if isinstance(layer, MultiHeadAttention))
         with capture_attention(*explicit):
-            return super().forward(image_features, text_ids, text_mask, image_ids, negatives)
+            output = super().forward(image_features, text_ids, text_mask, image_ids, negatives)
+        self.image = None  # or a copy of the model would hold this step's graph
+        return output
 
     def projected(self, image):
         """Keys and values of what `image_kv` gave."""

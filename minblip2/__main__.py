@@ -184,6 +184,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="of every draw (default %(default)s)")
     train.add_argument("--split", default="val", help="what is measured at the end (default %(default)s)")
     train.add_argument("--resume", action="store_true", help="go on where a killed run stopped (the default)")
+    train.add_argument("--restart", action="store_true", help="train again even if the folder holds a finished run")
 
     caption = command("caption", caption_command)
     caption.add_argument("images", nargs="+", type=Path)

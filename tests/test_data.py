@@ -673,7 +673,7 @@ def test_kept_tokens_hold_the_first_and_change():
 
 def same(first, second):
     return all(torch.equal(getattr(first, name), getattr(second, name))
-               for name in ("image", "text_ids", "text_mask", "image_ids"))
+               for name in ("image_features", "text_ids", "text_mask", "image_ids"))
 
 
 def test_a_batch_depends_on_seed_and_step_only():

@@ -23,15 +23,15 @@ from minblip2.weights.official import load_blip2, load_stage1
 from minblip2.weights.pretrained import load_lm
 
 from .parity import difference, randomise
-from .test_blip2 import config, retrieval
-from .test_blip2_folder import tokenizer
+from .test_blip2 import retrieval
+from .tiny_blip2 import blip2_config, tokenizer
 
 CPU = torch.device("cpu")
 
 
 @cache
 def model_of(lm):
-    words, settings = tokenizer(lm), config(lm, 1)
+    words, settings = tokenizer(lm), blip2_config(lm, 1)
     settings.image_token_index = words.convert_tokens_to_ids("<image>")
     settings.text_config.vocab_size = len(words) + 3
     settings.vision_config.image_size = 42

@@ -131,7 +131,7 @@ def test_an_older_cpu_writes_the_same():
             "layer, x = nn.Linear(24, 40).requires_grad_(False), torch.randn(3, 24)\n"
             "with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):\n"
             "    expected = layer(x)\n"
-            "    with packed.Packed():\n"
+            "    with packed.PackedLinears():\n"
             "        torch.testing.assert_close(layer(x), expected, atol=2e-2, rtol=1e-2)\n"
             "print(packed.packable(torch.float32), packed.packable(torch.bfloat16))")
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},

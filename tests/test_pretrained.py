@@ -62,12 +62,13 @@ def test_smollm2_logits_and_greedy_tokens(parts):
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids, mask = tokenizer.pad([tokenizer.encode_prompt(CAPTION), tokenizer.encode_prompt("The sea is")], side="left")
     expected = theirs(ids, attention_mask=mask.long()).logits
-    cache = KVCache()
-    logits = ours.lm_logits(ours(ours.embed(ids), masks.causal(mask), cache))
+    cache = KVCache(ours.config.layers)
+    logits = ours.lm_logits(ours(ours.embed(ids), masks.causal(mask), masks.token_positions(mask), cache))
     assert difference(logits[mask], expected[mask]) < 1e-4
 
     def step(ids, mask, cache):
-        return ours.lm_logits(ours(ours.embed(ids), mask, cache)[:, -1])
+        visible, position = mask[:, None, None], masks.token_positions(mask)[:, -1:]
+        return ours.lm_logits(ours(ours.embed(ids), visible, position, cache)[:, -1])
 
     written = generate(step, logits[:, -1], mask, cache, eos_id=-1, max_length=30)
     reference = theirs.generate(ids, attention_mask=mask.long(), do_sample=False, min_new_tokens=30, max_new_tokens=30,

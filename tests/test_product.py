@@ -39,7 +39,9 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minblip2").rglob("*.py")}
+    package = ROOT / "minblip2"
+    paths = [*package.rglob("*.py"), *(path for path in (package / "bridges").rglob("*") if path.is_file())]
+    files = {path.relative_to(ROOT).as_posix() for path in paths if "__pycache__" not in path.parts}
     about = {name for name in names if name.split("/")[0] == f"minblip2-{minblip2.__version__}.dist-info"}
     assert set(names) - about == files
     assert any(name.endswith("licenses/LICENSE") for name in about)

@@ -211,7 +211,7 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
         if tensor.dtype not in NUMBERS:
             raise UserError(f"{source}: {name} is {str(tensor.dtype).removeprefix('torch.')}, so these weights are "
                             f"quantised: {UNQUANTISED}")
-        if not tensor.isfinite().all():
+        if not (tensor.is_meta or tensor.isfinite().all()):  # where only shapes are compared, there are no values
             raise UserError(f"{source}: {name} holds values that are no finite numbers: the training that wrote it "
                             "failed, or the file is damaged; fetch another")
         parts = tensor.chunk(len(targets)) if isinstance(targets, Fused) else [tensor] * len(targets)
