@@ -17,7 +17,7 @@ from minblip2.lm.packed import COPIES
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 from minblip2.training.bridge import load_bridge, train_bridge
-from minblip2.training.distributed import DistributedBatch
+from minblip2.training.distributed import DistributedStage1
 from minblip2.training.loop import checkpoint_blocks, train
 from minblip2.training.recipes import RECIPES
 from tests import spread_batch as one
@@ -159,7 +159,7 @@ def test_a_batch_over_nccl(tmp_path):
         for many in (False, True):
             model = one.stage1().to(GPU)
             torch.manual_seed(0)
-            out = model(*batch, **({"ranks": DistributedBatch(batch[0])} if many else {}))
+            out = (DistributedStage1(model) if many else model)(*batch)
             out.loss.backward()
             found.append((out, one.gradients(model)))
     finally:

@@ -171,8 +171,10 @@ class SmallWorld:
                                     decode=lambda row: " ".join(map(str, row.tolist())))
         self.backbones = SimpleNamespace(qformer=TINY, lm=lm, lm_tokenizer=tokenizer)
         self.features, self.ids = torch.randn(8, 5, TINY.image_width).numpy(), torch.randint(3, 20, (8, 6))
-        self.bridge = SimpleNamespace(retriever=SimpleNamespace(
-            text_ids=lambda texts: (torch.randint(3, 20, (len(texts), 6)), torch.ones(len(texts), 6, dtype=torch.bool))))
+        self.bridge = SimpleNamespace(retriever=SimpleNamespace(text_ids=self.texts))
+
+    def texts(self, texts):
+        return torch.randint(3, 20, (len(texts), 6)), torch.ones(len(texts), 6, dtype=torch.bool)
 
     def batches(self, for_lm):
         while True:
