@@ -8,7 +8,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from minblip2.course import layout
 from minblip2.course.lesson import ROOT
-from minblip2.course.run import STAMP, source_hash
+from minblip2.course.run import BRIDGE, STAMP, source_hash
+from minblip2.training.shipping import SHIPPED, run_checksum
 
 from . import gates
 
@@ -84,6 +85,15 @@ def test_notebook(path):
     problems = gates.magics(nb) + gates.without_alt(nb) + gates.broken_links(gates.markdown_of(nb), path.parent)
     problems += gates.unexecuted(nb) if path.parent.name == "exercises" else gates.executed(nb) + gates.stale(nb)
     assert problems == []
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.parent.name != "exercises"],
+                         ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_is_shown_was_computed_with_the_bridge_that_ships(path):
+    nb = nbformat.read(path, 4)
+    assert nb.metadata[BRIDGE] == run_checksum(SHIPPED)
+    assert [output.text for cell in gates.code_cells(nb) for output in cell.outputs
+            if output.get("name") == "stderr"] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.name}")
