@@ -1,4 +1,4 @@
-"""Command line: python -m minblip2 train | caption | ask | retrieve | evaluate | attend."""
+"""Command line: python -m minblip2 train | caption | ask | retrieve | evaluate | attend | export."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .data.coco import CocoCaptions
 from .data.files import read_json, write_beside
 from .data.pictures import load_image
 from .data.progress import forgiving_output
+from .data.tables import NoSplit
 from .device import DTYPES, computing
 from .evaluation.measure import LABELS, evaluate_run
 from .training.bridge import load_bridge, train_bridge
@@ -45,7 +46,10 @@ def note_unknown(retriever: Retriever, texts: Sequence[str]) -> None:
 
 
 def train_command(args: argparse.Namespace) -> None:
-    """Run a recipe, then measure it on its validation split."""
+    """Run a recipe, then measure it on its validation split; or go on from a BLIP-2 of the model hub."""
+    if args.model:
+        finetune_command(args)
+        return
     recipe = find_recipe(args.recipe).with_seed(args.seed)
     out = args.out or Path("runs") / recipe.name
     if args.dry_run:
@@ -58,6 +62,43 @@ def train_command(args: argparse.Namespace) -> None:
         return  # torchrun has started more of us: one measures and speaks
     print_table(evaluate_run(out, bridge, args.split, begun=partial(announce, out, args.split)))
     print(f"kept in {out}; try: python -m minblip2 caption --run {out} PICTURE")
+
+
+def finetune_command(args: argparse.Namespace) -> None:
+    """Go on training a BLIP-2 of the model hub on pictures and captions of one's own."""
+    from .evaluation import handover
+    from .training import finetune
+
+    if args.data is None:
+        raise UserError("--from needs pictures and captions: name a CSV of file name and caption, a folder with a "
+                        "captions.txt, or one in COCO layout with --data")
+    out = args.out or Path("runs") / f"{args.model.resolve().name}-on-{args.data.stem}"
+    if out.resolve() == args.model.resolve():
+        raise UserError(f"{out} is the folder that training starts from: name another one with --out")
+    data = CocoCaptions(args.data, args.train_split, check=True)
+    try:
+        held_out = CocoCaptions(args.data, args.split)
+    except NoSplit as error:
+        if args.split != "val":  # which nobody has asked for
+            raise
+        print(f"minblip2: nothing is held out, so the pictures that were trained on are measured ({error})",
+              file=sys.stderr)
+        held_out = None
+    config = finetune.settings_for(len(data.pairs), args.batch_size, args.steps, args.learning_rate, args.seed)
+    print(finetune.cost(args.model, len(data), config.batch_size))
+    if args.dry_run:
+        return
+    results = handover.finetune_and_measure(args.model, data, held_out, out, config, args.prompt, not args.restart)
+    print(handover.figures_table(results))
+    print(f"kept in {out}, a hub folder; try: python -m minblip2 caption --model {out} PICTURE")
+
+
+def export_command(args: argparse.Namespace) -> None:
+    """Copy what a finished run has trained to a folder that can be moved, with a model card."""
+    from .evaluation.handover import export_run
+
+    export_run(args.source, args.folder)
+    print(f"wrote {args.folder}; its README.md is a model card: read it before you publish")
 
 
 def caption_command(args: argparse.Namespace) -> None:
@@ -82,11 +123,16 @@ def ask_command(args: argparse.Namespace) -> None:
         print(f"{question} {answer}")
 
 
+def run_folder(args: argparse.Namespace) -> Path:
+    """The run that is meant; for a model from elsewhere, where its features are kept."""
+    return args.run or (Path("runs") / args.model.resolve().name if args.model else working_copy())
+
+
 def retrieve_command(args: argparse.Namespace) -> None:
     """Find the images of a split that fit a text best: by ITC, then re-ranked by ITM."""
     if args.model and not args.data:
         raise UserError("--model needs images: name a folder with captions, or a CSV, with --data")
-    run = args.run or (Path("runs") / args.model.resolve().name if args.model else working_copy())
+    run = run_folder(args)
     bridge = None if args.model else load_bridge(run)
     retriever = Retriever.from_folder(args.model) if args.model else bridge.retriever
     note_unknown(retriever, [args.text])
@@ -110,8 +156,15 @@ def announce(run: Path, split: str) -> None:
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
-    """Measure a finished run on a split."""
-    run = args.run or working_copy()
+    """Measure a finished run, or a BLIP-2 of the model hub, on a split."""
+    run = run_folder(args)
+    if args.model:
+        from .evaluation.handover import evaluate_official
+
+        if not args.data:
+            raise UserError("--model needs images: name a folder with captions, or a CSV, with --data")
+        print_table(evaluate_official(args.model, CocoCaptions(args.data, args.split), run / "cache", args.top))
+        return
     print_table(evaluate_run(run, load_bridge(run), args.split, args.top, partial(announce, run, args.split)))
     print(f"these and more in {run / f'results-{args.split}.json'}")
 
@@ -184,6 +237,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="of every draw (default %(default)s)")
     train.add_argument("--split", default="val", help="what is measured at the end (default %(default)s)")
     train.add_argument("--resume", action="store_true", help="go on where a killed run stopped (the default)")
+    train.add_argument("--from", dest="model", type=Path,
+                       help="folder of a BLIP-2 as on the model hub: its stage 2 goes on training on --data")
+    train.add_argument("--train-split", default="train", help="what is trained on with --from (default %(default)s)")
+    train.add_argument("--prompt", default="", help="with --from: text that stands before each caption")
+    train.add_argument("--batch-size", type=positive, help="with --from: pairs (default 32, or all there are)")
+    train.add_argument("--steps", type=positive, help="with --from (default 5 passes, at least 200)")
+    train.add_argument("--learning-rate", type=share, default=1e-5, help="with --from (default %(default)s)")
     train.add_argument("--restart", action="store_true", help="train again even if the folder holds a finished run")
 
     caption = command("caption", caption_command)
@@ -210,6 +270,7 @@ def parser() -> argparse.ArgumentParser:
     retrieve.add_argument("--show", type=positive, default=5, help="so many of these are shown (default %(default)s)")
 
     evaluate = command("evaluate", evaluate_command)
+    evaluate.add_argument("--data", type=Path, help="with --model: what it is measured on")
     evaluate.add_argument("--split", default="val", help="what is measured (default %(default)s)")
     evaluate.add_argument("--top", type=positive, default=16, help="so many ITM ranks again (default %(default)s)")
 
@@ -218,9 +279,12 @@ def parser() -> argparse.ArgumentParser:
     attend.add_argument("texts", nargs="+", help='for example "a dog" "the grass"')
     attend.add_argument("--to", type=Path, default=Path("attention.png"),
                         help="the figure to write, a PNG (default %(default)s)")
-    for sub in (retrieve, attend):
-        sub.add_argument("--model", type=Path, help="folder of a BLIP-2 for retrieval as on the model hub, instead of "
-                                                    "--run")
+    for sub in (retrieve, evaluate, attend):
+        sub.add_argument("--model", type=Path, help="folder of a BLIP-2 as on the model hub, instead of --run")
+
+    export = command("export", export_command, needs_run=False)
+    export.add_argument("source", metavar="run", type=Path, help="folder of a trained bridge")
+    export.add_argument("folder", type=Path, help="where to, a new folder")
     return top
 
 

@@ -364,11 +364,18 @@ def test_commands_take_weights_for_retrieval(itm, monkeypatch, capsys):
     _, _, folder = itm
     code, _, _ = command(monkeypatch, capsys, folder, "attend", "--model", "itm", "0.png", "a red bus", "--to", "a.png")
     assert code == 0 and Image.open(folder / "a.png").size[0] > 100
+    code, out, _ = command(monkeypatch, capsys, folder, "evaluate", "--model", "itm", "--data", "my.csv", "--split",
+                           "train")
+    assert code == 0 and "re-ranked by ITM" in out and "R@1 by chance (%)" in out and "16.7" in out
     folder_of("opt", folder / "writing")
     capsys.readouterr()  # its progress
+    code, out, _ = command(monkeypatch, capsys, folder, "evaluate", "--model", "writing", "--data", "my.csv", "--split",
+                           "train")
+    assert code == 0 and "CIDEr-D ×100" in out and "of another picture, the control" in out
     for words, said in ((("retrieve", "a bus"), "caption --model"), (("attend", "0.png", "a bus"), "caption --model")):
         more = ("--data", "my.csv", "--split", "train") if words[0] == "retrieve" else ()
         code, _, err = command(monkeypatch, capsys, folder, *words, "--model", "writing", *more)
         assert code == 2 and said in err and err.count("\n") == 1
-    code, _, err = command(monkeypatch, capsys, folder, "retrieve", "a bus", "--model", "itm")
-    assert code == 2 and "--data" in err
+    for words in (("retrieve", "a bus"), ("evaluate",)):
+        code, _, err = command(monkeypatch, capsys, folder, *words, "--model", "itm")
+        assert code == 2 and "--data" in err

@@ -46,7 +46,7 @@ class ImageReader:
     def encode_images(self, images: Images) -> Tensor:
         """Frozen features (b v e) of images; features are taken as they are, wherever they lie."""
         if isinstance(images, Tensor | np.ndarray):
-            features = torch.as_tensor(images)
+            features = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images)  # not read-only
             return features.reshape(-1, *features.shape[-2:])
         return torch.cat(list(self.chunks(images)))
 

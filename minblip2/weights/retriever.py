@@ -59,11 +59,12 @@ class Retriever(ImageReader):
         if not Path(folder).is_dir():
             raise UserError(f"there is no folder {folder}: fetch a model with `python data/download.py weights NAME`")
         device = device or best_device()
+        stage1 = load_stage1(folder)  # which says what another kind of model is for
         tokenizer, transform = Tokenizer.from_folder(folder), Transform.from_folder(folder)  # fail before the long part
         if tokenizer.dec_id is None:
             raise UserError(f"{folder} has a tokenizer that is no BERT's: copy tokenizer.json from the model's own "
                             "folder")
-        vit, stage1 = load_vit(folder, dtype or compute_dtype(device)), load_stage1(folder)
+        vit = load_vit(folder, dtype or compute_dtype(device))
         return cls(vit=vit.to(device).eval(), transform=transform, stage1=stage1.to(device).eval(), tokenizer=tokenizer)
 
     def text_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

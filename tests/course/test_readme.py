@@ -77,7 +77,7 @@ def test_the_readme_lists_every_lesson_and_guide():
 
 def test_every_command_of_the_readme_is_one():
     shown = re.findall(r"^python -m minblip2 (\w+)((?: --?[\w-]+)*)", README, re.MULTILINE)
-    assert {name for name, _ in shown} == {"train", "caption", "retrieve", "attend", "evaluate", "ask"}
+    assert {name for name, _ in shown} == {"train", "caption", "retrieve", "attend", "evaluate", "ask", "export"}
     grammar = parser()
     for line in re.findall(r"^python -m minblip2 (.+?)(?:\s+#.*)?$", README, re.MULTILINE):
         grammar.parse_args(shlex.split(line))

@@ -1,0 +1,172 @@
+"""Your own pictures and captions on official weights: stage 2 goes on from a BLIP-2 as the model hub has it.
+
+Trained is what stage 2 trains: the query branch, the norm of the image features and the projection. Image encoder and
+language model stay as they are, in half precision, and pictures are encoded once. The result is a hub folder again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import UserError
+from ..data.batches import Batch, PairBatches
+from ..data.coco import CocoCaptions
+from ..data.features import weights_checksum
+from ..data.tokenizer import normalize_caption
+from ..device import best_device
+from ..stage2 import Stage2
+from ..weights.blip2 import Blip2
+from ..weights.checkpoint import export_tensors, open_hub, read_config
+from ..weights.export import save_trained
+from ..weights.keymap import KeyMap, within
+from ..weights.names import QFORMER
+from ..weights.official import empty_blip2
+from .budget import free_memory, kept_by_stage2, parameters
+from .distributed import rank_and_size
+from .loop import TrainConfig, train
+
+HALF = torch.bfloat16  # float16 would need its gradients scaled
+MAX_LENGTH = 32  # ids of a caption, as in LAVIS
+
+# What is trained, as the hub calls it.
+TRAINED = KeyMap({}, {
+    "vision_model.post_layernorm": "vision_norm",
+    "query_tokens": "qformer.query_tokens",
+    **within("qformer.", "qformer.", QFORMER.tensors),
+    "language_projection": "projection"})
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What going on from a hub folder takes: parameters, and bytes of memory and of disk."""
+
+    trained: int
+    frozen: int
+    memory: float
+    features: int
+    result: int
+
+    def __str__(self) -> str:
+        return (f"{self.trained:,} parameters are trained in float32, {self.frozen:,} are frozen in "
+                f"{str(HALF).removeprefix('torch.')}: about {self.memory / 1e9:.1f} GB of memory; on disk "
+                f"{self.features / 1e9:.2f} GB of features and {self.result / 1e9:.1f} GB of weights")
+
+
+def settings_for(pairs: int, batch_size: int | None = None, steps: int | None = None, learning_rate: float = 1e-5,
+                 seed: int = 0) -> TrainConfig:
+    """LAVIS's settings for captions (caption_coco_ft.yaml), for as many (picture, caption) pairs as there are.
+
+    Five passes or 200 steps, whichever is more, in batches of 32 or of all pairs, unless something else is asked for.
+    Raises UserError for a batch that is larger than all of them.
+    """
+    batch_size = batch_size or min(32, pairs)
+    if not 2 <= batch_size <= pairs:
+        raise UserError(f"batch size is {batch_size} for {pairs} pairs of picture and caption: give 2 pairs or more, "
+                        "and a --batch-size from 2 to their number")
+    steps = steps or max(200, math.ceil(5 * pairs / batch_size))
+    return TrainConfig(steps=steps, batch_size=batch_size, learning_rate=learning_rate, warmup=min(1000, steps // 10),
+                       min_lr_ratio=0.0, betas=(0.9, 0.999), seed=seed)
+
+
+def cost(folder: str | Path, pictures: int, batch_size: int) -> Cost:
+    """What it takes to go on from a hub folder with so many pictures, from its settings and the sizes of its files.
+
+    Nothing is loaded; memory is an estimate, see `budget.estimate`.
+    """
+    read_config(folder)  # what this is no folder of is said first
+    checkpoint = open_hub(folder)
+    vit, stage2, _ = empty_blip2(folder, checkpoint, HALF)
+    lm, config = stage2.lm, stage2.qformer.config
+    frozen, trained = parameters(vit) + parameters(lm), parameters(stage2) - parameters(lm)
+    tokens, value = vit.position_embedding.shape[-2], HALF.itemsize
+    memory = 16 * trained + value * frozen + kept_by_stage2(batch_size, config, lm, tokens, value)
+    return Cost(trained, frozen, memory, 2 * pictures * tokens * vit.width,
+                sum(4 * math.prod(shape) for shape in checkpoint.shapes.values()))
+
+
+def caption_ids(blip2: Blip2, captions: Sequence[str], prompt: str) -> list[list[int]]:
+    """Captions as the language model learns to write them, each behind the prompt, as BLIP-2's are cleaned."""
+    gap = " " if prompt and not prompt[-1].isspace() else ""
+    return [blip2.tokenizer.encode(gap + normalize_caption(caption), prompt, MAX_LENGTH) for caption in captions]
+
+
+def caption_losses(model: Stage2, batch: Batch, prompt_ids: Sequence[int], first: int) -> dict[str, Tensor]:
+    """Nats for each piece of a word that follows the prompt, which all texts begin with, for `first` ids."""
+    prompt = torch.tensor(list(prompt_ids), device=batch.text_ids.device).long().expand(len(batch.text_ids), -1)
+    out = model(batch.image_features, prompt, torch.ones_like(prompt, dtype=torch.bool), batch.text_ids[:, first:],
+                batch.text_mask[:, first:])
+    return {"loss": out.loss}
+
+
+def prompt_of(blip2: Blip2, prompt: str) -> tuple[list[int], int]:
+    """A prompt's ids as the model is given them, and how many of them a text in `caption_ids` begins with."""
+    ids = blip2.tokenizer.encode_prompt(prompt)
+    return ids, len(ids) - len(blip2.tokenizer.prompt_end)
+
+
+@torch.no_grad()
+def measured_loss(blip2: Blip2, data: CocoCaptions, features: np.ndarray, prompt: str, batch_size: int = 16) -> float:
+    """Nats for each piece of a word of a split's captions."""
+    device, (prompt_ids, first) = blip2.device, prompt_of(blip2, prompt)
+    rows, ids = [index for index, _ in data.pairs], caption_ids(blip2, [caption for _, caption in data.pairs], prompt)
+    blip2.stage2.eval()
+    total = count = 0.0
+    for i in range(0, len(ids), batch_size):
+        text_ids, mask = blip2.tokenizer.pad(ids[i : i + batch_size])
+        image = torch.from_numpy(np.stack([features[row] for row in rows[i : i + batch_size]]).astype(np.float32))
+        batch = Batch(image, text_ids, mask, torch.tensor(rows[i : i + batch_size])).to(device)
+        pieces = int(mask[:, first:].sum())
+        total += pieces * float(caption_losses(blip2.stage2, batch, prompt_ids, first)["loss"])
+        count += pieces
+    return total / count
+
+
+def load_for_training(folder: str | Path, pictures: int, batch_size: int, dtype: torch.dtype = HALF) -> Blip2:
+    """The BLIP-2 of a hub folder, its frozen parts in half precision.
+
+    Raises UserError where training it on batches of that size takes more memory than is free.
+    """
+    device = best_device()
+    needed, free = cost(folder, pictures, batch_size), free_memory(device)
+    if free is not None and needed.memory > free:
+        raise UserError(f"{folder} takes about {needed.memory / 1e9:.1f} GB of memory to train on batches of "
+                        f"{batch_size}, but {free / 1e9:.1f} GB are free: choose a smaller --batch-size")
+    return Blip2.from_folder(folder, dtype, device)
+
+
+def finetune(blip2: Blip2, folder: str | Path, data: CocoCaptions, features: np.ndarray, out: Path,
+             config: TrainConfig, prompt: str = "", resume: bool = True) -> list[dict]:
+    """Train stage 2 of a BLIP-2 from `folder` in place and write it to `out`, a hub folder again. Returns the log.
+
+    features (n v e) are those of the data's pictures. A stopped run goes on where it was. Raises UserError as `train`.
+    """
+    if rank_and_size()[1] > 1:
+        raise UserError("going on from a hub folder runs in one process: start it without torchrun")
+    prompt_ids, first = prompt_of(blip2, prompt)
+    ids = caption_ids(blip2, [caption for _, caption in data.pairs], prompt)
+    batches = PairBatches([features], [index for index, _ in data.pairs], ids, [record.id for record in data.images],
+                          config.batch_size, config.seed, blip2.tokenizer.pad_id)
+    settings = dict(model=weights_checksum(blip2.stage2), prompt=prompt,
+                    pairs=hashlib.sha256(repr(data.pairs).encode()).hexdigest())
+    losses = partial(caption_losses, prompt_ids=prompt_ids, first=first)
+    log = train(blip2.stage2, losses, batches, config, out / "stage2", settings, name="stage 2", resume=resume,
+                device=blip2.device)
+    blip2.stage2.eval()
+    save_trained(out, folder, collect_trained(blip2.stage2))
+    return log
+
+
+def collect_trained(stage2: Stage2) -> dict[str, Tensor]:
+    """What stage 2 trains, under the names that the hub has for it."""
+    parts = torch.nn.ModuleDict(dict(vision_norm=stage2.vision_norm, qformer=stage2.qformer,
+                                     projection=stage2.projection))
+    return export_tensors(parts, TRAINED)
