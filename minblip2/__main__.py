@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -173,6 +174,10 @@ def attend_command(args: argparse.Namespace) -> None:
     """Draw which parts of a picture make each text match it."""
     from .course import figures, viz
 
+    if args.to.suffix.lower() != ".png":
+        raise UserError(f"the figure is a PNG: give --to a name that ends in .png, not {args.to}")
+    if args.to.is_symlink() or args.to.exists() and (not args.to.is_file() or args.to.samefile(args.image)):
+        raise UserError(f"--to {args.to} is there and is no figure of an earlier run: give it a new name")
     image = load_image(args.image)
     retriever = Retriever.from_folder(args.model) if args.model else load_bridge(args.run or usual_run()).retriever
     note_unknown(retriever, args.texts)
@@ -295,6 +300,7 @@ def main() -> int:
     try:
         with computing(args.device, args.dtype):
             args.execute(args)
+        sys.stdout.flush()  # so that what cannot be written is known here
     except UserError as error:
         if is_first_to_report():
             print(f"minblip2: {error}", file=sys.stderr)
@@ -304,6 +310,13 @@ def main() -> int:
             again = "; the same command goes on where it stopped" if args.command == "train" else ""
             print(f"\nminblip2: stopped{again}", file=sys.stderr)
         return 130  # what a shell says of a command that Ctrl-C has ended
+    except OSError as error:  # a full disk, a folder that may not be written: no fault of the program
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # what is left to print has no reader
+        if isinstance(error, BrokenPipeError):
+            return 141  # what a shell says of it, as of any command in front of `head`
+        if is_first_to_report():
+            print(f"minblip2: {error.filename or 'the output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,6 +1,7 @@
 """The whole road on a handful of scenes, the command line, and what it says to input that cannot be used."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from minblip2 import UserError, __main__
+from minblip2.course.lesson import ROOT
 from minblip2.data.batches import Batch
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.features import weights_checksum
@@ -117,12 +119,41 @@ def test_captions_and_maps_of_a_picture_of_any_size(run, tmp_path, cli):
 
 
 @pytest.mark.parametrize("words", [("retrieve", "a red dog on a blue Car"),
-                                   ("attend", "--to", "{to}", "{to}", "a red dog", "a blue Car")])
+                                   ("attend", "--to", "{to}.png", "{to}", "a red dog", "a blue Car")])
 def test_words_that_nothing_is_known_of_are_told(run, tmp_path, cli, words):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     command, *rest = (word.format(to=tmp_path / "red.png") for word in words)
     code, _, err = cli(command, "--run", run[0], *rest)
     assert code == 0 and err.strip().endswith("unknown words, read as one and the same: Car, dog")
+
+
+def test_a_map_takes_nothing_else_s_place(run, tmp_path, cli):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "red.png")
+    (tmp_path / "folder.png").mkdir()
+    before = (tmp_path / "red.png").read_bytes()
+    for to in ("red.png", "link.png", "folder.png", "map.jpg", "/dev/null"):
+        code, _, err = cli("attend", "--run", run[0], "--to", tmp_path / to, tmp_path / "red.png", "a red circle")
+        assert code == 2 and "--to" in err and err.count("\n") == 1, to
+    assert (tmp_path / "red.png").read_bytes() == before and Path("/dev/null").is_char_device()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_where_nothing_can_be_written_it_is_one_sentence(tmp_path):
+    command = [sys.executable, "-m", "minblip2", "caption", str(tmp_path / "red.png")]
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=ROOT)
+    assert done.returncode == 2 and done.stderr == "minblip2: the output: No space left on device\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=ROOT)
+    os.close(writer)
+    assert done.returncode == 141 and done.stderr == ""
+    attend = ["attend", str(tmp_path / "red.png"), "a circle", "--to", str(tmp_path / "red.png" / "a.png")]
+    done = subprocess.run([*command[:3], *attend], capture_output=True, text=True, encoding="utf-8", cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "red.png" in done.stderr
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_draw_follows_its_seed(run, tmp_path, cli):

@@ -18,8 +18,12 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     Each process has a name of its own for it: two that write the same at once do not rename each other's away.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    write(partial)
-    os.replace(partial, path)
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except BaseException:  # also of a full disk and of Ctrl-C nothing is left behind
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: object) -> None:
