@@ -75,9 +75,9 @@ def submissions(folder: Path) -> dict[str, dict[str, Path]]:
     for path in sorted(folder.rglob("*.ipynb")):
         inside = path.relative_to(folder)
         lesson = SIGNATURE.match(path.name)
-        if lesson is None or any(part.startswith(".") for part in inside.backbones):
+        if lesson is None or any(part.startswith(".") for part in inside.parts):
             continue
-        mine = found.setdefault(inside.backbones[0] if len(inside.backbones) > 1 else folder.resolve().name, {})
+        mine = found.setdefault(inside.parts[0] if len(inside.parts) > 1 else folder.resolve().name, {})
         other = mine.get(lesson[1])
         if other is not None:
             kept, dropped = sorted((path, other), key=lambda one: (len(one.name), -one.stat().st_mtime))
