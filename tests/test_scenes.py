@@ -4,6 +4,8 @@ import hashlib
 import json
 import random
 import re
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -264,3 +266,12 @@ def test_bad_use_is_told_in_one_sentence(tmp_path):
         scene_dataset.write_scenes(tmp_path / "new", val=0, progress=False)
     with pytest.raises(UserError, match="split 'tset'"):
         load_scenes(tmp_path, "tset")
+
+
+def test_two_that_draw_at_once_do_not_disturb_each_other(tmp_path):
+    code = (f"from minblip2.data.scene_dataset import write_scenes; write_scenes({str(tmp_path / 'scenes')!r}, "
+            "train=300, val=40, test=40, progress=False)")
+    both = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [(one.communicate()[1], one.returncode) for one in both] == [("", 0)] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+    assert len(list((tmp_path / "scenes" / "images").iterdir())) == 380

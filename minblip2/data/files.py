@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,25 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:  # also of a full disk and of Ctrl-C nothing is left behind
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_folder(folder: Path, write: Callable[[Path], object], is_there: Callable[[], bool]) -> None:
+    """Let `write` make a folder next to `folder`, then rename it into place, where `is_there` finds it from then on.
+
+    Of two processes that do this at once, each makes a folder of its own, and the later one keeps the first one's.
+    """
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write(partial)
+        if not is_there():
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+    except OSError:  # in the moment since, another process may have put its own there
+        if not is_there():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: Path, content: object) -> None:

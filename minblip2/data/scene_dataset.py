@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
 from pathlib import Path
 
 from tqdm import tqdm
 
 from .. import UserError
+from .files import write_folder
 from .scene_captions import write_captions
 from .scenes import SHAPES, SIDE, VERSION, Scene, Thing, draw
 
@@ -33,17 +32,17 @@ def write_scenes(
     ours = "scenes.json" in names and names <= {"images", "annotations", "scenes.json"}
     if folder.is_file() or (names and not ours):
         raise UserError(f"{folder} holds files that are not drawn scenes, so nothing was written; name another folder.")
-    beside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)  # what an interrupted run left
-    (beside / "images").mkdir(parents=True)
-    (beside / "annotations").mkdir()
-    known: set[tuple] = set()
-    with tqdm(total=sum(sizes.values()), desc="drawing scenes", unit="image", disable=not progress) as bar:
-        for split in SPLITS:
-            _write_split(beside, split, sizes[split], seed, known, bar)
-    (beside / "scenes.json").write_text(json.dumps(settings), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(beside, folder)
+
+    def write(beside: Path) -> None:
+        (beside / "images").mkdir(parents=True)
+        (beside / "annotations").mkdir()
+        known: set[tuple] = set()
+        with tqdm(total=sum(sizes.values()), desc="drawing scenes", unit="image", disable=not progress) as bar:
+            for split in SPLITS:
+                _write_split(beside, split, sizes[split], seed, known, bar)
+        (beside / "scenes.json").write_text(json.dumps(settings), encoding="utf-8")
+
+    write_folder(folder, write, lambda: _complete(folder, settings))
 
 
 def _write_split(folder: Path, split: str, size: int, seed: int, known: set[tuple], bar: tqdm) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from safetensors import safe_open
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 
 from .. import UserError
 from ..data.coco import CocoCaptions
-from ..data.files import read_json, write_beside, write_json
+from ..data.files import read_json, write_beside, write_folder, write_json
 from .bridge import Bridge
 from .loop import load_weights, read_log, run_fingerprint
 from .recipes import find_recipe
@@ -44,9 +45,12 @@ def working_copy(root: Path = Path()) -> Path:
     if run != SHIPPED:
         return run
     copy = root / "runs" / "shipped"
-    if not finished(copy) or run_checksum(copy) != run_checksum(SHIPPED):
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(SHIPPED, copy)
+
+    def is_there() -> bool:
+        return finished(copy) and run_checksum(copy) == run_checksum(SHIPPED)
+
+    if not is_there():
+        write_folder(copy, partial(shutil.copytree, SHIPPED), is_there)
     return copy
 
 
