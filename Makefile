@@ -28,6 +28,7 @@ test: .venv/stamp
 	@$(PYTEST) --dist loadfile
 ifneq ($(NOTEBOOKS),)
 	@echo "test: every notebook, looking at the bridge that ships or at your own in runs/scenes"
+	@$(BIN)/python -c "from minblip2.course.lesson import prepare; prepare()"
 	@$(PYTEST) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
 endif
 

@@ -10,7 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..data.coco import CocoCaptions
 from ..data.files import read_json
+from ..data.scene_dataset import SPLITS
+from ..training.bridge import load_bridge
 from ..training.recipes import SCENES, default_data
 from ..training.shipping import working_copy
 from .tables import markdown
@@ -29,6 +32,15 @@ def __getattr__(name: str) -> Path:
     if name == "DATA":
         return default_data(SCENES, ROOT / "runs" / "scenes", None)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def prepare() -> Path:
+    """Make what notebooks share before two of them make it at once: the run, which is returned, scenes and features."""
+    run, data = __getattr__("RUN"), __getattr__("DATA")
+    bridge = load_bridge(run)
+    for split in SPLITS:
+        bridge.features(CocoCaptions(data, split), run / "cache")
+    return run
 
 
 def say(text: str) -> None:

@@ -99,7 +99,7 @@ def main() -> int:
     except ValueError as error:
         print(f"course: {error}", file=sys.stderr)
         return 2
-    run, _ = lesson.RUN, lesson.DATA  # made once, before two notebooks want to make them
+    run = lesson.prepare()
     print(f"course: the notebooks look at the bridge {run_checksum(run)[:12]} in {run.relative_to(ROOT)}"
           if run.is_relative_to(ROOT) else f"course: the notebooks look at the bridge in {run}", flush=True)
     started, used = time.perf_counter(), cpu_seconds()
