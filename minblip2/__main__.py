@@ -125,21 +125,20 @@ def ask_command(args: argparse.Namespace) -> None:
 
 
 def run_folder(args: argparse.Namespace) -> Path:
-    """The run that is meant; for a model from elsewhere, where its features are kept."""
+    """The run that is meant; for a model from elsewhere, where its features are kept. Raises UserError without data."""
+    if args.model and not args.data:
+        raise UserError("--model needs images: name a folder with captions, or a CSV, with --data")
     return args.run or (Path("runs") / args.model.resolve().name if args.model else working_copy())
 
 
 def retrieve_command(args: argparse.Namespace) -> None:
     """Find the images of a split that fit a text best: by ITC, then re-ranked by ITM."""
-    if args.model and not args.data:
-        raise UserError("--model needs images: name a folder with captions, or a CSV, with --data")
     run = run_folder(args)
     bridge = None if args.model else load_bridge(run)
     retriever = Retriever.from_folder(args.model) if args.model else bridge.retriever
     note_unknown(retriever, [args.text])
     data = CocoCaptions(args.data or recorded_data(bridge.recipe, run), args.split)
-    paths = [record.path for record in data.images]
-    features = torch.from_numpy(retriever.cached_features(paths, run / "cache").copy())
+    features = torch.from_numpy(retriever.cached_features(data.paths, run / "cache").copy())
     cosine = retriever.similarity(features, [args.text])
     scores = retriever.rerank(features, [args.text], cosine, args.top, dim=0)
     print("  match  cosine  image, and what a person said of it")
@@ -162,8 +161,6 @@ def evaluate_command(args: argparse.Namespace) -> None:
     if args.model:
         from .evaluation.handover import evaluate_official
 
-        if not args.data:
-            raise UserError("--model needs images: name a folder with captions, or a CSV, with --data")
         print_table(evaluate_official(args.model, CocoCaptions(args.data, args.split), run / "cache", args.top))
         return
     print_table(evaluate_run(run, load_bridge(run), args.split, args.top, partial(announce, run, args.split)))

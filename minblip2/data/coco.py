@@ -107,6 +107,11 @@ class CocoCaptions:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the images."""
+        return [record.path for record in self.images]
+
     def _find(self) -> tuple[Path, Path, dict[str, Any]]:
         """The captions file, the folder that its file names start from, and what it holds."""
         notes, names = self.root / "annotations", [self.split + year for year in YEARS]

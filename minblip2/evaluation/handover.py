@@ -23,9 +23,8 @@ from ..weights.blip2 import Blip2
 from ..weights.checkpoint import open_hub, read_config
 from ..weights.hub import MODELS
 from ..weights.official import is_retrieval
-from ..weights.reader import ImageReader
 from ..weights.retriever import Retriever
-from .measure import LABELS, caption_scores
+from .measure import LABELS, caption_scores, of_next_picture
 from .retrieval import evaluate_retrieval
 
 KEPT = ("*.safetensors", "*.json", "log.jsonl")  # of each part of a run; checkpoints and caches stay behind
@@ -35,15 +34,9 @@ FIGURES = {"pictures": "pictures", "loss": "loss, nats per token", "cider": "CID
            "shuffled_bleu4": "— of another picture, the control", "distinct": "captions that differ"}
 
 
-def split_features(reader: ImageReader, data: CocoCaptions, cache: Path) -> np.memmap:
-    """Frozen features (n v e) float16 of a split's pictures, computed once and kept in `cache`."""
-    return reader.cached_features([record.path for record in data.images], cache)
-
-
 def caption_figures(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """CIDEr-D and BLEU-4 (both x100) of captions, and of the same ones given to the next picture: the control."""
-    captions = list(captions)
-    shuffled = caption_scores(captions[1:] + captions[:1], references)
+    shuffled = caption_scores(of_next_picture(captions), references)
     return caption_scores(captions, references) | {f"shuffled_{key}": value for key, value in shuffled.items()}
 
 
@@ -58,8 +51,8 @@ def finetune_and_measure(folder: Path, data: CocoCaptions, held_out: CocoCaption
     config = config or settings_for(len(data.pairs))
     measured = held_out or data
     blip2 = load_for_training(folder, len(data), config.batch_size)
-    features = split_features(blip2, data, out / "cache")
-    features_measured = split_features(blip2, measured, out / "cache") if held_out else features
+    features = blip2.cached_features(data.paths, out / "cache")
+    features_measured = blip2.cached_features(measured.paths, out / "cache") if held_out else features
 
     def figures() -> dict[str, float]:
         captions = blip2.caption(features_measured, prompt)
@@ -80,12 +73,12 @@ def evaluate_official(folder: Path, data: CocoCaptions, cache: Path, top: int = 
     read_config(folder)  # what this is no folder of is said first
     if is_retrieval(open_hub(folder)):
         retriever = Retriever.from_folder(folder)
-        features = torch.from_numpy(np.array(split_features(retriever, data, cache)))
+        features = torch.from_numpy(np.array(retriever.cached_features(data.paths, cache)))
         results |= {"chance_r1": 100 / len(data)}
         return results | evaluate_retrieval(retriever, features, [caption for _, caption in data.pairs],
                                             [image for image, _ in data.pairs], top)
     blip2 = Blip2.from_folder(folder)
-    captions = blip2.caption(split_features(blip2, data, cache))
+    captions = blip2.caption(blip2.cached_features(data.paths, cache))
     figures = caption_figures(captions, [record.captions for record in data.images])
     return results | {name if name.startswith("shuffled_") else f"stage2_{name}": value
                       for name, value in figures.items()}

@@ -66,6 +66,11 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
             "distinct": len(set(candidates))}
 
 
+def of_next_picture(captions: Sequence[str]) -> list[str]:
+    """The control: every picture gets another one's caption, and what is left is what fluent guessing is worth."""
+    return [*captions[1:], *captions[:1]]
+
+
 def nearest_captions(train_features: np.ndarray, features: np.ndarray, train: CocoCaptions) -> list[str]:
     """For each picture the first caption of the training picture whose first visual token is nearest by cosine."""
     known, asked = (F.normalize(torch.from_numpy(np.array(f[:, 0], dtype=np.float32)), dim=-1)
@@ -84,8 +89,7 @@ def evaluate_photos(bridge: Bridge, train: CocoCaptions, data: CocoCaptions, fea
     sources = {"nearest": nearest_captions(train_features, features, train), "stage1": bridge.retriever.caption(seen)}
     if bridge.stage2 is not None:
         sources["stage2"] = bridge.blip2.caption(seen)
-        # Every picture gets another one's caption: what is left is what fluent guessing is worth.
-        sources["shuffled"] = sources["stage2"][1:] + sources["stage2"][:1]
+        sources["shuffled"] = of_next_picture(sources["stage2"])
     for name, captions in sources.items():
         results |= {f"{name}_{key}": value for key, value in caption_scores(captions, references).items()}
     return results

@@ -68,7 +68,7 @@ class Bridge:
 
         `view` changes the transform: flip=True for mirrored images, crop=3 for the third random crop of each.
         """
-        return self.retriever.cached_features([record.path for record in data.images], cache, **view)
+        return self.retriever.cached_features(data.paths, cache, **view)
 
     def init_stage2(self, view: np.ndarray) -> None:
         """Start stage 2 from stage 1, with soft prompts that spread like words; view: features (n v e) of images."""

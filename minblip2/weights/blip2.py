@@ -18,7 +18,7 @@ from ..data.transforms import Transform
 from ..device import autocast, best_device, compute_dtype
 from ..lm.packed import PackedLinears
 from ..stage2 import Stage2
-from .checkpoint import read_config
+from .checkpoint import read_config, require_folder
 from .export import save_pretrained
 from .official import load_blip2
 from .reader import ImageReader, Images, is_single
@@ -54,8 +54,7 @@ class Blip2(ImageReader):
         Without `dtype`, the frozen parts are in bfloat16 where the device computes in it, else in float32.
         Raises UserError when a file is missing or belongs to something else.
         """
-        if not Path(folder).is_dir():
-            raise UserError(f"there is no folder {folder}: fetch a model with `python data/download.py weights NAME`")
+        require_folder(folder)
         read_config(folder)  # what this is no folder of is said first
         absent = [" or ".join(names) for names in FILES if not any((Path(folder) / name).exists() for name in names)]
         if absent and any((Path(folder) / name).exists() for name in ("trainer_state.json", "training_args.bin")):

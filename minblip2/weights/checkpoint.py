@@ -32,6 +32,12 @@ class HubConfig(dict):
         raise UserError(f"this model's config.json lacks {key!r}: fetch it again")
 
 
+def require_folder(folder: str | Path) -> None:
+    """Raise UserError where there is no such folder of a model."""
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no folder {folder}: fetch a model with `python data/download.py weights NAME`")
+
+
 def read_config(folder: str | Path) -> HubConfig:
     """The `config.json` of a hub folder. Raises UserError when it is missing, no JSON, or of what cannot be loaded."""
     folder = Path(folder)

@@ -15,6 +15,7 @@ from ..data.transforms import Transform
 from ..device import autocast, best_device, compute_dtype
 from ..stage1 import Stage1
 from ..vit import to_grid
+from .checkpoint import require_folder
 from .official import load_stage1
 from .pretrained import load_vit
 from .reader import ImageReader, Images
@@ -56,8 +57,7 @@ class Retriever(ImageReader):
         Without `dtype`, the frozen encoder is in bfloat16 where the device computes in it, else in float32.
         Raises UserError when a file is missing or belongs to something else.
         """
-        if not Path(folder).is_dir():
-            raise UserError(f"there is no folder {folder}: fetch a model with `python data/download.py weights NAME`")
+        require_folder(folder)
         device = device or best_device()
         stage1 = load_stage1(folder)  # which says what another kind of model is for
         tokenizer, transform = Tokenizer.from_folder(folder), Transform.from_folder(folder)  # fail before the long part
