@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 
 from ..data.progress import forgiving_output
-from .lesson import ROOT, WORDS_PER_MINUTE
+from .lesson import ROOT
 from .markers import put
 from .tables import markdown
 
@@ -73,8 +73,7 @@ def timings(known: dict[str, Lesson]) -> str:
     rows = [(number, one.title, one.reading, one.computing, len(one.exercises), sum(m for _, m in one.exercises))
             for number, one in known.items()]
     sums = [sum(row[column] for row in rows) for column in range(2, 6)]
-    header = ("lesson", "", f"reading, minutes at {WORDS_PER_MINUTE} words each", "computing, seconds", "exercises",
-              "their minutes")
+    header = ("lesson", "", "reading, minutes", "computing, seconds", "exercises", "their minutes")
     return markdown(header, *rows, ("all", "", *sums))
 
 

@@ -38,19 +38,26 @@ def purpose(source: str) -> str:
 
 
 def shown_in(notebooks: Path) -> dict[str, list[str]]:
-    """Name of a module file -> the names of the lessons that show definitions of it."""
+    """Name of a module file -> the names of the lessons and bonus notebooks that show definitions of it."""
     found: dict[str, list[str]] = {}
-    for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")) + sorted(notebooks.glob("bonus/[0-9][0-9]_*.ipynb")):
         for cell in nbformat.read(path, 4).cells:
             header = HEADER.fullmatch(cell.source.split("\n")[0].rstrip()) if cell.cell_type == "code" else None
-            if header and path.name not in found.setdefault(header[1], []):
-                found[header[1]].append(path.name)
+            name = path.relative_to(notebooks).as_posix()
+            if header and name not in found.setdefault(header[1], []):
+                found[header[1]].append(name)
     return found
 
 
 def _links(files: list[str]) -> str:
     """Links to module files, by their last names."""
     return ", ".join(f"[{name.split('/')[-1]}](minblip2/{name}.py)" for name in files)
+
+
+def _link(notebook: str) -> str:
+    """A link to a notebook by its number, with a plus for a bonus notebook."""
+    number = notebook.removeprefix("bonus/")[:2]
+    return f"[{number}{'+' * notebook.startswith('bonus/')}](notebooks/{notebook})"
 
 
 def paper(sources: Mapping[str, str], lessons: Mapping[str, list[str]]) -> str:
@@ -66,7 +73,7 @@ def paper(sources: Mapping[str, str], lessons: Mapping[str, list[str]]) -> str:
         seen = sorted({lesson for name in files for lesson in lessons.get(name, ())})
         link = f"[`{group}/`](minblip2/{group})" if packed else f"[`{group}.py`](minblip2/{group}.py)"
         holds = purpose(sources[f"{group}/__init__" if packed else group]) + (f": {_links(files)}" if packed else "")
-        rows.append((seen or ["~"], link, holds, ", ".join(f"[{name[:2]}](notebooks/{name})" for name in seen)))
+        rows.append((seen or ["~"], link, holds, ", ".join(_link(name) for name in seen)))
     return markdown(("file", "holds", "lessons"), *(row[1:] for row in sorted(rows)))
 
 
