@@ -16,10 +16,9 @@ import nbformat
 
 from ..data.progress import forgiving_output
 from .lesson import ROOT
-from .markers import put
+from .markers import GUIDE, put
 from .tables import markdown
 
-GUIDE = ROOT / "notebooks" / "INSTRUCTORS.md"
 SAID = re.compile(r"Reading: about \*\*(\d+) minutes\*\*.*Computing: \*\*(\d+) seconds\*\*")
 ASKED = re.compile(r"importance (●+)○* · about (\d+) minutes")
 MOST = 5  # points of importance that an exercise can have
@@ -92,8 +91,8 @@ def plans(known: dict[str, Lesson]) -> str:
 def write_guide() -> None:
     """Put both tables into the guide."""
     known = lessons()
-    put(timings(known), "timings", GUIDE)
-    put(plans(known), "plans", GUIDE)
+    put(timings(known), "timings")
+    put(plans(known), "plans")
 
 
 def main() -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -69,26 +67,6 @@ def layering(sources: Mapping[str, str]) -> list[str]:
     problems += [f"{name}.py, line {line}: imports {other}, which leads back to it: a circle"
                  for name, others in arrows.items() for other, line in others.items() if other in arrows]
     return problems
-
-
-def core(sources: Mapping[str, str]) -> list[str]:
-    """The paper's files: those at the top and the language models, without what only serves or restates them."""
-    serving = {"device", "reference", "lm/packed"}
-    return [name for name in sources if not room(name) and "__init__" not in name and name not in serving]
-
-
-def code_lines(source: str) -> int:
-    """Lines that hold code: no comments, no docstrings, no blank lines."""
-    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    lines, statement = set(), []
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in silent:
-            statement.append(token)
-        elif token.type == tokenize.NEWLINE:
-            if not all(part.type == tokenize.STRING for part in statement):  # a statement that is but a string
-                lines |= {line for part in statement for line in range(part.start[0], part.end[0] + 1)}
-            statement = []
-    return len(lines)
 
 
 def einops_letters(source: str) -> list[str]:

@@ -42,7 +42,7 @@ def test_imports_go_down():
 
 
 def test_core_is_small():
-    lines = {name: gates.code_lines(MODULE[name]) for name in gates.core(MODULE)}
+    lines = {name: layout.code_lines(MODULE[name]) for name in layout.core(MODULE)}
     assert sum(lines.values()) < gates.CORE_LINES, lines
 
 
@@ -177,7 +177,7 @@ def test_circles_are_noticed():
 def test_code_lines_are_counted():
     source = '"""Doc\n\nstring."""\n\n# comment\nx = [1,  # one\n     2]\n'
     source += 'def f():\n    """Doc."""\n    return """a\nb"""\n'
-    assert gates.code_lines(source) == 5  # two of the list, def, return and the string's second line
+    assert layout.code_lines(source) == 5  # two of the list, def, return and the string's second line
 
 
 BAD_RUN = notebook("x", output=new_output("error", ename="E", evalue="", traceback=[]))
