@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files import read_json, write_beside
+from ..evaluation.asking import questions_table
 from ..training.shipping import working_copy
 from . import layout
 from .lesson import ROOT
 from .markers import put
-from .results import columns, kept, provenance, results_table
+from .results import cell, columns, kept, provenance, results_table
+from .tables import markdown
 
 MEASURED = ROOT / "benchmarks" / "results"  # fetched.json: tests/pins.py; course.json: course.run --write
 
@@ -66,6 +68,7 @@ def write_results() -> list[str]:
     recipes = sorted({name.split(",")[0] for name in found}, key=lambda name: (name != "scenes", name))
     tables = [results_table({name: some for name, some in sorted(found.items()) if name.split(",")[0] == recipe})
               for recipe in recipes]  # one for each: what is measured on drawings is not what is on photographs
+    tables += [markdown(*asked) for some in found.values() if (asked := questions_table(some, cell))]
     put("\n\n".join([*tables, *([provenance(output)] if output else [])]), "results")
     figure = ROOT / "notebooks" / "figures" / "bridge.png"
     figure.parent.mkdir(exist_ok=True)
