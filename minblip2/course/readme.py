@@ -18,7 +18,7 @@ from ..training.shipping import working_copy
 from . import layout
 from .lesson import ROOT
 from .markers import put
-from .results import cell, columns, kept, provenance, results_table
+from .results import cell, columns, kept, provenance, results_table, seeds
 from .tables import markdown
 
 MEASURED = ROOT / "benchmarks" / "results"  # fetched.json: tests/pins.py; course.json: course.run --write
@@ -65,10 +65,12 @@ def write_results() -> list[str]:
     if not found:
         return []
     found = {f"{name}, val": [figures] for name, figures in output.items() if f"{name}, val" not in found} | found
+    found |= seeds()
     recipes = sorted({name.split(",")[0] for name in found}, key=lambda name: (name != "scenes", name))
     tables = [results_table({name: some for name, some in sorted(found.items()) if name.split(",")[0] == recipe})
               for recipe in recipes]  # one for each: what is measured on drawings is not what is on photographs
-    tables += [markdown(*asked) for some in found.values() if (asked := questions_table(some, cell))]
+    tables += [markdown(*asked) for title, some in found.items()
+               if (asked := questions_table(some, cell, f"questions, {title} (%)"))]
     put("\n\n".join([*tables, *([provenance(output)] if output else [])]), "results")
     figure = ROOT / "notebooks" / "figures" / "bridge.png"
     figure.parent.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -69,9 +69,10 @@ def evaluate_questions(blip2: Blip2, features: Tensor, truths: Sequence[Scene], 
             for kind in KINDS for column in COLUMNS if (kinds == kind).any()}
 
 
-def questions_table(found: Sequence[dict[str, float]], cell) -> list[list[str]]:
+def questions_table(found: Sequence[dict[str, float]], cell: Callable[[list[float]], str],
+                    title: str = "asked, never trained on (%)") -> list[list[str]]:
     """A header, and for each kind of question a row of `cell(values)`, the values of all results; [] without any."""
     known = [kind for kind in KINDS if any(f"ask_{kind}_own" in results for results in found)]
     rows = [[kind, *(cell([results[key] for results in found if (key := f"ask_{kind}_{column}") in results])
                      for column in COLUMNS)] for kind in known]
-    return [["asked, never trained on (%)", *COLUMNS.values()], *rows] if rows else []
+    return [[title, *COLUMNS.values()], *rows] if rows else []
