@@ -31,8 +31,9 @@ def of_ceiling(kind: str) -> Callable[[Figures], float]:
 
 
 def guessing(kind: str) -> Callable[[Figures], float]:
-    """How far another picture is above no picture at all, in points."""
-    return lambda figures: figures[f"ask_{kind}_another"] - figures[f"ask_{kind}_none"]
+    """How far another scene's picture is above no picture at all and above the commonest answer, in points."""
+    return lambda figures: figures[f"ask_{kind}_another"] - max(figures[f"ask_{kind}_{name}"]
+                                                                for name in ("none", "guess"))
 
 
 def figure(name: str) -> Callable[[Figures], float]:
@@ -51,7 +52,7 @@ AT_LEAST: list[Target] = [
     ("relations, of captions whose things are right", figure("stage2_relations_of_right"), 80),
     ("binding: caption preferred to itself with colours swapped", figure("binding"), 90),
 ]
-AT_MOST: list[Target] = [(f"another's picture above no picture: {kind}", guessing(kind), 5) for kind in KINDS]
+AT_MOST: list[Target] = [(f"another's picture above guessing: {kind}", guessing(kind), 5) for kind in KINDS]
 
 
 def measure(run: Path, split: str) -> dict:

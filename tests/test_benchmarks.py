@@ -248,14 +248,15 @@ def test_the_papers_models_are_measured_at_their_sizes(tmp_path, monkeypatch):
 
 
 def test_targets_count_the_seeds_that_reach_them():
-    figures = {f"ask_{kind}_{column}": 100.0 for kind in seeds.KINDS for column in ("told", "seen", "another", "none")}
+    columns = ("told", "seen", "another", "none", "guess")
+    figures = {f"ask_{kind}_{column}": 100.0 for kind in seeds.KINDS for column in columns}
     figures |= dict.fromkeys(("stage2_things_seen", "stage2_things_unseen", "stage2_positions_of_right", "binding",
                               "stage2_size_of_right", "stage2_relations_of_right"), 95.0)
-    worse = figures | {"ask_where_seen": 89.0, "ask_where_another": 60.0, "ask_where_none": 54.0, "binding": 89.9,
-                       "ask_relation_told": 90.0}
+    worse = figures | {"ask_where_seen": 89.0, "ask_where_another": 60.0, "ask_where_guess": 54.0,
+                       "ask_where_none": 50.0, "binding": 89.9, "ask_relation_told": 90.0}
     table = seeds.against_targets([{"results": figures}, {"results": worse}])
     rows = dict(row.strip("| ").split(" | ", 1) for row in map(lambda line: " ".join(line.split()), table.split("\n")))
     assert rows["asked of a picture, share of the ceiling: where"] == "94.5 (89.0 to 100.0) | ≥ 90 | 1 of 2"
-    assert rows["another's picture above no picture: where"] == "3.0 (0.0 to 6.0) | ≤ 5 | 1 of 2"
+    assert rows["another's picture above guessing: where"] == "3.0 (0.0 to 6.0) | ≤ 5 | 1 of 2"
     assert rows["told in text: relation"] == "95.0 (90.0 to 100.0) | ≥ 90 | 2 of 2"
     assert rows["binding: caption preferred to itself with colours swapped"].endswith("1 of 2")

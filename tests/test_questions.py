@@ -302,6 +302,8 @@ def test_answers_are_counted_for_each_kind_beside_their_controls(monkeypatch, to
         assert [results[f"ask_{kind}_{column}"] for column in ("own", "seen", "unseen", "none", "told")] == [
             100, 100, 100, 0, 100], kind
         assert results[f"ask_{kind}_another"] < 75, "another scene has other answers"
+    commonest = Counter(len(scene.things) for scene in truths).most_common(1)[0][1]
+    assert results["ask_count_guess"] == pytest.approx(100 * commonest / 120)
     same = np.mean([len(truths[row].things) == len(truths[(row + 2) % 120].things) for row in range(120)])
     assert results["ask_count_another"] == pytest.approx(100 * same)
     assert all(prompt.count(texts.END) == 3 for prompt in told_prompts), "three captions are told first"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from ..data.scenes import Scene
 from ..weights.blip2 import ANSWER, CAPTION, Blip2
 
 COLUMNS = {"own": "own picture", "seen": "seen pairs", "unseen": "unseen pairs", "another": "another's",
-           "none": "no picture", "told": "told in text"}
+           "none": "no picture", "guess": "commonest answer", "told": "told in text"}
 TELLING = ("positions", "size", "background")  # captions that together tell all there is to know of a scene
 
 
@@ -64,6 +65,9 @@ def evaluate_questions(blip2: Blip2, features: Tensor, truths: Sequence[Scene], 
     kinds, unseen = np.array([question.kind for _, question in asked]), np.array([truths[row].unseen for row in rows])
     right = {column: np.array([answer == question.answer for answer, (_, question) in zip(given, asked, strict=True)])
              for column, given in answers.items()}
+    commonest = {kind: Counter(question.answer for _, question in asked if question.kind == kind).most_common(1)[0][0]
+                 for kind in set(kinds.tolist())}
+    right["guess"] = np.array([question.answer == commonest[question.kind] for _, question in asked])
     right |= {"seen": np.where(unseen, np.nan, right["own"]), "unseen": np.where(unseen, right["own"], np.nan)}
     return {f"ask_{kind}_{column}": 100 * float(np.nanmean(right[column][kinds == kind]))
             for kind in KINDS for column in COLUMNS if (kinds == kind).any()}
