@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 
 from . import UserError, __version__
+from .course.results import cell
 from .course.tables import plain_text
 from .data.coco import CocoCaptions
 from .data.files import read_json, write_beside
 from .data.pictures import load_image
 from .data.progress import forgiving_output
 from .data.tables import NoSplit
+from .data.tokenizer import Tokenizer
 from .device import DTYPES, computing
+from .evaluation.asking import questions_table
 from .evaluation.measure import LABELS, evaluate_run
 from .training.bridge import load_bridge, train_bridge
 from .training.budget import dry_run
@@ -30,16 +33,18 @@ from .weights.retriever import Retriever
 
 
 def print_table(results: dict[str, float]) -> None:
-    """One line for each figure that has a label."""
+    """One line for each figure that has a label, and for each kind of question."""
     output = [(label, results[name]) for name, label in LABELS.items() if name in results]
     print(plain_text(*((label, f"{value:.1f}" if isinstance(value, float) else value) for label, value in output)))
+    if asked := questions_table([results], cell):
+        print("\n" + plain_text(*asked))
 
 
-def note_unknown(retriever: Retriever, texts: Sequence[str]) -> None:
-    """Say which words of the texts the Q-Former has never read: to it, all of them are one and the same."""
+def note_unknown(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Say which words of the texts a model has never read: to it, all of them are one and the same."""
     unknown = set()
     for text in texts:
-        read = retriever.tokenizer.backend.encode(text, add_special_tokens=False)
+        read = tokenizer.backend.encode(text, add_special_tokens=False)
         unknown |= {text[slice(*place)] for token, place in zip(read.tokens, read.offsets, strict=True)
                     if token == "[UNK]"}
     if unknown:
@@ -120,6 +125,7 @@ def ask_command(args: argparse.Namespace) -> None:
     """Answer questions about an image."""
     image = load_image(args.image)
     blip2 = Blip2.from_folder(args.model) if args.model else load_bridge(args.run or usual_run()).blip2
+    note_unknown(blip2.tokenizer, args.questions)
     for question, answer in zip(args.questions, blip2.ask(image, args.questions), strict=True):
         print(f"{question} {answer}")
 
@@ -136,7 +142,7 @@ def retrieve_command(args: argparse.Namespace) -> None:
     run = run_folder(args)
     bridge = None if args.model else load_bridge(run)
     retriever = Retriever.from_folder(args.model) if args.model else bridge.retriever
-    note_unknown(retriever, [args.text])
+    note_unknown(retriever.tokenizer, [args.text])
     data = CocoCaptions(args.data or recorded_data(bridge.recipe, run), args.split)
     features = torch.from_numpy(retriever.cached_features(data.paths, run / "cache").copy())
     cosine = retriever.similarity(features, [args.text])
@@ -177,7 +183,7 @@ def attend_command(args: argparse.Namespace) -> None:
         raise UserError(f"--to {args.to} is there and is no figure of an earlier run: give it a new name")
     image = load_image(args.image)
     retriever = Retriever.from_folder(args.model) if args.model else load_bridge(args.run or usual_run()).retriever
-    note_unknown(retriever, args.texts)
+    note_unknown(retriever.tokenizer, args.texts)
     maps = retriever.attention_maps(image, args.texts)
     shown = retriever.transform.crop_and_resize(image)
     figure = figures.attention_maps(shown, dict(zip(args.texts, maps, strict=True)))

@@ -26,8 +26,8 @@ from minblip2.data.workers import prefetch
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 from minblip2.training.bridge import stage1_losses
-from minblip2.training.experts import text_tokenizer
 from minblip2.training.loop import TrainConfig, train
+from minblip2.training.texts import text_tokenizer
 from minblip2.vit import ViT, ViTConfig
 
 from .coco_server import KARPATHY, CocoServer, coco_files

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files import read_json, write_beside
+from ..evaluation.asking import questions_table
 from ..training.shipping import SHIPPED, working_copy
 from . import diagram, guide, layout, viz
 from .lesson import ROOT
 from .markers import put, read
-from .results import columns, kept, provenance, results_table
+from .results import cell, columns, kept, provenance, results_table, seeds
 from .tables import markdown
 
+ASKED = ("count", "colour", "shape", "where", "relation")  # the kinds of questions that the README names
 MEASURED = ROOT / "benchmarks" / "results"  # fetched.json: tests/pins.py; course.json: course.run --write
 
 
@@ -66,9 +68,12 @@ def write_results() -> list[str]:
     if not found:
         return []
     found = {f"{name}, val": [figures] for name, figures in output.items() if f"{name}, val" not in found} | found
+    found |= seeds()
     recipes = sorted({name.split(",")[0] for name in found}, key=lambda name: (name != "scenes", name))
     tables = [results_table({name: some for name, some in sorted(found.items()) if name.split(",")[0] == recipe})
               for recipe in recipes]  # one for each: what is measured on drawings is not what is on photographs
+    tables += [markdown(*asked) for title, some in found.items()
+               if (asked := questions_table(some, cell, f"questions, {title} (%)"))]
     put("\n\n".join([*tables, *([provenance(output)] if output else [])]), "results")
     return list(found)
 
@@ -99,6 +104,9 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float]) -> str:
         f"**Drawn scenes**, the bridge that ships: {scenes['stage2_things_seen']:.0f} % of captions have every colour "
         f"and shape right, {scenes['stage2_things_unseen']:.0f} % with pairs that no caption of its training held; "
         f"another picture's caption {scenes['shuffled_things']:.0f} %.",
+        "**Questions that the bridge was never trained on**, answered right: "
+        + ", ".join(f"{kind} {scenes[f'ask_{kind}_own']:.0f} %" for kind in ASKED) + "; with another picture "
+        + ", ".join(f"{scenes[f'ask_{kind}_another']:.0f}" for kind in ASKED) + " %.",
         f"**Photographs**, two hours of training on a laptop: CIDEr-D {photographs['stage2_cider']:.0f}, another "
         f"picture's caption {photographs['shuffled_cider']:.0f}. The Q-Former alone reaches "
         f"{photographs['stage1_cider']:.0f}: at this size the language model does not help yet.",

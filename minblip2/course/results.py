@@ -36,6 +36,15 @@ def kept(results: Path = ROOT / "benchmarks" / "results", names: tuple[str, ...]
     return {name: read_json(results / f"{name}.json") for name in names if (results / f"{name}.json").exists()}
 
 
+def seeds(results: Path = ROOT / "benchmarks" / "results") -> dict[str, list[dict[str, float]]]:
+    """Column title -> the figures of each seed, as `python -m benchmarks.seeds` has kept them; {} without."""
+    if not (results / "seeds.json").exists():
+        return {}
+    found = read_json(results / "seeds.json")
+    title = f"{found['recipe']}, {found['split']} ({len(found['runs'])} seeds)"
+    return {title: [run["results"] for run in found["runs"]]}
+
+
 def provenance(results: dict[str, dict[str, Any]]) -> str:
     """Where kept figures are from, a sentence for each recipe."""
     return "\n".join(f"*{name}: {output['data']}; {output['minutes_stage1']:.0f} minutes of stage 1 and "

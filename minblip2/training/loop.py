@@ -30,18 +30,20 @@ from .distributed import over_processes, rank_and_size
 class TrainConfig:
     """Settings of one training run.
 
-    learning_rate rises linearly over `warmup` steps, then falls along a cosine to `min_lr_ratio` times itself. A step
-    adds the gradients of `grad_accum` batches. `precision` is "float32", "bfloat16" (autocast), or "auto": bfloat16
-    where the device computes in it. Parameters whose names begin with `new_params` are newly initialised among trained
-    ones: their learning rate is multiplied by `lr_scale`. Checkpoints are written every `checkpoint_every` steps. How
-    it is computed, not what: `compile` runs the model through torch.compile, `checkpoint_blocks` makes the blocks of
-    the frozen language model keep less for the backward pass and compute it again (see `lm.protocol`).
+    learning_rate rises linearly over `warmup` steps, stays for `hold` more, then falls along a cosine to
+    `min_lr_ratio` times itself. A step adds the gradients of `grad_accum` batches. `precision` is "float32",
+    "bfloat16" (autocast), or "auto": bfloat16 where the device computes in it. Parameters whose names begin with
+    `new_params` are newly initialised among trained ones: their learning rate is multiplied by `lr_scale`.
+    Checkpoints are written every `checkpoint_every` steps. How it is computed, not what: `compile` runs the model
+    through torch.compile, `checkpoint_blocks` makes the blocks of the frozen language model keep less for the
+    backward pass and compute it again (see `lm.protocol`).
     """
 
     steps: int
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup: int = 50
+    hold: int = 0
     min_lr_ratio: float = 0.02
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
@@ -69,7 +71,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """The learning rate of a step, counted from 0: linear warm-up, then half a cosine (paper §3.4)."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    top = config.warmup + config.hold
+    progress = max(0, step - top) / max(1, config.steps - top)
     cosine = (1 + math.cos(math.pi * progress)) / 2
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
 

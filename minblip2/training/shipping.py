@@ -85,7 +85,8 @@ def ship(run: Path, to: Path = SHIPPED) -> None:
     shutil.rmtree(to, ignore_errors=True)
     for part in PARTS:
         (to / part).mkdir(parents=True)
-        lines = "".join(json.dumps(rounded(line)) + "\n" for line in read_log(run / part / "log.jsonl"))
+        records = map(rounded, read_log(run / part / "log.jsonl"))
+        lines = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
         write_beside(to / part / "log.jsonl", lambda path, lines=lines: path.write_text(lines, encoding="utf-8"))
         shutil.copy(run / part / "seconds.json", to / part)
     for part in PARTS[:2]:

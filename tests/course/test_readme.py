@@ -109,6 +109,14 @@ def test_results_table(tmp_path):
     assert "| 92.0 ± 2.8 |" in " ".join(made.split()) and "secret" not in made
 
 
+def test_kept_seeds_are_a_column_of_means(tmp_path):
+    assert results.seeds(tmp_path) == {}
+    runs = [{"seed": seed, "results": {"pointing": value}} for seed, value in ((0, 90.0), (1, 94.0))]
+    (tmp_path / "seeds.json").write_text(json.dumps({"recipe": "scenes", "split": "test", "runs": runs}))
+    found = results.seeds(tmp_path)
+    assert list(found) == ["scenes, test (2 seeds)"] and "92.0 ± 2.8" in results.results_table(found)
+
+
 def test_the_sentence_under_the_picture_counts_and_has_its_place():
     sentence = readme.under_picture([True, False, True], "we see")
     assert "first 3 scenes" in sentence and "2 of the 3 captions are right" in sentence and '"we see"' in sentence
