@@ -4,7 +4,7 @@ WORKERS ?= 2
 # cpu: PyTorch without CUDA, which is most of what is fetched; or another name that `uv pip --torch-backend` knows
 TORCH ?=
 BIN := .venv/bin
-NOTEBOOKS = $(wildcard notebooks/*.ipynb solutions/*.ipynb exercises/*.ipynb)
+NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/bonus/*.ipynb solutions/*.ipynb exercises/*.ipynb)
 
 # Worker processes with one thread each are faster than workers that fight for the same cores.
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS)

@@ -1,6 +1,6 @@
 """The benchmarks' tables from what runs/benchmarks holds: python -m benchmarks.table [--write]
 
-With --write they go into README.md, between their markers.
+With --write they go into docs/RESULTS.md, between their markers.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def text(found: Mapping[str, Mapping[str, dict]]) -> str:
 
 
 def main() -> int:
-    """Print the tables, and with --write put them into README.md; 2 when there is nothing to write."""
+    """Print the tables, and with --write put them there; 2 when there is nothing to write."""
     try:
         made = text(loaded())
         print(made)

@@ -19,6 +19,7 @@ from minblip2.__main__ import main
 from minblip2.data.tokenizer import Tokenizer
 from minblip2.data.transforms import Transform
 from minblip2.weights.blip2 import Blip2
+from minblip2.weights.checkpoint import is_finite
 from minblip2.weights.official import load_blip2, load_stage1
 from minblip2.weights.pretrained import load_lm
 
@@ -267,7 +268,16 @@ def test_quantised_weights_are_called_so(tmp_path, how, said):
         Blip2.from_folder(tmp_path, torch.float32, CPU)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_one_value_that_is_no_number_is_found_in_any_type(dtype):
+    for value in (float("nan"), float("inf"), -float("inf"), torch.finfo(dtype).max, torch.finfo(dtype).min):
+        tensor = torch.zeros(3, 5, dtype=dtype)
+        tensor[1, 3] = value
+        assert is_finite(tensor) == bool(tensor.isfinite().all())
+    assert is_finite(tensor.to("meta")) and is_finite(tensor[:0]) and is_finite(torch.arange(3))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
     folder_of("t5", tmp_path)
     state = load_file(tmp_path / "model.safetensors")

@@ -15,11 +15,10 @@ from pathlib import Path
 import nbformat
 
 from ..data.progress import forgiving_output
-from .lesson import ROOT, WORDS_PER_MINUTE
-from .markers import put
+from .lesson import ROOT
+from .markers import GUIDE, put
 from .tables import markdown
 
-GUIDE = ROOT / "notebooks" / "INSTRUCTORS.md"
 SAID = re.compile(r"Reading: about \*\*(\d+) minutes\*\*.*Computing: \*\*(\d+) seconds\*\*")
 ASKED = re.compile(r"importance (●+)○* · about (\d+) minutes")
 MOST = 5  # points of importance that an exercise can have
@@ -73,8 +72,7 @@ def timings(known: dict[str, Lesson]) -> str:
     rows = [(number, one.title, one.reading, one.computing, len(one.exercises), sum(m for _, m in one.exercises))
             for number, one in known.items()]
     sums = [sum(row[column] for row in rows) for column in range(2, 6)]
-    header = ("lesson", "", f"reading, minutes at {WORDS_PER_MINUTE} words each", "computing, seconds", "exercises",
-              "their minutes")
+    header = ("lesson", "", "reading, minutes", "computing, seconds", "exercises", "their minutes")
     return markdown(header, *rows, ("all", "", *sums))
 
 
@@ -93,8 +91,8 @@ def plans(known: dict[str, Lesson]) -> str:
 def write_guide() -> None:
     """Put both tables into the guide."""
     known = lessons()
-    put(timings(known), "timings", GUIDE)
-    put(plans(known), "plans", GUIDE)
+    put(timings(known), "timings")
+    put(plans(known), "plans")
 
 
 def main() -> int:

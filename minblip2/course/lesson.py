@@ -19,7 +19,7 @@ from ..training.shipping import working_copy
 from .tables import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS_PER_MINUTE = 150  # prose and code are read at about this pace
+WORDS_PER_MINUTE = 83  # prose and code together, as readers of the first edition needed
 
 
 def __getattr__(name: str) -> Path:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +15,9 @@ LETTERS = set("b h d e q t v s k c n p1 p2 gh gw".split())
 EINOPS = {"rearrange", "reduce", "repeat", "einsum", "Rearrange", "Reduce"}
 MAGICS = {"matplotlib", "config", "time", "timeit"}
 LARGEST, LARGEST_WEIGHTS = 2**20, 2 * 10**6  # bytes; weights are those of the bridge that ships
+LESSON_SIZES = {"cells": 60, "code lines": 300, "lines of one cell": 20, "words": 2800, "columns": 100,
+                "cells of imports before the first idea": 2}
+SECOND_EDITION: set[str] = set()  # the lessons that are rewritten so far: "00", ...
 FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not count
     "a path of one machine": re.compile(r"(?<![\w.~/])/(?:home|Users|root|work)/[\w.-]+|[A-Z]:\\+Users\\+\w"),
     "a package index": re.compile(r"--(?:extra-)?index-url|find-links|registry[ =:]+https?:"),
@@ -66,26 +67,6 @@ def layering(sources: Mapping[str, str]) -> list[str]:
     problems += [f"{name}.py, line {line}: imports {other}, which leads back to it: a circle"
                  for name, others in arrows.items() for other, line in others.items() if other in arrows]
     return problems
-
-
-def core(sources: Mapping[str, str]) -> list[str]:
-    """The paper's files: those at the top and the language models, without what only serves or restates them."""
-    serving = {"device", "reference", "lm/packed"}
-    return [name for name in sources if not room(name) and "__init__" not in name and name not in serving]
-
-
-def code_lines(source: str) -> int:
-    """Lines that hold code: no comments, no docstrings, no blank lines."""
-    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    lines, statement = set(), []
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in silent:
-            statement.append(token)
-        elif token.type == tokenize.NEWLINE:
-            if not all(part.type == tokenize.STRING for part in statement):  # a statement that is but a string
-                lines |= {line for part in statement for line in range(part.start[0], part.end[0] + 1)}
-            statement = []
-    return len(lines)
 
 
 def einops_letters(source: str) -> list[str]:
@@ -192,6 +173,24 @@ def broken_links(text: str, folder: Path) -> list[str]:
 def code_cells(notebook) -> list:
     """The code cells that hold code."""
     return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def code_of(source: str) -> list[str]:
+    """The lines of a cell that are code: not empty, no comment."""
+    return [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def sizes(notebook) -> list[str]:
+    """A lesson fits into an evening: what it has more of than LESSON_SIZES allows."""
+    codes = [cell.source for cell in code_cells(notebook)]
+    first = next((number for number, source in enumerate(codes) if "import" not in source), 0)
+    found = {"cells": len(notebook.cells), "code lines": sum(len(code_of(source)) for source in codes),
+             "lines of one cell": max((len(source.splitlines()) for source in codes), default=0),
+             "words": len(markdown_of(notebook).split()),
+             "columns": max((len(line) for source in codes for line in source.splitlines()), default=0),
+             "cells of imports before the first idea": first}
+    return [f"{count} {what}, and {LESSON_SIZES[what]} are the most" for what, count in found.items()
+            if count > LESSON_SIZES[what]]
 
 
 def executed(notebook) -> list[str]:
