@@ -23,6 +23,7 @@ from .markers import put, read
 from .results import cell, columns, kept, provenance, results_table, seeds
 from .tables import markdown
 
+ASKED = ("count", "colour", "shape", "where", "relation")  # the kinds of questions that the README names
 MEASURED = ROOT / "benchmarks" / "results"  # fetched.json: tests/pins.py; course.json: course.run --write
 
 
@@ -103,9 +104,9 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float]) -> str:
         f"**Drawn scenes**, the bridge that ships: {scenes['stage2_things_seen']:.0f} % of captions have every colour "
         f"and shape right, {scenes['stage2_things_unseen']:.0f} % with pairs that no caption of its training held; "
         f"another picture's caption {scenes['shuffled_things']:.0f} %.",
-        f"**Questions** about drawn scenes, which the bridge was never trained on: what colour the star is it answers "
-        f"rightly in {scenes['ask_colour_own']:.0f} %, where it is in {scenes['ask_where_own']:.0f} %; asked beside "
-        f"another picture, in {scenes['ask_colour_another']:.0f} and {scenes['ask_where_another']:.0f} %.",
+        "**Questions that the bridge was never trained on**, answered right: "
+        + ", ".join(f"{kind} {scenes[f'ask_{kind}_own']:.0f} %" for kind in ASKED) + "; with another picture "
+        + ", ".join(f"{scenes[f'ask_{kind}_another']:.0f}" for kind in ASKED) + " %.",
         f"**Photographs**, two hours of training on a laptop: CIDEr-D {photographs['stage2_cider']:.0f}, another "
         f"picture's caption {photographs['shuffled_cider']:.0f}. The Q-Former alone reaches "
         f"{photographs['stage1_cider']:.0f}: at this size the language model does not help yet.",
