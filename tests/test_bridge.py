@@ -212,6 +212,21 @@ def test_a_question_is_put_as_the_language_model_learned_it_and_unknown_words_ar
     assert err == "minblip2: unknown words, read as one and the same: dog\n"
 
 
+def test_without_a_picture_the_language_model_reads_text_alone(run):
+    """Its first word is the one that the language model itself finds likeliest; the bridge stays as it was."""
+    blip2, prompt = run[1].blip2, "question how many things are there answer"
+    images = torch.randn(3, 64, 128, generator=torch.Generator().manual_seed(0))
+    before = blip2.stage2.soft_prompt(images)
+    written = asking.without_picture(blip2).generate(images, prompt, max_length=1, min_length=1)
+    lm, tokenizer = run[1].backbones.lm, run[1].backbones.lm_tokenizer
+    ids, mask = tokenizer.pad([tokenizer.encode_prompt(prompt)])
+    with torch.no_grad(), autocast(blip2.device, blip2.precision):
+        logits = lm.lm_logits(lm.prefill(lm.embed(ids), mask, lm.new_cache())[0])
+    logits[:, tokenizer.eos_id] = -torch.inf
+    assert written == [tokenizer.decode(logits.argmax(dim=1))] * 3
+    assert before.shape == (3, 16, 128) and torch.equal(blip2.stage2.soft_prompt(images), before)
+
+
 def test_reranking_scores_are_logit_plus_cosine_and_order_matters_only_on_top(run):
     _, bridge = run
     data = CocoCaptions(run[0].parent / "data", "val")
