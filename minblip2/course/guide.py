@@ -15,9 +15,9 @@ from pathlib import Path
 import nbformat
 
 from ..data.progress import forgiving_output
+from ..evaluation.tables import markdown
 from .lesson import ROOT, WORDS_PER_MINUTE
 from .markers import put
-from .tables import markdown
 
 GUIDE = ROOT / "notebooks" / "INSTRUCTORS.md"
 SAID = re.compile(r"Reading: about \*\*(\d+) minutes\*\*.*Computing: \*\*(\d+) seconds\*\*")

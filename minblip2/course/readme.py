@@ -37,11 +37,11 @@ def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
     from ..data.scene_dataset import load_scenes
     from ..evaluation.scene_scores import QUESTIONS, write_after
     from ..training.bridge import load_bridge
-    from ..training.recipes import recorded_data
+    from ..training.records import recorded_data
     from . import figures, viz
 
     bridge = load_bridge(run)
-    data = recorded_data(bridge.recipe, run)
+    data = recorded_data(run)
     images = [load_image(record.path) for record in CocoCaptions(data, "val", limit=count).images]
     prompt = QUESTIONS["things"]
     captions = write_after(bridge.blip2, images, prompt)

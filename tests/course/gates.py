@@ -54,7 +54,7 @@ def layering(sources: Mapping[str, str]) -> list[str]:
             mine, theirs = room(name), room(other)
             rooms = ("", *ROOMS)
             if theirs == "course" and mine not in OPEN:
-                problems.append(f"{name}.py, line {line}: imports {other}, but only __main__ may import `course`")
+                problems.append(f"{name}.py, line {line}: imports {other}, but only `commands` may import `course`")
             elif theirs == "__main__" or (mine not in OPEN and theirs not in OPEN
                                           and rooms.index(theirs) > rooms.index(mine)):
                 below = ", ".join(("the paper's files", *ROOMS)[:rooms.index(mine)]) if mine in rooms else "all rooms"
