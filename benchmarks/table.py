@@ -11,8 +11,8 @@ from pathlib import Path
 
 from benchmarks.timing import OURS, RESULTS
 from minblip2.course.markers import put
+from minblip2.data.entry import run_command
 from minblip2.data.files import read_json
-from minblip2.data.progress import forgiving_output
 from minblip2.evaluation.tables import markdown
 
 TITLES = {  # benchmark -> what its cases are called
@@ -85,5 +85,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    sys.exit(main())
+    raise SystemExit(run_command("benchmarks.table", main))

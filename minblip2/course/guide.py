@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 
-from ..data.progress import forgiving_output
+from ..data.entry import run_command
 from ..evaluation.tables import markdown
 from .lesson import ROOT, WORDS_PER_MINUTE
 from .markers import put
@@ -109,5 +109,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    sys.exit(main())
+    raise SystemExit(run_command("minblip2.course.guide", main))

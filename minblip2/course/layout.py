@@ -14,7 +14,7 @@ from .lesson import ROOT
 
 # The paper's files stand at the top of minblip2 and in lm/; each room imports them and the rooms named before it.
 ROOMS = ("data", "weights", "training", "evaluation")
-OPEN = ("course", "bridges", "commands", "__main__")  # these import what they like, and only `commands` imports `course`
+OPEN = ("course", "bridges", "commands", "__main__")  # import what they like; only `commands` imports `course`
 # The whole first line of a cell that shows definitions of a module file, or methods of one of its classes.
 HEADER = re.compile(r"# minblip2/((?:\w+/)*\w+)\.py(?:: class (\w+))?")
 

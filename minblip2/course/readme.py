@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.entry import run_command
 from ..data.files import read_json, write_beside
 from ..training.shipping import working_copy
 from . import layout
@@ -106,4 +107,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command("minblip2.course.readme", main))

@@ -151,10 +151,9 @@ def unencoded(source: str | ast.Module) -> list[tuple[int, ast.Call]]:
             and not any(word.arg in ("encoding", None) for word in node.keywords)]
 
 
-def silent_streams(source: str) -> bool:
-    """Whether a file is run as a command but never lets its output replace what it cannot print."""
-    return (bool(re.search(r"^if __name__ == .__main__.", source, re.MULTILINE))
-            and "forgiving_output()" not in source and 'sys.stdout.reconfigure(errors="replace")' not in source)
+def bare_command(source: str) -> bool:
+    """Whether a file is run as a command but does not end in sentences, as those that `run_command` runs do."""
+    return bool(re.search(r"^if __name__ == .__main__.", source, re.MULTILINE)) and "run_command(" not in source
 
 
 def docstrings(source: str) -> list[str]:
