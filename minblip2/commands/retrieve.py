@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from ..data.progress import WIDTH
 from .models import note, note_unread, open_data, open_retriever, run_folder
 from .options import add_data, add_model_choice, command, positive
+
+INDENT = 17  # columns before a picture's name
 
 
 def add(commands: Any) -> None:
@@ -41,18 +44,22 @@ def run(args: argparse.Namespace) -> None:
         note(f"{len(rows)} are shown: " + (f"the split has no more pictures than {len(data)}" if len(data) == len(rows)
                                            else f"ITM has ranked no more than --top, which is {args.top}"))
     match = retriever.match(features[rows], [args.text])[:, 0]
+    found = [data.images[row] for row in rows.tolist()]
+    names = short_paths([record.path for record in found], data.root)
+    indent = INDENT * " "
     print("  match  cosine  picture, and what a person said of it")
-    for row, probability in zip(rows.tolist(), match.tolist(), strict=True):
-        record = data.images[row]
-        print(f"{probability:6.0%}  {cosine[row, 0]:7.3f}  {short_path(record.path, data.root)}")
-        print(textwrap.fill(record.captions[0], WIDTH, initial_indent=17 * " ", subsequent_indent=17 * " "))
-    print(f"pictures of {short_path(data.root, Path())}, split {data.split}")
+    for row, probability, name, record in zip(rows.tolist(), match.tolist(), names, found, strict=True):
+        print(f"{probability:6.0%}  {cosine[row, 0]:7.3f}  {name}")
+        print(textwrap.fill(record.captions[0], WIDTH, initial_indent=indent, subsequent_indent=indent))
+    print(f"pictures of {data.root}, split {data.split}")
 
 
-def short_path(path: Path, root: Path) -> Path:
-    """The path from where we are if it leads down from there, else from `root` if it does from there, else the path."""
-    here = os.path.realpath(os.getcwd())
-    for base in (here, os.path.realpath(root)):
-        if (whole := os.path.realpath(path)).startswith(base + os.sep):
-            return Path(os.path.relpath(whole, base))
-    return path
+def short_paths(paths: Sequence[Path], root: Path) -> list[str]:
+    """Paths from where we are, if all lead down from there and fit a line; else from `root`; else as they are."""
+    for base in (Path(), root):
+        base = os.path.realpath(base)
+        names = [os.path.relpath(os.path.realpath(path), base) for path in paths]
+        if not any(name.startswith(os.pardir) for name in names) and (
+                base == os.path.realpath(root) or INDENT + max(map(len, names)) <= WIDTH):
+            return names
+    return [str(path) for path in paths]
