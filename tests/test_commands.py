@@ -162,7 +162,7 @@ def test_folders_and_patterns_are_pictures(drawings):
     (drawings / "a[1].png").touch()
     assert find_pictures([str(drawings / "a[1].png")]) == [drawings / "a[1].png"], "a name that is there is no pattern"
     (drawings.parent / "empty").mkdir()
-    for name, said in ((drawings / "*.gif", "nothing is called like"), (drawings.parent / "empty", "holds no pictures")):
+    for name, said in ((drawings / "*.gif", "nothing is called like"), (drawings.parent / "empty", "no pictures")):
         with pytest.raises(UserError, match=said):
             find_pictures([str(name)])
 

@@ -164,7 +164,10 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None,
     value = compute_dtype(device).itemsize
     given, data, parts, missing, absent = parts, data or usual_data(recipe, out), parts or FETCHED_PARTS, [], []
     wrong = list(_troubles(recipe, given, parts, out))
-    costs = estimate(recipe, parts, value)
+    try:
+        costs = estimate(recipe, parts, value)
+    except UserError:  # which is among the troubles already
+        costs = estimate(recipe, parts / "nowhere", value)
     try:
         train = CocoCaptions(data, "train")
         images, pairs, of = len(train), len(train.pairs), f"in {data}"
