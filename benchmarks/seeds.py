@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.provenance import RESULTS, commit, machine
-from minblip2.course.tables import markdown
 from minblip2.data.files import read_json, write_json
 from minblip2.data.progress import forgiving_output
 from minblip2.data.scene_questions import KINDS
 from minblip2.evaluation.measure import evaluate_run
+from minblip2.evaluation.tables import markdown
 from minblip2.training.bridge import load_bridge
 from minblip2.training.shipping import run_checksum
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from benchmarks.timing import OURS, RESULTS
 from minblip2.course.markers import put
-from minblip2.course.tables import markdown
+from minblip2.data.entry import run_command
 from minblip2.data.files import read_json
-from minblip2.data.progress import forgiving_output
+from minblip2.evaluation.tables import markdown
 
 TITLES = {  # benchmark -> what its cases are called
     "stage1": "stage-1 step", "stage2": "stage-2 step", "generate": "writing", "retrieve": "re-ranking",
@@ -85,5 +85,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    sys.exit(main())
+    raise SystemExit(run_command("benchmarks.table", main))

@@ -13,8 +13,8 @@ import pytest
 
 from minblip2.course.lesson import ROOT
 from minblip2.course.markers import put
-from minblip2.course.tables import markdown
 from minblip2.data.progress import forgiving_output
+from minblip2.evaluation.tables import markdown
 
 SAME = "identical"
 ROWS = [  # what is compared, the tests that do, what they allow

@@ -379,7 +379,7 @@ def test_a_disk_that_is_full_at_the_end_is_one_sentence_too(site, tmp_path, monk
         patch.setattr(Path, "write_text", full)
         assert few(site, tmp_path / "out") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("download: ")]
-    assert re.search(rf"{name}\.\d+\.part cannot be written or read \(No space left on device\)", line)
+    assert re.search(rf"{name}\.[^ ]+-\d+\.part cannot be written or read \(No space left on device\)", line)
     asked = sum(site.asked.values())
     assert few(site, tmp_path / "out") == 0 and sum(site.asked.values()) == asked
 

@@ -32,6 +32,7 @@ from .viz import (
 NAMES = {"itc": "ITC", "itm": "ITM", "itg": "ITG", "itm_accuracy": "ITM accuracy"}  # what a log calls its numbers
 UNITS = {**dict.fromkeys(("loss", "itc", "itm", "itg"), "nats"),
          **dict.fromkeys(("accuracy", "itm_accuracy"), "share right")}
+TALLEST = 3  # times as tall as wide is a panel at most; a taller picture leaves room beside it
 
 
 def mask_grid(masks: Mapping[str, Tensor], queries: int, text_labels: Sequence[str] | None = None) -> Figure:
@@ -74,19 +75,21 @@ def mask_grid(masks: Mapping[str, Tensor], queries: int, text_labels: Sequence[s
 
 
 def attention_maps(image: Image.Image | np.ndarray, maps: Mapping[str, Tensor],
-                   boxes: Sequence[Sequence[float]] | None = None) -> Figure:
+                   boxes: Sequence[Sequence[float]] | None = None, notes: Sequence[str] | None = None) -> Figure:
     """The picture, then one panel per map laid over it, its maximum marked with a cross.
 
     image: PIL or (H W c) array; maps: label -> (gh gw), each coloured from 0 to its own maximum, which its title
-    tells; boxes (x, y, width, height) in pixels. The patches are drawn as they are, not smoothed.
+    tells, and before it what `notes` say of each map; boxes (x, y, width, height) in pixels. The patches are drawn
+    as they are, not smoothed, and the picture keeps its proportions.
     """
     picture = as_array(image)
     height, width = picture.shape[:2]
     grey = picture[..., :3].mean(axis=-1) if picture.ndim == 3 else picture  # so that colour means attention only
-    figure, panels = make_panels(1 + len(maps), 4, 2.3, 2.3 * height / width + 0.45)
+    figure, panels = make_panels(1 + len(maps), 4, 2.3, 2.3 * min(height / width, TALLEST) + 0.45)
     draw_picture(panels[0], picture)
     panels[0].set_title("picture")
-    for panel, (label, values) in zip(panels[1:], maps.items(), strict=True):
+    said = [f"{note}, " for note in notes] if notes else [""] * len(maps)
+    for panel, (label, values), before in zip(panels[1:], maps.items(), said, strict=True):
         values = as_array(values)
         if values.ndim != 2:
             raise UserError(f"the map {label!r} has shape {values.shape}: give one (gh, gw) map per label")
@@ -95,7 +98,7 @@ def attention_maps(image: Image.Image | np.ndarray, maps: Mapping[str, Tensor],
         row, column = np.unravel_index(values.argmax(), values.shape)
         place = (column + 0.5) * width / values.shape[1] - 0.5, (row + 0.5) * height / values.shape[0] - 0.5
         panel.plot(*place, marker="X", markersize=10, color=WRONG, markeredgecolor="white", linestyle="")
-        panel.set_title(f"{textwrap.fill(label, 27)}\nmaximum {values.max():.2g}", fontsize=9.5)
+        panel.set_title(f"{textwrap.fill(label, 27)}\n{before}maximum {values.max():.2g}", fontsize=9.5)
     for panel in panels:
         for x, y, box_width, box_height in boxes or []:
             for colour, thickness in (("black", 3.5), ("white", 1.5)):  # two lines: seen on any ground

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import nbformat
 
-from ..data.progress import forgiving_output
+from ..data.entry import run_command
+from ..evaluation.tables import markdown
 from .lesson import ROOT
 from .markers import GUIDE, put
-from .tables import markdown
 
 SAID = re.compile(r"Reading: about \*\*(\d+) minutes\*\*.*Computing: \*\*(\d+) seconds\*\*")
 ASKED = re.compile(r"importance (●+)○* · about (\d+) minutes")
@@ -107,5 +107,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    sys.exit(main())
+    raise SystemExit(run_command("minblip2.course.guide", main))

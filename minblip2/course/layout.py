@@ -11,12 +11,12 @@ from pathlib import Path
 
 import nbformat
 
+from ..evaluation.tables import markdown
 from .lesson import ROOT
-from .tables import markdown
 
 # The paper's files stand at the top of minblip2 and in lm/; each room imports them and the rooms named before it.
 ROOMS = ("data", "weights", "training", "evaluation")
-OPEN = ("course", "bridges", "__main__")  # these import what they like; of the package only `__main__` imports `course`
+OPEN = ("course", "bridges", "commands", "__main__")  # import what they like; only `commands` imports `course`
 # The whole first line of a cell that shows definitions of a module file, or methods of one of its classes.
 HEADER = re.compile(r"# minblip2/((?:\w+/)*\w+)\.py(?:: class (\w+))?")
 
@@ -102,7 +102,7 @@ def paper(sources: Mapping[str, str], lessons: Mapping[str, list[str]]) -> str:
 def rooms(sources: Mapping[str, str]) -> str:
     """The rooms as a table in Markdown, each importing only the paper's files and the rooms above it."""
     rows = []
-    for name in (*ROOMS, "course", "__main__"):
+    for name in (*ROOMS, "commands", "course", "__main__"):
         files = [file for file in sources if file.startswith(f"{name}/") and not file.endswith("__init__")]
         link = f"[`{name}/`]({name})" if files else f"[`{name}.py`]({name}.py)"
         rows.append((link, purpose(sources[f"{name}/__init__" if files else name]), _links(files)))

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..data.coco import CocoCaptions
 from ..data.files import read_json
 from ..data.scene_dataset import SPLITS
+from ..evaluation.tables import markdown
 from ..training.bridge import load_bridge
 from ..training.recipes import SCENES, default_data
 from ..training.shipping import working_copy
-from .tables import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS_PER_MINUTE = 83  # prose and code together, as readers of the first edition needed

@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.entry import run_command
 from ..data.files import read_json, write_beside
 from ..evaluation.asking import questions_table
+from ..evaluation.tables import markdown
 from ..training.shipping import SHIPPED, working_copy
 from . import diagram, guide, layout, viz
 from .lesson import ROOT
 from .markers import put, read
 from .results import cell, columns, kept, provenance, results_table, seeds
-from .tables import markdown
 
 ASKED = ("count", "colour", "shape", "where", "relation")  # the kinds of questions that the README names
 MEASURED = ROOT / "benchmarks" / "results"  # fetched.json: tests/pins.py; course.json: course.run --write
@@ -42,11 +43,11 @@ def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
     from ..data.scene_dataset import load_scenes
     from ..evaluation.scene_scores import QUESTIONS, write_after
     from ..training.bridge import load_bridge
-    from ..training.recipes import recorded_data
+    from ..training.records import recorded_data
     from . import figures
 
     bridge = load_bridge(run)
-    data = recorded_data(bridge.recipe, run)
+    data = recorded_data(run)
     images = [load_image(record.path) for record in CocoCaptions(data, "val", limit=count).images]
     prompt = QUESTIONS["things"]
     captions = write_after(bridge.blip2, images, prompt)
@@ -164,4 +165,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command("minblip2.course.readme", main))

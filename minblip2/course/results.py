@@ -15,9 +15,9 @@ from typing import Any
 
 from ..data.files import read_json
 from ..evaluation.measure import LABELS
+from ..evaluation.tables import markdown
 from ..training.recipes import RECIPES
 from .lesson import ROOT
-from .tables import markdown
 
 
 def columns(runs: Path, names: str = r".*") -> dict[str, list[dict[str, float]]]:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import nbformat
 
-from ..data.progress import forgiving_output
+from ..data.entry import run_command
 from . import layout
 from .lesson import ROOT
 from .live import build_live
@@ -186,7 +186,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "site", help="where to (default: site)")
     parser.add_argument("--epub", action="store_true", help="make course.epub as well")
     args = parser.parse_args()
-    forgiving_output()
     try:
         from sphinx.cmd.build import main as sphinx
     except ImportError:
@@ -209,4 +208,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command("site", main))

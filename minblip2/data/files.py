@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
 
     Each process has a name of its own for it: two that write the same at once do not rename each other's away.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = _own(path, "part")
+    _sweep(path, "part")
     try:
         write(partial)
         os.replace(partial, path)
@@ -32,8 +35,8 @@ def write_folder(folder: Path, write: Callable[[Path], object], is_there: Callab
 
     Of two processes that do this at once, each makes a folder of its own, and the later one keeps the first one's.
     """
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _own(folder, "partial")
+    _sweep(folder, "partial")
     try:
         write(partial)
         if not is_there():
@@ -44,6 +47,33 @@ def write_folder(folder: Path, write: Callable[[Path], object], is_there: Callab
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _own(path: Path, kind: str) -> Path:
+    """The name beside `path` under which this process writes."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.{kind}")
+
+
+def _sweep(path: Path, kind: str) -> None:
+    """Remove what processes of this machine were writing beside `path` when they were killed."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.{glob.escape(socket.gethostname())}-*.{kind}"):
+        if not _is_running(left.name.rpartition("-")[2].partition(".")[0]):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _is_running(process: str) -> bool:
+    """Whether a process of this number is there; where that cannot be asked, yes."""
+    if os.name == "nt" or not process.isdecimal():  # in Windows, to ask is to end it
+        return True
+    if int(process) == os.getpid():
+        return False  # an earlier process with our number
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def write_json(path: Path, content: object) -> None:

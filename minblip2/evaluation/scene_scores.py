@@ -80,12 +80,12 @@ def longest_captions(data: CocoCaptions, most: int) -> tuple[list[str], list[int
 
 
 def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene], features: np.ndarray,
-                    candidates: int = 200) -> dict[str, float]:
+                    candidates: int = 200, top: int = 16) -> dict[str, float]:
     """All that is measured on drawn scenes: retrieval, captions, answers to questions, pointing, binding."""
     seen = torch.from_numpy(np.array(features))
     unseen = np.array([scene.unseen for scene in truths])
     chosen, rows = longest_captions(data, candidates)
-    found = evaluate_retrieval(bridge.retriever, seen[rows], chosen, list(range(len(chosen))))
+    found = evaluate_retrieval(bridge.retriever, seen[rows], chosen, list(range(len(chosen))), top)
     results = {"images": len(truths), "candidates": len(chosen), **found}
     written = {"stage1": {"things": bridge.retriever.caption(seen)}}
     if bridge.stage2 is not None:

@@ -124,7 +124,10 @@ def load_weights(model: nn.Module, path: Path, fingerprint: str | None = None) -
 def read_log(path: str | Path) -> list[dict]:
     """The records of a JSON-lines training log; a last line that a kill cut short is left out."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is unfinished
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path} is no log of a training ({error}): remove its folder and train again") from None
 
 
 def run_fingerprint(config: TrainConfig, settings: Mapping[str, Any] | None = None) -> str:
@@ -254,10 +257,11 @@ def load_checkpoint(trainer: Trainer, path: Path, fingerprint: str) -> int:
     """Go on from a checkpoint: the number of steps that it has behind it. Raises UserError when it cannot be used."""
     try:
         state = torch.load(path, map_location=trainer.device, weights_only=True)
+        step, known = state["step"], state["fingerprint"]
     except Exception as error:  # a broken archive makes the reader raise almost anything
         raise UserError(f"{path} cannot be read ({error}): remove it to start again") from None
-    if state["fingerprint"] != fingerprint:
+    if known != fingerprint:
         raise UserError(f"{path} belongs to other settings: choose another --out folder, or remove {path.parent}")
     trainer.model.load_state_dict(state["model"], strict=False)
     trainer.optimiser.load_state_dict(state["optimiser"])
-    return state["step"]
+    return step

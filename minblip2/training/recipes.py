@@ -12,7 +12,6 @@ from torch import nn
 
 from .. import UserError
 from ..data import scene_dataset
-from ..data.files import read_json
 from ..data.tokenizer import Tokenizer
 from ..data.transforms import Transform
 from ..device import best_device, compute_dtype
@@ -183,14 +182,6 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise UserError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
     return RECIPES[name]
-
-
-def recorded_data(recipe: Recipe, run: Path) -> Path:
-    """The folder in COCO layout that a run was trained on; scenes that are not there are drawn again."""
-    data = read_json(run / "run.json")["data"]
-    if recipe.name == "scenes" and (data is None or not Path(data).is_dir()):
-        return default_data(recipe, run, None)
-    return Path(data)
 
 
 def default_data(recipe: Recipe, out: Path, data: Path | None) -> Path:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from .. import UserError
 from ..data.coco import CocoCaptions
+from ..data.entry import run_command
 from ..data.files import read_json, write_beside, write_folder, write_json
 from .bridge import Bridge
 from .loop import load_weights, read_log, run_fingerprint
@@ -120,4 +121,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command("minblip2.training.shipping", main))

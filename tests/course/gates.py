@@ -55,7 +55,7 @@ def layering(sources: Mapping[str, str]) -> list[str]:
             mine, theirs = room(name), room(other)
             rooms = ("", *ROOMS)
             if theirs == "course" and mine not in OPEN:
-                problems.append(f"{name}.py, line {line}: imports {other}, but only __main__ may import `course`")
+                problems.append(f"{name}.py, line {line}: imports {other}, but only `commands` may import `course`")
             elif theirs == "__main__" or (mine not in OPEN and theirs not in OPEN
                                           and rooms.index(theirs) > rooms.index(mine)):
                 below = ", ".join(("the paper's files", *ROOMS)[:rooms.index(mine)]) if mine in rooms else "all rooms"
@@ -132,10 +132,9 @@ def unencoded(source: str | ast.Module) -> list[tuple[int, ast.Call]]:
             and not any(word.arg in ("encoding", None) for word in node.keywords)]
 
 
-def silent_streams(source: str) -> bool:
-    """Whether a file is run as a command but never lets its output replace what it cannot print."""
-    return (bool(re.search(r"^if __name__ == .__main__.", source, re.MULTILINE))
-            and "forgiving_output()" not in source and 'sys.stdout.reconfigure(errors="replace")' not in source)
+def bare_command(source: str) -> bool:
+    """Whether a file is run as a command but does not end in sentences, as those that `run_command` runs do."""
+    return bool(re.search(r"^if __name__ == .__main__.", source, re.MULTILINE)) and "run_command(" not in source
 
 
 def docstrings(source: str) -> list[str]:

@@ -78,6 +78,14 @@ def test_pins_are_exact_and_whole():
     assert "torch==2.13.0" in pins
 
 
+def test_every_command_ends_in_a_sentence():
+    """But for two that run before anything is installed, and the download, which says more of the disk."""
+    bare = [path.relative_to(ROOT).as_posix() for folder in ("minblip2", "benchmarks", "data", "exercises")
+            for path in sorted((ROOT / folder).rglob("*.py")) if gates.bare_command(path.read_text(encoding="utf-8"))]
+    assert bare == ["minblip2/course/setup_size.py", "minblip2/course/start.py", "data/download.py"]
+    assert gates.bare_command('if __name__ == "__main__":\n    main()') and not gates.bare_command("x = 1")
+
+
 # --- notebooks --------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import pytest
 from minblip2.__main__ import parser
 from minblip2.course import guide, layout, markers, readme, results
 from minblip2.course.lesson import ROOT
-from minblip2.course.tables import markdown, plain_text
+from minblip2.evaluation.tables import markdown, plain_text
 from minblip2.training.shipping import SHIPPED
 
 from . import gates

@@ -8,8 +8,8 @@ from importlib import import_module
 
 from minblip2.course.lesson import ROOT
 from minblip2.course.markers import put
-from minblip2.course.tables import markdown
 from minblip2.data.progress import forgiving_output
+from minblip2.evaluation.tables import markdown
 
 sys.path.insert(0, str(ROOT / "exercises"))
 
