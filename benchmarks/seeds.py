@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.provenance import RESULTS, commit, machine
+from minblip2.data.entry import run_command
 from minblip2.data.files import read_json, write_json
-from minblip2.data.progress import forgiving_output
 from minblip2.data.scene_questions import KINDS
 from minblip2.evaluation.measure import evaluate_run
 from minblip2.evaluation.tables import markdown
@@ -87,5 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.seeds", main))

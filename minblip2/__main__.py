@@ -1,4 +1,4 @@
-"""Command line: python -m minblip2 train | caption | ask | retrieve | evaluate | attend | export."""
+"""Command line: python -m minblip2 train | caption | ask | retrieve | evaluate | attend | export | demo."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from . import __version__
 from .data.entry import run_command
 
-COMMANDS = ("train", "caption", "ask", "retrieve", "evaluate", "attend", "export")
+COMMANDS = ("train", "caption", "ask", "retrieve", "evaluate", "attend", "export", "demo")
 KEPT = ("--csv", "--jsonl")  # with which `caption` goes on where it stopped
 
 

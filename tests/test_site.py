@@ -6,11 +6,14 @@ import re
 import shutil
 import subprocess
 import threading
+import urllib.request
 
 import numpy as np
 import pytest
 import torch
 
+from minblip2 import UserError
+from minblip2.commands import demo
 from minblip2.course import live, site
 from minblip2.course.lesson import ROOT
 from minblip2.data.scenes import draw_scenes
@@ -59,6 +62,19 @@ def test_dead_links_of_pages_are_found(tmp_path):
     (tmp_path / "a.html").write_text('<h1 id="x"><a href="b.html#y"><a href="#x"><a href="#z"><img src="no.png">')
     (tmp_path / "b.html").write_text('<p id="y"><a href="https://x.org"><a href="a.html">')
     assert site.dead_links(tmp_path) == ["a.html: #z", "a.html: no.png"]
+
+
+def test_the_demo_serves_the_built_page_to_this_machine_alone(tmp_path):
+    with pytest.raises(UserError, match="build it with `make site`"):
+        demo.server(tmp_path, 0)
+    (tmp_path / "index.html").write_text("drawn")
+    with demo.server(tmp_path, 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        host, port = serving.server_address
+        assert host == "127.0.0.1"
+        with urllib.request.urlopen(f"http://{host}:{port}/") as answer:
+            assert answer.read() == b"drawn"
+        serving.shutdown()
 
 
 # --- the bridge in ONNX -----------------------------------------------------------------------------------------------

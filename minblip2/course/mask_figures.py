@@ -125,7 +125,7 @@ def rows_of_words(mask: Tensor, queries: int, labels: Sequence[str]) -> Figure:
 
 
 def drift(lengths: Sequence[int], changes: Mapping[str, Sequence[float]]) -> Figure:
-    """How much a caption's vector changes with the longest caption of its batch: first the wrong way, then the right."""
+    """How much a caption's vector changes with the longest caption of its batch: the wrong way, then the right."""
     figure = Figure(figsize=(6.2, 3), layout="constrained")
     panel = figure.subplots()
     for (name, values), colour, marker in zip(changes.items(), (WRONG, TEXT), "Xo", strict=True):

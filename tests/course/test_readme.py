@@ -91,7 +91,7 @@ def test_the_readme_lists_every_lesson_and_guide():
 def test_every_command_of_the_pages_is_one():
     text, grammar = "\n".join(PAGES.values()), parser()
     shown = set(re.findall(r"^python -m minblip2 (\w+)", text, re.MULTILINE))
-    assert shown == {"train", "caption", "retrieve", "attend", "evaluate", "ask", "export"}
+    assert shown == {"train", "caption", "retrieve", "attend", "evaluate", "ask", "export", "demo"}
     for line in re.findall(r"^python -m minblip2 (.+?)(?:\s+#.*)?$", text, re.MULTILINE):
         grammar.parse_args(shlex.split(line))
 
