@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor
 
-from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_picture
+from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_picture, make_panels
 
 # part -> (left, bottom, width, height) for each side, what stands in it; queries run above, text below
 QUERIES, WORDS = "queries", "text"
@@ -93,9 +93,8 @@ def data_flow() -> Figure:
 
 def passes(running: Mapping[str, Mapping[str, Iterable[str]]]) -> Figure:
     """Passes through a block, two in a row; running: title -> what `draw_block` takes. Dashed parts rest."""
-    rows = (len(running) + 1) // 2
-    figure = Figure(figsize=(9.2, 2.1 * rows), layout="constrained")
-    for panel, (title, parts) in zip(figure.subplots(rows, 2, squeeze=False).flatten(), running.items(), strict=True):
+    figure, panels = make_panels(len(running), 2, 4.6, 2.1)
+    for panel, (title, parts) in zip(panels, running.items(), strict=True):
         draw_block(panel, parts, {QUERIES: "queries", WORDS: "text", "image": "image"}, "does not" not in title)
         panel.set_title(title)
     return figure
