@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from torch import nn
 
 from minblip2 import masks
@@ -40,14 +41,14 @@ def test_arrows_of_a_flow_end_at_boxes():
     assert stage1_figures._ends(boxes["a"], boxes["d"]) == ((4, 2), (6, 22))
 
 
-def test_parts_that_rest_are_dashed():
-    def dashed(running):
+def test_parts_that_rest_are_pale():
+    def pale(running):
         panel = qformer_figures.passes({"x": running}).axes[0]
-        return sum(patch.get_linestyle() == "--" for patch in panel.patches)
+        return sum(to_hex(patch.get_edgecolor()) == "#aaaaaa" for patch in panel.patches)
 
     everything = {part: owners for part, (_, owners) in qformer_figures.PARTS.items()}
-    assert dashed(everything) == 0
-    assert dashed({"self_attention": ["text"], "text_mlp": ["text"]}) == 2  # cross-attention, the queries' feed-forward
+    assert pale(everything) == 0
+    assert pale({"self_attention": ["text"], "text_mlp": ["text"]}) == 2  # cross-attention, the queries' feed-forward
 
 
 def test_every_parameter_has_an_owner():
