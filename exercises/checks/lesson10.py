@@ -453,7 +453,7 @@ def stays_up(losses: Sequence[float]) -> str:
             if len(losses) >= JUDGED and last > FALLEN * first else "")
 
 
-@exercise("10.6", "lesson 10, sections 4 to 6, and lesson 08, section 4")
+@exercise("10.6", "lesson 10, sections 4 to 6, and lesson 08, section 5")
 def own_bridge(bridge_of: Callable[[], Caption]) -> None:
     """A bridge of the learner's pieces says what is in pictures that it has never seen, and not what is in others."""
     import own  # which itself builds on the checks

@@ -19,8 +19,13 @@ LARGEST, LARGEST_WEIGHTS = 2**20, 2 * 10**6  # bytes; weights are those of the b
 LESSON_SIZES = {"cells": 60, "code lines": 300, "lines of one cell": 20, "words": 2800, "columns": 100,
                 "cells of imports before the first idea": 2}
 SECOND_EDITION: set[str] = {  # the lessons that are rewritten so far
+    "00",
     "01",
     "02",
+    "05",
+    "06",
+    "07",
+    "08",
 }
 FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not count
     "a path of one machine": re.compile(r"(?<![\w.~/])/(?:home|Users|root|work)/[\w.-]+|[A-Z]:\\+Users\\+\w"),
@@ -190,7 +195,7 @@ def sizes(notebook) -> list[str]:
     found = {"cells": len(notebook.cells), "code lines": sum(len(code_of(source)) for source in codes),
              "lines of one cell": max((len(source.splitlines()) for source in codes), default=0),
              "words": len(markdown_of(notebook).split()),
-             "columns": max((len(line) for cell in code_cells(notebook) if cell.id != CELL_ID  # address.py's
+             "columns": max((len(line) for cell in code_cells(notebook) if cell.get("id") != CELL_ID
                              for line in cell.source.splitlines()), default=0),
              "cells of imports before the first idea": first}
     return [f"{count} {what}, and {LESSON_SIZES[what]} are the most" for what, count in found.items()
@@ -288,10 +293,10 @@ def headed(notebook) -> Iterator[tuple[str, str | None, str]]:
 
 
 def meaning(node: ast.stmt) -> str:
-    """What a definition says, wherever it stands: without comments, line breaks, and the indentation of docstrings."""
+    """What a definition says, wherever it stands: without comments, and however its code and docstrings are wrapped."""
     for part in ast.walk(node):
         if isinstance(part, DEFINITIONS) and ast.get_docstring(part, clean=False) is not None:
-            part.body[0].value.value = ast.get_docstring(part)
+            part.body[0].value.value = " ".join(ast.get_docstring(part).split())
     return ast.dump(node)
 
 

@@ -217,6 +217,7 @@ def test_what_breaks_a_rule_is_noticed(problems):
     (DOUBLE.replace(".py", ".py, shortened"), "heads nothing")])
 def test_what_is_not_the_module_is_noticed(source, said):
     assert gates.identity(notebook(DOUBLE, OPEN), REAL) == []
+    assert gates.identity(notebook(DOUBLE.replace("Twice x.", "Twice\n    x.")), REAL) == []  # wrapped, as code may be
     (problem,) = gates.identity(notebook(source), REAL)
     assert said in problem
 
