@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..attention import attention_weights
 from ..data.scene_captions import phrase
-from ..data.scenes import SIDE, Scene, Thing
+from ..data.scenes import SEEN, SIDE, Scene, Thing
 from ..evaluation.metrics import _inside
 from ..stage1 import Stage1
 from ..weights.retriever import Retriever
@@ -102,6 +103,12 @@ def nudged_match(model: Stage1, reading: int, where: tuple[int, int, int, int], 
             return model.itm_logits(model.image_kv(image), text_ids, text_mask)[:, 1].sum().item()
     finally:
         del layer.forward
+
+
+def lacking(scene: Scene, seed: int) -> str:
+    """The phrase for a colour and a shape that never stand together in this scene, drawn by the seed."""
+    there = {(thing.colour, thing.shape) for thing in scene.things}
+    return phrase(*random.Random(seed).choice([pair for pair in SEEN if pair not in there]))
 
 
 def grey_out(image: Tensor, order: Tensor, count: int, nothing: Tensor) -> Tensor:
