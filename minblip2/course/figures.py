@@ -190,10 +190,11 @@ def retrieval_sheet(query_text: str, images: Sequence[object], correct: Sequence
 
 
 def modality_gap(image_vectors: Tensor, text_vectors: Tensor) -> Figure:
-    """Images and their texts in one plane, the one in which they vary most (PCA of both clouds), each pair joined.
+    """Images and their texts in one plane, each pair joined: across, the direction from centre to centre.
 
-    image_vectors and text_vectors (n e), row by row a pair. The title tells how many pairs there are, the
-    distance between the two centres and the mean distance within pairs, both in the full space.
+    image_vectors and text_vectors (n e), row by row a pair. Upwards is the direction, at a right angle to the first, in
+    which both clouds vary most. Across, the centres keep their distance; the title has it, and the mean distance within
+    pairs, both in the full space.
     """
     if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape or min(image_vectors.shape) < 2:
         raise UserError(f"the vectors have shapes {tuple(image_vectors.shape)} and {tuple(text_vectors.shape)}: "
@@ -201,20 +202,24 @@ def modality_gap(image_vectors: Tensor, text_vectors: Tensor) -> Figure:
     images, texts = (vectors.detach().double().cpu() for vectors in (image_vectors, text_vectors))
     both = torch.cat([images, texts])
     both = both - both.mean(dim=0)
-    _, spread, directions = torch.linalg.svd(both, full_matrices=False)
-    plane = both @ directions[:2].T
-    plane = plane * torch.where(plane[len(images):].mean(dim=0) < 0, -1, 1)  # a singular vector's sign is arbitrary
-    share = 100 * spread ** 2 / (spread ** 2).sum().clamp_min(1e-30)
-    figure, (panel,) = make_panels(1, 1, 6.2, 4.4)
+    across = texts.mean(dim=0) - images.mean(dim=0)
+    gap, within = across.norm(), (images - texts).norm(dim=1).mean()
+    if gap < 1e-9:  # no difference of the centres: where both clouds vary most
+        across = torch.linalg.svd(both, full_matrices=False)[2][0]
+    across = across / across.norm()
+    rest = both - torch.outer(both @ across, across)
+    upwards = torch.linalg.svd(rest, full_matrices=False)[2][0]
+    upwards = upwards * (-1 if (rest @ upwards)[0] < 0 else 1)  # a singular vector's sign is arbitrary
+    plane = torch.stack([both @ across, rest @ upwards], dim=1)
+    figure, (panel,) = make_panels(1, 1, 6.4, 4.2)
     image_points, text_points = plane[:len(images)].numpy(), plane[len(images):].numpy()
     for pair in zip(image_points, text_points, strict=True):
         panel.plot(*zip(*pair, strict=True), color=QUIET, alpha=0.35, linewidth=0.8, linestyle="-", zorder=1)
     for points, colour, marker, label in ((image_points, IMAGE, "o", "image"), (text_points, TEXT, "^", "text")):
         panel.scatter(*points.T, color=colour, marker=marker, edgecolor="white", linewidth=0.6, s=42, label=label)
-    gap, within = (images.mean(0) - texts.mean(0)).norm(), (images - texts).norm(dim=1).mean()
     panel.set_title(f"{len(images)} pairs: distance of the centres {gap:.2f}, of a pair {within:.2f}")
-    panel.set_xlabel(f"direction 1 ({share[0]:.0f} % of the variance)")
-    panel.set_ylabel(f"direction 2 ({share[1]:.0f} %)")
+    panel.set_xlabel("from the images' centre to the texts' centre")
+    panel.set_ylabel("where they vary most")
     panel.set_aspect("equal", adjustable="datalim")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
