@@ -92,7 +92,7 @@ class SceneImages:
 
 
 class PatchReader(nn.Module):
-    """The tiny ViT with linear heads that read off each patch what covers it, and where in the picture that stands."""
+    """The tiny ViT with linear heads that read off each patch what covers it, and where."""
 
     sizes = dict(colour=len(COLOURS) + 1, shape=len(SHAPES) + 1, size=len(SIZES) + 1, row=4, column=4,
                  background=len(BACKGROUNDS))
@@ -109,7 +109,7 @@ class PatchReader(nn.Module):
 
 
 def reading_losses(model: PatchReader, batch: ImageBatch) -> dict[str, Tensor]:
-    """Cross-entropies of what covers each patch, and where in the picture it stands, by name and summed."""
+    """Cross-entropies of what covers each patch, and where it stands, by name and summed."""
     output = model(batch.pixels)
     covered = (batch.labels[..., 0] != NOTHING).float()
     # Most patches are empty; at full weight they would teach "nothing here" before anything else.
