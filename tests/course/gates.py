@@ -19,6 +19,7 @@ LARGEST, LARGEST_WEIGHTS = 2**20, 2 * 10**6  # bytes; weights are those of the b
 LESSON_SIZES = {"cells": 60, "code lines": 300, "lines of one cell": 20, "words": 2800, "columns": 100,
                 "cells of imports before the first idea": 2}
 SECOND_EDITION: set[str] = {  # the lessons that are rewritten so far
+    "00",
     "01",
     "02",
     "03",
@@ -26,6 +27,8 @@ SECOND_EDITION: set[str] = {  # the lessons that are rewritten so far
     "06",
     "07",
     "08",
+    "11",
+    "13",
 }
 FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not count
     "a path of one machine": re.compile(r"(?<![\w.~/])/(?:home|Users|root|work)/[\w.-]+|[A-Z]:\\+Users\\+\w"),
@@ -196,6 +199,7 @@ def sizes(notebook) -> list[str]:
              "lines of one cell": max((len(source.splitlines()) for source in codes), default=0),
              "words": len(markdown_of(notebook).split()),
              "columns": max((len(line) for cell in code_cells(notebook) if cell.get("id") != CELL_ID
+                            for line in cell.source.splitlines()), default=0),
              "cells of imports before the first idea": first}
     return [f"{count} {what}, and {LESSON_SIZES[what]} are the most" for what, count in found.items()
             if count > LESSON_SIZES[what]]
