@@ -80,8 +80,8 @@ def _common_scale(maps: Sequence[Tensor]) -> Normalize:
     return Normalize(powers.min().item(), powers.max().item())
 
 
-def dependence(masks: Mapping[str, Tensor], maps: Mapping[str, Mapping[int, Tensor]], names: Sequence[str],
-               queries: int) -> Figure:
+def dependence_maps(masks: Mapping[str, Tensor], maps: Mapping[str, Mapping[int, Tensor]], names: Sequence[str],
+                    queries: int) -> Figure:
     """Each mask (s s) in a row of its own, beside the derivatives (s s) of outputs by inputs through some blocks.
 
     maps: name of a mask -> number of blocks -> derivatives; all have one colour scale.

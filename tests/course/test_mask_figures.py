@@ -13,7 +13,7 @@ MASK = masks.multimodal_causal(2, torch.ones(1, 3, dtype=torch.bool))[0, 0]
 VALUES = MASK * 0.1 + torch.eye(5) * 10
 FIGURES = {
     "three_uses": lambda: mask_figures.three_uses(),
-    "dependence": lambda: mask_figures.dependence({"a": MASK, "b": ~MASK}, {"a": {1: VALUES, 3: VALUES},
+    "dependence": lambda: mask_figures.dependence_maps({"a": MASK, "b": ~MASK}, {"a": {1: VALUES, 3: VALUES},
                                                                            "b": {1: VALUES, 3: VALUES}}, NAMES, 2),
     "leak": lambda: mask_figures.leak({1: VALUES, 2: VALUES + 1e-3}, NAMES, 2),
     "rows_of_words": lambda: mask_figures.rows_of_words(MASK, 2, NAMES[2:]),
@@ -43,7 +43,7 @@ def test_the_three_uses_are_those_of_the_masks():
 
 
 def test_exact_zeros_are_written_into_the_map():
-    _, first, second = mask_figures.dependence({"a": MASK}, {"a": {1: VALUES, 3: VALUES}}, NAMES, 2).axes[:3]
+    _, first, second = mask_figures.dependence_maps({"a": MASK}, {"a": {1: VALUES, 3: VALUES}}, NAMES, 2).axes[:3]
     for panel in (first, second):
         assert len([text for text in panel.texts if text.get_text() == "0"]) == (VALUES == 0).sum()
 
