@@ -18,7 +18,7 @@ from PIL import Image
 
 import download
 from minblip2 import UserError
-from minblip2.data import features
+from minblip2.data import features, files
 from minblip2.data.batches import PairBatches
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.features import feature_cache, weights_checksum
@@ -285,6 +285,25 @@ def test_a_lock_is_held_by_one_at_a_time_and_left_by_what_it_raises(tmp_path):
     for thread in threads:
         thread.join(60)
     assert (most, entered) == (1, 120) and not list(tmp_path.iterdir())
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    """Between opening and locking, the holder leaves and another takes a new file of the same name."""
+    fcntl, path, others = pytest.importorskip("fcntl"), tmp_path / "a.lock", []
+    real = fcntl.flock
+
+    def flock(file, how):
+        monkeypatch.setattr(fcntl, "flock", real)
+        path.unlink()
+        others.append(files._lock(path))
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert files._lock(path) is None and others[0] is not None
+    others[0].close()
+    last = files._lock(path)
+    assert last is not None
+    last.close()
 
 
 # ---------------------------------------------------------------- from the site to a trained stage 1
