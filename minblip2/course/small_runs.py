@@ -49,7 +49,7 @@ def small_pairs(bridge: Bridge, split: CocoCaptions, features: np.ndarray, batch
 
 def quietly(model: nn.Module, losses: Callable, batches: Batches, config: TrainConfig,
             folder: Path | None = None) -> list[dict]:
-    """Train a model in place on the CPU, in float32, without a progress bar; the log. Nothing is kept but in `folder`."""
+    """Train a model in place on the CPU, in float32, without a bar; the log. Nothing is kept but in `folder`."""
     with contextlib.redirect_stderr(io.StringIO()), tempfile.TemporaryDirectory() as nowhere:
         return train(model, losses, batches, replace(config, precision="float32"), folder or nowhere,
                      device=torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Figures and tables of statistics about training runs: the schedule, curves between chance and floor, what queries see."""
+"""What lessons draw and count of training runs: the schedule, curves between chance and floor, what queries see."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def between(log: Sequence[Mapping[str, float]], chance: Mapping[str, float], flo
     return figure
 
 
-def milestones(log: Sequence[Mapping[str, float]], chance: Mapping[str, float], shares: Sequence[float] = (0.1, 0.5, 0.9),
-               window: int = 50) -> dict[float, dict[str, int]]:
+def milestones(log: Sequence[Mapping[str, float]], chance: Mapping[str, float],
+               shares: Sequence[float] = (0.1, 0.5, 0.9), window: int = 50) -> dict[float, dict[str, int]]:
     """The step at which the mean of `window` steps has gone these shares of the way from chance to the run's end."""
     found: dict[float, dict[str, int]] = {share: {} for share in shares}
     for name, high in chance.items():
@@ -92,5 +92,5 @@ def recall_bars(rows: Mapping[str, tuple[float, float, float]], chance: float) -
         panel.plot(100 * value, place, marker="o", color=INK, linestyle="")
     panel.axvline(100 * chance, color=INK, linewidth=1.2, linestyle=(0, (2, 2)))
     panel.set_yticks(range(len(rows)), list(rows)[::-1])
-    panel.set(xlabel=f"recall@1 in percent; dashed: chance, {100 * chance:.1f} %", xlim=(-2, 102))
+    panel.set(xlabel=f"recall@1 in percent; dashed: chance, {100 * chance:.1f} %", xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4))
     return figure
