@@ -92,5 +92,6 @@ def recall_bars(rows: Mapping[str, tuple[float, float, float]], chance: float) -
         panel.plot(100 * value, place, marker="o", color=INK, linestyle="")
     panel.axvline(100 * chance, color=INK, linewidth=1.2, linestyle=(0, (2, 2)))
     panel.set_yticks(range(len(rows)), list(rows)[::-1])
-    panel.set(xlabel=f"recall@1 in percent; dashed: chance, {100 * chance:.1f} %", xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4))
+    panel.set(xlabel=f"recall@1 in percent; dashed: chance, {100 * chance:.1f} %", xlim=(-2, 102),
+              ylim=(-0.6, len(rows) - 0.4))
     return figure
