@@ -68,7 +68,7 @@ class Batches(Protocol):
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of a step, counted from 0: linear warm-up, then half a cosine (paper §3.4)."""
+    """The rate of a step, counted from 0: linear warm-up, then half a cosine (paper §3.4)."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     top = config.warmup + config.hold

@@ -27,6 +27,8 @@ SECOND_EDITION: set[str] = {  # the lessons that are rewritten so far
     "06",
     "07",
     "08",
+    "09",
+    "10",
     "11",
     "13",
 }
