@@ -196,6 +196,7 @@ def sizes(notebook) -> list[str]:
              "lines of one cell": max((len(source.splitlines()) for source in codes), default=0),
              "words": len(markdown_of(notebook).split()),
              "columns": max((len(line) for cell in code_cells(notebook) if cell.get("id") != CELL_ID
+                             for line in cell.source.splitlines()), default=0),
              "cells of imports before the first idea": first}
     return [f"{count} {what}, and {LESSON_SIZES[what]} are the most" for what, count in found.items()
             if count > LESSON_SIZES[what]]
