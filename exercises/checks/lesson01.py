@@ -236,8 +236,9 @@ def _masked(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: T
             nothing, shares_of(q, k, nothing | ~nothing.any(dim=3, keepdim=True)), 0.0) @ v,
                        {"query": query, "key": key, "value": value.detach()})
     except Wrong as wrong:
-        raise Wrong(f"one query may look at nothing. {str(wrong)[0].upper()}{str(wrong)[1:]} A nan that is struck out "
-                    "of the result still comes back with the gradient.") from wrong
+        nan = " A nan that is struck out of the result still comes back with the gradient."
+        raise Wrong(f"one query may look at nothing. {str(wrong)[0].upper()}{str(wrong)[1:]}"
+                    f"{nan if 'not finite' in str(wrong) else ''}") from wrong
 
 
 @exercise("01.3", "lesson 01, section 6")

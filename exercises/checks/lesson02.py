@@ -152,6 +152,8 @@ def multimodal_causal(mask_of: Callable) -> None:
             return mask[pairs & where]
 
         past, own, future = (among(words & how) for how in (later.T, torch.eye(len(words), dtype=torch.bool), later))
+        expect(bool(own.any()) or not bool(future.all()) or not bool(future.numel()), "words look at what comes after "
+               "them, and not at themselves: in this house True means may look.")
         expect(not bool(among(~is_text[:, None] & is_text[None, :]).any()), "queries look at words: a word that comes "
                "later reaches an earlier one by way of them, and the answer leaks.")
         expect(bool(past.any()) or not bool(future.any()), "words look only at what comes after them: row and column "

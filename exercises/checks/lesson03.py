@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import close, exercise, expect, expect_tensor, named, numbers_of, same_gradients, steady
+from . import Wrong, close, exercise, expect, expect_tensor, named, numbers_of, same_gradients, steady
 
 
 @exercise("03.1", "lesson 03, section 1")
@@ -374,8 +374,8 @@ def as_found(before: dict, after: dict) -> None:
     expect(all(torch.equal(value, after["weights"][name]) for name, value in before["weights"].items()),
            "your function has changed the encoder's weights.")
     more = [sum(one not in other for one in new) for new, other in zip(after["hooks"], before["hooks"], strict=True)]
-    expect(not sum(more), f"{sum(more)} hook is left in the encoder: it goes on listening, and each call adds another "
-           "one.")
+    expect(not sum(more), f"{sum(more)} of your hooks {'is' if sum(more) == 1 else 'are'} left in the encoder: "
+           "what is left goes on listening, and each call adds more.")
     expect(before["hooks"] == after["hooks"], "somebody else's hook on the encoder is gone: remove your own, and no "
            "other.")
     expect(before["mode"] == after["mode"], "your function has switched the encoder, or parts of it, between train and "
@@ -579,7 +579,11 @@ def _trained(encoder: nn.Module, images: Tensor, expected: Tensor) -> None:
            "the head did not learn: freeze the encoder and nothing else.")
     for again in (model.eval, model.train, lambda: encoder.train(True), encoder.train, encoder.eval,
                   lambda: model.train(False), model.train):
-        back = again()
+        try:
+            back = again()
+        except TypeError as error:
+            raise Wrong("train and eval may be called with a mode and without one, and yours stops "
+                        f"({error}).") from error
         expect(isinstance(back, nn.Module), f"train or eval gives back {'None' if back is None else type(back)} where "
                "PyTorch's gives back the module: whoever writes `encoder = encoder.eval()` loses the encoder.")
         with torch.no_grad():

@@ -20,10 +20,10 @@ from . import Wrong, close, exercise, expect, expect_tensor, named, number, same
 
 class Parts(SimpleNamespace):
     """The parts of a block as matrices; `ran` tells which were called, with how many tokens, and `got` with which;
-    `read` holds the pictures that cross-attention was given."""
+    `read` holds the pictures that cross-attention was given, `under` the masks of self-attention."""
 
     def __init__(self, width: int, reads: bool, kind: torch.dtype = torch.float32):
-        super().__init__(ran=[], got=[], read=[])
+        super().__init__(ran=[], got=[], read=[], under=[])
         draw = {name: torch.randn(width, width, dtype=kind) / width**0.5 for name in ("self", "cross", "query", "text")}
         shift = {name: torch.randn(width, dtype=kind) for name in draw}
 
@@ -47,6 +47,7 @@ class Parts(SimpleNamespace):
         def self_attention(x: Tensor, mask: Tensor | None = None) -> Tensor:
             note("self_attention", x)
             expect(mask is not None, "self-attention got no mask: then padding is seen, and the answer of every task.")
+            self.under.append(mask.clone())
             shares = mask[:, 0].to(x.dtype)
             return shares / shares.sum(dim=2, keepdim=True).clamp(min=1) @ x @ draw["self"]
 
@@ -112,6 +113,8 @@ def run_block(run: Callable) -> None:
         expect(torch.equal(before, x), "your function changed the x that it was given.")
         expect(torch.equal(seen, mask), "your function changed the mask that it was given.")
         _ran(ran, queries, words, reads)
+        expect(all(torch.equal(one, mask) for one in parts.under), "self-attention got another mask than the one that "
+               "was given: who may look at whom is decided outside, for each entry of the batch.")
         expect(all(one.shape == image.shape and close(one, image) for one in parts.read), "cross-attention got "
                "something else than the picture: hand it over as it is, each entry of the batch its own.")
         parts.ran.clear(), parts.got.clear()
@@ -317,7 +320,7 @@ def which_pass(name_of: Callable[[Tensor], str]) -> None:
     for layers in random.sample([2, 3, 5], 3):
         for name in random.sample(PASSES, len(PASSES)):
             shown = slopes(name, layers)  # how large gradients are is a matter of the model, which are there is not
-            output = name_of(shown * 10 ** (4 * torch.rand_like(shown) - 2))
+            output = name_of(shown * 10 ** (12 * torch.rand_like(shown) - 6))
             expect(isinstance(output, str) and output in PASSES,
                    f"your function answers {output!r}; the answers are {', '.join(map(repr, PASSES))}.")
             if output == name:

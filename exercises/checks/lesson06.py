@@ -52,7 +52,7 @@ def similarity(similarity_of: Callable[[Tensor, Tensor], Tensor]) -> None:
         images, texts = unit(b, q, e), unit(n, e)
         if e == 6 and b == 2:  # nothing fits: all cosines are below zero
             images, texts = images.abs(), -texts.abs()
-        else:
+        elif b > 1:
             texts[0] = images[-1, -1]  # what fits, fits as well as can be
         given = images.clone(), texts.clone()
         output = similarity_of(images, texts)

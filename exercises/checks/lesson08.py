@@ -204,6 +204,9 @@ def next_words(labels_of: Callable[[Tensor, Tensor], Tensor]) -> None:
         expect(torch.equal(ids, given[0]) and torch.equal(mask, given[1]), "your function changed what it was given.")
     if all(map(torch.equal, answers, right)):
         return
+    strange = {int(one) for output in answers for one in output[(output < 0) & (output != IGNORED)]}
+    expect(not strange, f"among the labels is {', '.join(map(str, strange))}: F.cross_entropy passes over -100 and "
+           "over nothing else.")
     name_slip(WORD_SLIPS, draws, answers, right)
     for (ids, mask), output, truth in zip(draws, answers, right, strict=True):
         if torch.equal(output, truth):

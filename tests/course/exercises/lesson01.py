@@ -512,7 +512,7 @@ ANSWERS = {
          lambda query, key, value, mask=None: F.scaled_dot_product_attention(query, key, value, mask)],
         [(filled_with(-20.0), "every score that there can be"),
          (nan_in_the_gradient, "comes back with the gradient"),
-         (cut_where_empty, "one query may look at nothing"),
+         (cut_where_empty, "one query may look at nothing. The numbers are right, but no gradient flows"),
          (general(axis=2), "which other queries"), (general(scale=lambda d: 1.0), "as they come"),
          (general(scale=lambda d: 1 / d), "divided by too much"),
          (general(scale=lambda d: -(d**-0.5)), "sign too many"), (general(fill=-torch.inf), "gets nan"),

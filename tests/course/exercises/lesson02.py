@@ -235,7 +235,7 @@ ANSWERS = {
          (by_length(masks.multimodal_causal), "on the left or in between"),
          (of_first(masks.multimodal_causal), "is looked at"), (with_queries(masks.multimodal_causal, 3), ""),
          (causal_by_words, "on the left or in between"), (rows_closed(masks.multimodal_causal), "closed the rows"),
-         (opposite(masks.multimodal_causal), "leaks"), (text_first(masks.multimodal_causal), "leaks")]),
+         (opposite(masks.multimodal_causal), "True means may look"), (text_first(masks.multimodal_causal), "leaks")]),
     "allowed": Answers(
         [lambda queries, words: Fraction(2 * queries * (queries + words) + words * (words + 1), 2),
          lambda q, t: q * q + q * t + t * (t + 1) // 2,

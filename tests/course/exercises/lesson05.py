@@ -375,7 +375,7 @@ ANSWERS = {
          (blocked(stale=True), "is added to"), (blocked(apart=True), "more than once"),
          (adds_in_place, "changed the x"), (cutting("x"), "no gradient flows"), (cutting("picture"), "the picture"),
          (cutting("branch"), "part of the way"), (torch.no_grad()(by_lines), "no gradient flows"),
-         (swapped_norms, "tokens"), (first_mask, "self_norm got something else"), (own_mask, "self_norm got something"),
+         (swapped_norms, "tokens"), (first_mask, "another mask"), (own_mask, "another mask"),
          (lambda parts, x, *rest: by_lines(parts, x.float(), *rest).float(), ""), (unfed_text, "is not what the last"),
          (lambda parts, x, queries, image, mask: by_lines(parts, x, queries, image, mask)[:, :queries],
           "(b s e)")]),

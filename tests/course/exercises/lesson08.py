@@ -289,7 +289,7 @@ ANSWERS = {
          (lambda ids, dec: by_cat(ids, dec)[:, :1], "(b t)")]),
     "next_words": Answers(
         [by_slices, by_pad, by_loop],
-        [(lambda ids, mask: by_slices(ids, mask).masked_fill(by_slices(ids, mask) == -100, -1), "comes after it"),
+        [(lambda ids, mask: by_slices(ids, mask).masked_fill(by_slices(ids, mask) == -100, -1), "over -100"),
          (lambda ids, mask: by_slices(ids, mask).int(), "int32"),
          (lambda ids, mask: ids.masked_fill(~mask, -100), "just been given"),
          (lambda ids, mask: ids.roll(1, dims=1).masked_fill(~mask, -100), "the other way"),

@@ -434,10 +434,10 @@ ANSWERS = {
          (lambda similarity, owner, k: of_metrics(similarity, owner, k + 1), "one too many"),
          (lambda similarity, owner, k: of_metrics(similarity, owner, max(1, k - 1)), "one too few"),
          (lambda similarity, owner, k: of_metrics(similarity, owner, 1), "Recall@1"),
-         (lambda similarity, owner, k: of_metrics(similarity, owner, 5), "counting gives"),
+         (lambda similarity, owner, k: of_metrics(similarity, owner, 5), "you say"),
          (lambda similarity, owner, k: of_metrics(similarity.clamp(min=0), owner, k), ""),
-         (lambda similarity, owner, k: of_metrics(similarity.abs(), owner, k), "counting gives"),
-         (lambda similarity, owner, k: of_metrics(similarity.softmax(dim=0), owner, k), "counting gives"),
+         (lambda similarity, owner, k: of_metrics(similarity.abs(), owner, k), "you say"),
+         (lambda similarity, owner, k: of_metrics(similarity.softmax(dim=0), owner, k), "you say"),
          (lambda similarity, owner, k: str(of_metrics(similarity, owner, k)), "one number"),
          (lambda similarity, owner, k: of_metrics(similarity, owner, k) >= 0.5, "one number")]),
     "freeze": Answers(
@@ -485,8 +485,7 @@ ANSWERS = {
     "diagnose": Answers(
         [by_medians,
          by_shares, by_table],
-        [(lambda log, batch: by_shares(log[:len(log) // 2], batch), "is '"),
-         (mistaking("wait", "mispaired"), "cannot fall"), (mistaking("mispaired", "wait"), "cannot fall"),
+        [(mistaking("wait", "mispaired"), "cannot fall"), (mistaking("mispaired", "wait"), "cannot fall"),
          (mistaking("too fast", "mispaired"), "grammar"), (mistaking("mispaired", "healthy"), "blind model"),
          (mistaking("finished", "healthy"), "And at the beginning"), (mistaking("healthy", "wait"), "stood still"),
          (lambda log, batch: by_shares(log, batch, last=1), "a single line is off"),
