@@ -48,6 +48,20 @@ def some_mask(b: int, s: int, k: int) -> Tensor:
     return mask
 
 
+def same_kind(given: Tensor) -> torch.dtype | None:
+    """What a result has to hold where float32 was given; what becomes of float64 is asked apart."""
+    return torch.float32 if given.dtype == torch.float32 else None
+
+
+def far_off(shape: tuple[int, int, int, int, int], size: float = 60.0) -> tuple[Tensor, Tensor]:
+    """Query (b h s d) and key (b h k d), for b, h, s, k and d, whose scores, divided by √d, are all about -`size`, or
+    about `size` if it is negative."""
+    b, h, s, k, d = shape
+    length = math.sqrt(abs(size) / math.sqrt(d))
+    return (torch.full((b, h, s, d), length),
+            -math.copysign(length, size) * torch.ones(b, h, k, d) + 0.3 * torch.randn(b, h, k, d))
+
+
 def unchanged(before: Iterable[Tensor], after: Iterable[Tensor]) -> None:
     """Nothing that the learner's function was given has changed."""
     expect(all(torch.equal(one, other) for one, other in zip(before, after, strict=True)),
@@ -154,6 +168,12 @@ def attention(attend: Callable) -> None:
     _masked(attend, query, key, value, some_mask(b, s, k))
     exact = _result(attend, *(tensor.double() for tensor in (query, key, value)), None)
     expect(exact.dtype == torch.float64, f"given float64 you return {exact.dtype}: keep the dtype that comes in.")
+    for size in (60.0, -60.0):
+        near, far = far_off((b, h, s, k, d), size)
+        mask = some_mask(b, s, k)
+        expect(close(_result(attend, near, far, value, mask), attended(near, far, value, mask), 1e-3),
+               f"where all scores are about {-size:.0f} your result under a mask is wrong, where they are small it is "
+               "right. What stands in for a forbidden score has to lose against every score that there can be.")
     _masked(attend, query[:1, :, :1], key[:1], value[:1], some_mask(1, 1, k))  # one batch, one query
     _masked(attend, query[:, :b], key[:, :b], value[:, :b], some_mask(b, s, k))  # as many heads as batch entries
     b, h, s, k, other = sizes(d)  # a size that was written down as a number does not fit twice
@@ -165,7 +185,7 @@ def attention(attend: Callable) -> None:
 
 def _result(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """The learner's result, after its form was checked."""
-    return expect_tensor(attend(query, key, value, mask), query.shape, "the result", "(b h s d)")
+    return expect_tensor(attend(query, key, value, mask), query.shape, "the result", "(b h s d)", same_kind(query))
 
 
 def _masked(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> None:
@@ -211,6 +231,14 @@ def _masked(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: T
     expect(close(output, attended(query, key, value.detach(), nothing)),
            "one query may look at nothing, and the result "
            "of another one is wrong.")
+    try:
+        same_gradients(lambda q, k, v: attend(q, k, v, nothing), lambda q, k, v: torch.where(
+            nothing, shares_of(q, k, nothing | ~nothing.any(dim=3, keepdim=True)), 0.0) @ v,
+                       {"query": query, "key": key, "value": value.detach()})
+    except Wrong as wrong:
+        nan = " A nan that is struck out of the result still comes back with the gradient."
+        raise Wrong(f"one query may look at nothing. {str(wrong)[0].upper()}{str(wrong)[1:]}"
+                    f"{nan if 'not finite' in str(wrong) else ''}") from wrong
 
 
 @exercise("01.3", "lesson 01, section 6")
@@ -226,11 +254,11 @@ def in_heads(apply: Callable) -> None:
 
         def work(cut: Tensor, given: list = given, answer: Tensor = answer) -> Tensor:
             """Keep what comes, and give back something else, so that cutting and joining are seen apart."""
-            given.append(expect_tensor(cut, answer.shape, "what you give to work", "(b h s d)").clone())
+            given.append(expect_tensor(cut, answer.shape, "what you give to work", "(b h s d)", answer.dtype).clone())
             return answer
 
         before = x.clone()
-        result = expect_tensor(apply(x, heads, work), x.shape, "the result", "(b s e)")
+        result = expect_tensor(apply(x, heads, work), x.shape, "the result", "(b s e)", torch.float32)
         expect(torch.equal(before, x), "your function changed the x that it was given.")
         expect(len(given) == 1, f"work was called {len(given)} times; asked for is once, for all heads together.")
         cut, joined = torch.zeros_like(parts), torch.zeros_like(x)
@@ -276,11 +304,11 @@ def cross_attention(layer_class: Callable) -> None:
     for heads, d, more in ((2, drawn[0], 5), (drawn[1], 2, -1), (drawn[2], 3, random.randint(1, 6)), (1, 4, 3)):
         width, wide = heads * d, heads * d + more
         layer, parts = _layer(layer_class, width, heads, wide)
-        for b, q, v in ((2, 3, 5), random.choice([(1, 4, 2), (2, 1, 7)]))[:2 if heads == 2 else 1]:
+        for b, q, v in ((2, 3, 5), random.choice([(1, 4, 2), (2, 1, 7)]), (2, 4, 4))[:3 if heads == 2 else 1]:
             x, context = torch.randn(b, q, width), torch.randn(b, v, wide)
             before = x.clone(), context.clone()
             output = expect_tensor(layer(x, context), x.shape, "the result",
-                                   "(b q e), as long as x, however long the context is,")
+                                   "(b q e), as long as x, however long the context is,", torch.float32)
             unchanged(before, (x, context))
             steady(layer(x, context), output)
             order = torch.arange(v).roll(1)
@@ -393,6 +421,8 @@ def mended(weights_of: Callable) -> None:
     try:
         _weights(weights_of, *(second := sizes(first[4])))
     except Wrong as wrong:
+        for _ in range(3):
+            _weights(weights_of, *first)  # was it luck that the first was right?
         raise Wrong(f"with heads of width {first[4]} the weights are right, with heads of width {second[4]} they are "
                     "not: is some size written down as a number?") from wrong
 
@@ -409,7 +439,7 @@ def _weights(weights_of: Callable, b: int, h: int, s: int, k: int, d: int) -> No
         expect(not torch.equal(weights.isnan(), closed), "a fault is left: there is nan where nobody may look at a "
                "key. Every row sees somebody, so only a column can be empty, and a column is not what shares itself "
                "out.")
-    expect_tensor(weights, (b, h, s, k), "your matrix of weights", "(b h s k)")
+    expect_tensor(weights, (b, h, s, k), "your matrix of weights", "(b h s k)", torch.float32)
     unchanged(before, (query, key, mask))
     steady(weights_of(query, key, mask), weights)
     expect(not bool(weights.masked_select(~mask).any()), "some weight falls on a forbidden key.")
@@ -423,8 +453,8 @@ def _weights(weights_of: Callable, b: int, h: int, s: int, k: int, d: int) -> No
     expect(close(weights_of(query, moved, mask), weights), "a fault is left: a key that nobody may look at was "
            "changed, and the weights of others changed with it. When does it have to be out of the game?")
     sums = weights.sum(dim=3)
-    expect(close(sums, torch.ones_like(sums)), f"a row sums to {float(sums.flatten()[0]):.3g}: a query hands out one "
-           "whole.")
+    expect(close(sums, torch.ones_like(sums)), f"a row sums to {float(sums.flatten()[(sums - 1).abs().argmax()]):.4g}: "
+           "a query hands out one whole.")
     right = torch.zeros_like(weights)
     for n in range(k):  # with one value after another, what comes out is one column of weights after another
         value = torch.zeros(b, h, k, d)
@@ -438,6 +468,10 @@ def _weights(weights_of: Callable, b: int, h: int, s: int, k: int, d: int) -> No
                             if close(weights, shares_of(query, key, mask, scale))),
                            "rows sum to one, but the weights are not those of plain loops: what was right in the given "
                            "function, its scores, should stay as it was."))
+    for near, far in (far_off((b, h, s, k, d)), far_off((b, h, s, k, d), -60.0), (6 * query, key)):
+        expect(close(weights_of(near, far, mask), shares_of(near, far, mask), 1e-3), "where scores are small your "
+               "weights are right, where they are large, or far below zero, they are not. What stands in for a "
+               "forbidden score has to lose against every score that there can be, and a small share is small.")
     same_gradients(lambda query, key: weights_of(query, key, mask), lambda query, key: shares_of(query, key, mask),
                    {"query": query, "key": key})
     exact = weights_of(query.double(), key.double(), mask)

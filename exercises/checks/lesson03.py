@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import close, exercise, expect, expect_tensor, named, numbers_of, same_gradients, steady
+from . import Wrong, close, exercise, expect, expect_tensor, named, numbers_of, same_gradients, steady
 
 
 @exercise("03.1", "lesson 03, section 1")
@@ -23,9 +23,9 @@ def patch_tokens(embed: Callable) -> None:
     cases, drawn = [(low, high, p, 3), (high, low, other, 3), (low, low, p, 3), (1, high, other, 1), (3, 1, p, 4)], []
     for gh, gw, p, c in cases:
         e, b = next(e for e in (7, 11, 13) if e not in (gh * gw, c * p * p)), random.randint(2, 3)
-        image, weight, bias = torch.randn(b, c, gh * p, gw * p), torch.randn(e, c, p, p), torch.randn(e)
+        image, weight, bias = 3 * torch.randn(b, c, gh * p, gw * p), torch.randn(e, c, p, p), torch.randn(e)
         before = image.clone(), weight.clone(), bias.clone()
-        tokens = expect_tensor(embed(image, weight, bias), (b, gh * gw, e), "the result", "(b v e)")
+        tokens = expect_tensor(embed(image, weight, bias), (b, gh * gw, e), "the result", "(b v e)", torch.float32)
         expect(all(torch.equal(one, other) for one, other in zip(before, (image, weight, bias), strict=True)),
                "your function changed a tensor that it was given.")
         steady(embed(image, weight, bias), tokens)
@@ -374,8 +374,8 @@ def as_found(before: dict, after: dict) -> None:
     expect(all(torch.equal(value, after["weights"][name]) for name, value in before["weights"].items()),
            "your function has changed the encoder's weights.")
     more = [sum(one not in other for one in new) for new, other in zip(after["hooks"], before["hooks"], strict=True)]
-    expect(not sum(more), f"{sum(more)} hook is left in the encoder: it goes on listening, and each call adds another "
-           "one.")
+    expect(not sum(more), f"{sum(more)} of your hooks {'is' if sum(more) == 1 else 'are'} left in the encoder: "
+           "what is left goes on listening, and each call adds more.")
     expect(before["hooks"] == after["hooks"], "somebody else's hook on the encoder is gone: remove your own, and no "
            "other.")
     expect(before["mode"] == after["mode"], "your function has switched the encoder, or parts of it, between train and "
@@ -452,6 +452,14 @@ class Thins(nn.Module):
         return F.dropout(x, 0.5, training=self.training)
 
 
+class Whole(nn.Sequential):
+    """An encoder that thins out at its top, where no part of it would show it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b c H W) -> (b e v)."""
+        return F.dropout(super().forward(x), 0.5, training=self.training)
+
+
 class Normed(nn.Module):
     """An encoder with a norm that is nobody's child but its own: running statistics, written down in train mode."""
 
@@ -469,9 +477,9 @@ class Normed(nn.Module):
 @exercise("03.5", "lesson 03, sections 9 and 10")
 def frozen(freeze: Callable) -> None:
     """An encoder that does not change, whatever is done to what it is a part of."""
-    encoder = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5),
-                            nn.Sequential(nn.Conv2d(6, 4, 2, stride=2), nn.BatchNorm2d(4), nn.Flatten(2), Thins(),
-                                          nn.BatchNorm1d(4), Normed(4)))
+    encoder = Whole(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5),
+                    nn.Sequential(nn.Conv2d(6, 4, 2, stride=2), nn.BatchNorm2d(4), nn.Flatten(2), Thins(),
+                                  nn.BatchNorm1d(4), Normed(4)))
     for part in (encoder[1], encoder[4][1], encoder[4][4]):
         part.running_mean.normal_()
         part.running_var.uniform_(0.5, 2)
@@ -551,11 +559,11 @@ def _trained(encoder: nn.Module, images: Tensor, expected: Tensor) -> None:
            "freeze the encoder and nothing else.")
     head = [weight.clone() for weight in model["head"].parameters()]
     optimiser = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
-    lively = [name for name, part in encoder.named_modules() if part.training and name]
+    lively = [name for name, part in encoder.named_modules() if part.training]
     with torch.no_grad():
         alone = encoder(images[:1])
     expect(close(alone, expected[:1]), "model.train() was called on the whole, as every training loop does, and "
-           + (f"the encoder went along ({len(lively)} of its parts are in train mode)" if lively else
+           + (f"the encoder went along ({len(lively)} of its modules are in train mode)" if lively else
               "the encoder did something about it")
            + ": its features are no longer those of eval mode. A gradient is not the only way to change.")
     for _ in range(3):
@@ -569,8 +577,15 @@ def _trained(encoder: nn.Module, images: Tensor, expected: Tensor) -> None:
            "was written down on the way, though no parameter wants a gradient.")
     expect(any(not torch.equal(one, other) for one, other in zip(head, model["head"].parameters(), strict=True)),
            "the head did not learn: freeze the encoder and nothing else.")
-    for again in (model.eval, model.train, lambda: encoder.train(True), lambda: model.train(False), model.train):
-        again()
+    for again in (model.eval, model.train, lambda: encoder.train(True), encoder.train, encoder.eval,
+                  lambda: model.train(False), model.train):
+        try:
+            back = again()
+        except TypeError as error:
+            raise Wrong("train and eval may be called with a mode and without one, and yours stops "
+                        f"({error}).") from error
+        expect(isinstance(back, nn.Module), f"train or eval gives back {'None' if back is None else type(back)} where "
+               "PyTorch's gives back the module: whoever writes `encoder = encoder.eval()` loses the encoder.")
         with torch.no_grad():
             expect(close(encoder(images), expected), "when train and eval are called in turns, as before and after "
                    "each epoch, the encoder gives other features.")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minblip2 import masks
 from minblip2.lm.opt import OPT, OPTConfig
 
-from . import close, exercise, expect, expect_tensor, named, numbers_of, same_gradients, steady
+from . import Wrong, close, exercise, expect, expect_tensor, named, numbers_of, same_gradients, steady
 
 
 def greedy(word: str, vocabulary: dict[str, int], pick: Callable = max, first: Sequence[str] = ("",),
@@ -78,13 +78,18 @@ def from_the_right(word: str, vocabulary: dict[str, int]) -> list[str]:
 @exercise("04.1", "lesson 04, section 1")
 def wordpiece(encode: Callable[[str, dict[str, int]], list[int]]) -> None:
     """Greedy longest match from the left, between [CLS] and [SEP]."""
-    for _ in range(2):  # two vocabularies: nothing may be kept from the first
-        _cut(encode)
+    letters, more = random.sample(string.ascii_lowercase, 26), random.getrandbits(32)
+    _cut(encode, letters, more)
+    try:
+        _cut(encode, letters, more)
+    except Wrong as wrong:
+        raise Wrong("under one vocabulary your ids are right, under another one, in which the same pieces have other "
+                    f"ids, they are not: is something kept from one call to the next? There, {wrong}") from wrong
+    _cut(encode, random.sample(string.ascii_lowercase, 26), random.getrandbits(32))
 
 
-def _cut(encode: Callable[[str, dict[str, int]], list[int]]) -> None:
-    """Captions of made-up words, under one vocabulary."""
-    letters = random.sample(string.ascii_lowercase, 26)
+def _cut(encode: Callable[[str, dict[str, int]], list[int]], letters: list[str], seed: int) -> None:
+    """Captions of words that are made of these letters, under a vocabulary whose ids are drawn anew."""
     a, b, c, d, e, f, g = ("".join(letters[3 * i:3 * i + 3]) for i in range(7))
     u, strange = letters[21], "".join(letters[22:])
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -129,11 +134,15 @@ def _cut(encode: Callable[[str, dict[str, int]], list[int]]) -> None:
         a + u: "is there a longer piece?", a + c + f: "is there a longer piece, inside the word, too?",
         c: "what becomes of a word that begins with no piece?", a + e: "may the second piece continue a word?",
         a + u + c: "which of the pieces that it begins with is the longest?",
+        b + d[0]: "is it in the vocabulary as it is?",
         b + d: "what is the longest piece that it begins with, and what is left over?",
         f"{a} {strange} {b}": "how many places does an unknown word hold?",
-        g * 3: "may a word have more than two pieces, and the same one twice?"}
-    more = [" ".join("".join(random.choices([a, b, c, d, e, f, g, u, d[0], strange[0]], k=random.randint(1, 4)))
-                     for _ in range(random.randint(1, 3))) for _ in range(60)]
+        g * 3: "may a word have more than two pieces, and the same one twice?",
+        a + c * 15: "may a word be long?", " ".join(20 * [a, b + d]): "may a caption be long?",
+        f"{c} {strange} {a}": "does each unknown word hold a place?"}
+    drawn = random.Random(seed)
+    more = [" ".join("".join(drawn.choices([a, b, c, d, e, f, g, u, d[0], strange[0]], k=drawn.randint(1, 4)))
+                     for _ in range(drawn.randint(1, 3))) for _ in range(60)]
     captions = [*asked, *more]
     output, right = [cut(caption) for caption in captions], [framed(caption) for caption in captions]
     if output != right:
@@ -218,7 +227,7 @@ def _turned(turn: Callable[[Tensor, Tensor, float], Tensor], b: int, h: int, s: 
     columns = torch.arange(s).expand(b, s)
     expect(not close(output, tried(x, columns)), "your result does not depend on the positions: with padding on the "
            "left, or a cache, a token's position is not its column.")
-    half = d // 2
+    half, longer = d // 2, torch.randn(b, h, s, d + 4)
     right = [theta ** (-2 * i / d) for i in range(half)]
     if close(output, rotated(x, places, right), 1e-3):
         return
@@ -226,6 +235,8 @@ def _turned(turn: Callable[[Tensor, Tensor, float], Tensor], b: int, h: int, s: 
            "change.")
     ones = torch.ones(d, 1, dtype=torch.long)
     unit = tried(torch.eye(d)[:, None, None, :], ones)[:, 0, 0]  # row: which channel was 1
+    expect(not close(unit, torch.eye(d)), "a token that stands alone, at position 1, is not turned: what counts is "
+           "its position, not how far it stands behind the first token of its text.")
     partners = [unit[i].abs().topk(2).indices.sort().values.tolist() for i in range(half)]
     expect(half == 1 or partners[0] != [0, 1], "neighbouring channels, 0 and 1, were taken for a pair: such a model "
            "exists, but weights trained with halves do not fit it.")
@@ -236,14 +247,18 @@ def _turned(turn: Callable[[Tensor, Tensor, float], Tensor], b: int, h: int, s: 
            close(unit[:half, :half], torch.diag(unit[:half, :half].diagonal())),
            "the two channels of a pair are not where they should be: channel i of the first half belongs to channel i "
            "of the second.")
-    slips = {}
+    first = places[:1].expand_as(places)
+    slips = {}  # in heads of two widths, since in one of them two slips may look alike
     for meaning, speed in SPEEDS.items():
-        slips[meaning] = [rotated(x, places, [speed(i, d, theta) for i in range(half)])]
-    backwards = "arrows are turned the wrong way round: look at which product has the minus."
-    slips[backwards] = [rotated(x, -places, right)]
+        slips[meaning] = [rotated(x, places, [speed(i, d, theta) for i in range(half)]),
+                          rotated(longer, places, [speed(i, d + 4, theta) for i in range(half + 2)])]
+    more = [theta ** (-2 * i / (d + 4)) for i in range(half + 2)]
+    slips["arrows are turned the wrong way round: look at which product has the minus."] = [
+        rotated(x, -places, right), rotated(longer, -places, more)]
     slips["every text is turned by the positions of the first: they differ from text to text."] = [
-        rotated(x, places[:1].expand_as(places), right)]
-    meaning = named([output], slips, lambda one, other: close(one, other, 1e-3), [rotated(x, places, right)])
+        rotated(x, first, right), rotated(longer, first, more)]
+    meaning = named([output, tried(longer, places)], slips, lambda one, other: close(one, other, 1e-3),
+                    [rotated(x, places, right), rotated(longer, places, more)])
     expect(not meaning, meaning)
     angles = [math.atan2(unit[i, i + half].item(), unit[i, i].item()) for i in range(half)]
     for i, (seen, wanted) in enumerate(zip(angles, right, strict=True)):
@@ -286,7 +301,7 @@ SURPRISES: dict[str, Callable[[Tensor, int], float]] = {  # what one state (n) p
 @exercise("04.3", "lesson 04, section 6")
 def next_word_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Mean over all real next words of how surprising each was."""
-    for lengths in ((random.randint(6, 8), random.randint(3, 4), 2), (random.randint(3, 6),), (4, 4)):
+    for lengths in ((random.randint(6, 8), random.randint(3, 4), 2), (random.randint(3, 6),), (4, 4), (25, 11)):
         _loss(loss_of, *texts(lengths))
     for lengths in ((7, 4, 1, 2), (5, 5, 3)):  # words come again, also the end, 0, and words at other words' places
         ids, real, size = texts(lengths)
@@ -294,6 +309,13 @@ def next_word_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         ids[0, 0] = ids[0, 3] = end
         ids[1, 1] = ids[0, 2] = ids[0, 1] = 0 if end else 1
         _loss(loss_of, ids, real, size, again=True)
+    for _ in range(2):
+        ids, real, size = texts((6, 3, 4))
+        logits = 8 * torch.randn(*ids.shape, size)
+        output, right = float(loss_of(logits, ids, real)), float(surprise(logits, ids, real))
+        expect(math.isclose(output, right, rel_tol=1e-4), f"with large logits, of a model that is very sure and often "
+               f"wrong, your loss is {output:.5g} where {right:.5g} is right: small probabilities count. Is something "
+               "added to them, or are they or the logits cut off?")
 
 
 def _loss(loss_of: Callable, ids: Tensor, real: Tensor, size: int, again: bool = False) -> None:
@@ -302,7 +324,7 @@ def _loss(loss_of: Callable, ids: Tensor, real: Tensor, size: int, again: bool =
     logits[~real] *= 8  # whatever stands there counts for nothing
     logits.requires_grad_()
     given = ids.clone(), real.clone()
-    output = expect_tensor(loss_of(logits, *given), (), "the loss")
+    output = expect_tensor(loss_of(logits, *given), (), "the loss", kind=logits.dtype)
     expect(torch.equal(given[0], ids) and torch.equal(given[1], real), "your function changed the ids or the mask "
            "that it was given.")
     steady(loss_of(logits, *given), output)
@@ -370,8 +392,8 @@ def _asked(slope: Tensor | None, chance: Tensor, ids: Tensor, real: Tensor, aske
     expect(not bool(short > 1.01 * long), "a word of a short text weighs more than one of a long text: each word "
            "should count alike.")
     expect(close(weights, weights.mean().expand_as(weights), 1e-3), "the words asked for do not all weigh alike.")
-    expect(close(weights, torch.full_like(weights, 1 / len(asked)), 1e-3), f"{len(asked)} words are asked for, and you "
-           f"divide by {1 / weights.mean().item():.0f}.")
+    divisor = round(1 / weights.mean().item())
+    expect(divisor == len(asked), f"{len(asked)} words are asked for, and you divide by {divisor}.")
 
 
 # What is made of ln of the vocabulary's size, the spread of logits, the width and std; what it means.
@@ -454,12 +476,14 @@ class Talker(OPT):
         return self.words(hidden)
 
 
-def written_alone(model: OPT, prompt: Sequence[int], steps: int) -> list[int]:
-    """What follows a prompt that nobody stands beside."""
+def written_alone(model: OPT, prompt: Sequence[int], steps: int, before: int = 0, ahead: bool = False) -> list[int]:
+    """What follows a prompt that nobody stands beside; as slips, with positions that count `before` places more, or
+    with words that look `ahead`."""
     ids = list(prompt)
     for _ in range(steps):
         seen = torch.ones(1, len(ids), dtype=torch.bool)
-        hidden = model(model.embed(torch.tensor([ids])), masks.causal(seen), masks.token_positions(seen))
+        mask = masks.causal(seen) | ahead
+        hidden = model(model.embed(torch.tensor([ids])), mask, masks.token_positions(seen) + before)
         ids.append(int(model.lm_logits(hidden[0, -1]).argmax()))
     return ids[len(prompt):]
 
@@ -488,10 +512,17 @@ def write_on(write: Callable[[OPT, list[list[int]], int, int], Tensor]) -> None:
                                torch.int64)
         expect(copy == given, "your function changed the prompts that it was given.")
         expect(not any(part.training for part in model.modules()), "your function has put the model into train mode.")
-        return [i for i, row in enumerate(given) if output[i].tolist() != alone(row, steps)], output
+        wrong = [i for i, row in enumerate(given) if output[i].tolist() != alone(row, steps)]
+        expect(not wrong or torch.equal(output, write(model, copy, pad, steps)), "called twice with the same prompts, "
+               "your function writes two different texts: the likeliest word is no matter of chance.")
+        return wrong, output
 
     ones = [[row] for row in prompts(*2 * (5, 3, 6, 1, 2, 4))]
     tried = [(one[0], rows_wrong(one, pad)) for one in ones]
+    expect(not any(wrong for _, (wrong, _) in tried) or not all(
+        output[0].tolist() == written_alone(model, row, few, ahead=True) for row, (_, output) in tried),
+        "one prompt, no padding, and already there words look at words that come after them: the mask should be "
+        "causal.")
     small = [(bool({0, 1, 2} & {*row}), bool(wrong)) for row, (wrong, _) in tried]
     expect((True, True) not in small or (False, True) in small, "a single prompt goes on differently than it should "
            "if it holds an id such as 0, 1 or 2, and rightly if it does not: an id does not tell what is padding.")
@@ -515,6 +546,11 @@ def write_on(write: Callable[[OPT, list[list[int]], int, int], Tensor]) -> None:
                         for rows in batches for another in other_pads)
             expect(not moves, f"{who} of a batch go on differently than alone, and what is written changes with the id "
                    "of padding: somewhere the state of a padding token is read, or padding is seen.")
+            columns = [torch.equal(rows_wrong(rows, pad)[1], torch.tensor([
+                written_alone(model, row, few, before=max(map(len, rows)) - len(row)) for row in rows]))
+                       for rows in batches]
+            expect(not all(columns), f"{who} of a batch go on differently than alone: they are told the positions of "
+                   "their columns, padding counted. A token's place in its text is another one.")
             expect(False, f"{who} of a batch go on differently than alone, whatever the id of padding. Do the tokens, "
                    "and what is known of which are real, stand in the same columns? Are the rows in their order?")
     for given in batches[:4]:

@@ -127,7 +127,7 @@ def in_and_asked(rows_of: Callable[[list[str], int], tuple[list[str], list[str]]
 @exercise("08.2", "lesson 08, section 1")
 def decoder_ids(ids_of: Callable[[Tensor, int], Tensor]) -> None:
     """[CLS] becomes [DEC] on the way in."""
-    for lengths, dec, pad in (((7, 3, 5), VOCABULARY - 1, 0), ((6,), random.randint(30, 40_000), 0),
+    for lengths, dec, pad in (((7, 3, 5), VOCABULARY - 1, 0), ((6,), random.randint(30_600, 40_000), 0),
                               ((2, 2), 30_522, 0), ((5, 8), random.randint(30, 90), None), ((6, 6), 0, 0)):
         ids, _ = captions(lengths, pad=pad)
         if ids.shape[1] > 4:
@@ -204,6 +204,9 @@ def next_words(labels_of: Callable[[Tensor, Tensor], Tensor]) -> None:
         expect(torch.equal(ids, given[0]) and torch.equal(mask, given[1]), "your function changed what it was given.")
     if all(map(torch.equal, answers, right)):
         return
+    strange = {int(one) for output in answers for one in output[(output < 0) & (output != IGNORED)]}
+    expect(not strange, f"among the labels is {', '.join(map(str, strange))}: F.cross_entropy passes over -100 and "
+           "over nothing else.")
     name_slip(WORD_SLIPS, draws, answers, right)
     for (ids, mask), output, truth in zip(draws, answers, right, strict=True):
         if torch.equal(output, truth):
@@ -318,7 +321,7 @@ def itg_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     answers, right = [], [slow_generation(*draw) for draw in draws]
     for logits, labels, smoothing in draws:
         given = logits.clone(), labels.clone()
-        answers.append(expect_tensor(loss_of(logits, labels, smoothing), (), "the loss").item())
+        answers.append(expect_tensor(loss_of(logits, labels, smoothing), (), "the loss", kind=torch.float32).item())
         expect(torch.equal(logits, given[0]) and torch.equal(labels, given[1]),
                "your function changed what it was given.")
     if not agree(answers, right):
@@ -340,7 +343,7 @@ def itg_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     number, truth = loss_of(logits, labels, 0.1).item(), slow_generation(logits, labels, 0.1)
     expect(agree(number, truth), f"where nothing at all is asked of one caption of three, and logits at such places "
            f"are large, your loss is {number:.4g}, and that of the words that are asked for is {truth:.4g}.")
-    for lengths, holes, smoothing in (((5, 2), True, 0.2), ((4, 3), False, 0.0)):
+    for lengths, holes, smoothing in (((5, 2), True, 0.2), ((4, 3), False, 0.0), ((3, 5, 2, 4), False, 0.1)):
         logits, labels = asked_somewhere(lengths, 7, holes)
         logits.requires_grad_()
         output = loss_of(logits, labels, smoothing)
@@ -507,7 +510,7 @@ def mended_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         if isinstance(number, Tensor) and number.shape == () and not bool(number.isfinite()):
             raise Wrong(f"where logits are as large as {logits.max():.0f} your loss is {number.item()}: has an "
                         "exponential overflowed, or was the logarithm of a vanished probability taken?")
-        answers.append(expect_tensor(number, (), "the loss").item())
+        answers.append(expect_tensor(number, (), "the loss", kind=torch.float32).item())
         expect(all(torch.equal(*two) for two in zip(given, (logits, ids, mask), strict=True)),
                "your function changed what it was given.")
     if not agree(answers, right):

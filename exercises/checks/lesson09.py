@@ -204,9 +204,9 @@ RECALL_SLIPS: dict[str, Share] = {
 
 
 def draw_rows(shift: float, k: int) -> tuple[Tensor, Tensor, int]:
-    """Similarities of b pictures with 2b captions in any order, all of them negative where they are shifted."""
+    """Similarities of b pictures with 2b captions in any order and of any number; shifted, all are negative."""
     b = random.randint(30, 50)
-    owner = torch.arange(b).repeat(2)[torch.randperm(2 * b)]
+    owner = torch.cat([torch.arange(b), torch.randint(b, (b,))])[torch.randperm(2 * b)]  # one caption or several
     return torch.rand(b, 2 * b) + 0.3 * (torch.arange(b)[:, None] == owner) + shift, owner, k
 
 
@@ -356,8 +356,8 @@ def stays_frozen(freeze_it: Callable[[nn.Module], nn.Module], model: nn.Module,
     expect(not patched(), f"{', '.join(patched())} is no longer what it was: you have changed the class where one "
            "module was meant.")
     expect(not expert.training or "train" not in vars(expert), "the frozen module is in training mode, and its `train` "
-           "is yours: `.eval()` calls `train(False)`, so where `train` is replaced first, `.eval()` no longer does "
-           "anything.")
+           "is yours: was it put into evaluation mode before? `.eval()` calls `train(False)`, so where `train` is "
+           "replaced first, `.eval()` no longer does anything.")
     expect(not expert.training, "the frozen module is in training mode: dropout is on in it, and running means move.")
     loud = [name for name, part in expert.named_modules() if part.training]
     expect(not loud, f"the part {loud[:1]} of the frozen module is in training mode.")
@@ -372,6 +372,8 @@ def stays_frozen(freeze_it: Callable[[nn.Module], nn.Module], model: nn.Module,
     output = called(expert.train, "`.train()` may be called without an argument, and then means True")
     expect(output is expert, ".train() of a frozen module should still give back the module, as every .train() does.")
     expect(not any(part.training for part in expert.modules()), "its own .train() wakes the frozen module.")
+    expect(called(expert.eval, "`.eval()` takes no argument") is expert, ".eval() of a frozen module should still give "
+           "back the module: many write `module = module.eval()`.")
     seen = expert(x)
     expect(seen.requires_grad, "no gradient gets through the frozen module: what stands below it could not learn. "
                                "Frozen weights are one thing, a cut wire is another.")
@@ -483,7 +485,7 @@ def _noise(steps: int, most: float, last: int) -> list[float]:
     """
     factors = []
     for pair in range(steps // 2):
-        by = random.choice((-1, 1)) * random.uniform(most / 2, most)
+        by = random.triangular(-most, most)
         by = {0: most, steps // 2 - 1: -last * most}.get(pair, by)
         factors += [1 + by, 1 - by]
     return factors

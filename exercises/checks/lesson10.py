@@ -30,8 +30,8 @@ NEAR = {torch.bfloat16: 2e-2, torch.float16: 2e-3}  # of the largest value; for 
 @exercise("10.1", "lesson 10, sections 1 and 2")
 def sequence(join: Callable[[Tensor, nn.Linear, Tensor, Tensor], Tensor]) -> None:
     """[soft prompt ; prompt ; text], as wide as words and of their kind."""
-    for b, given, kind in ((3, 2, torch.float32), (1, 0, torch.float32), (2, 3, torch.bfloat16), (2, 1, torch.float16),
-                           (3, 4, torch.float64)):
+    for b, given, kind in ((3, 2, torch.float32), (1, 0, torch.float32), (2, 0, torch.bfloat16),
+                           (2, 3, torch.bfloat16), (2, 1, torch.float16), (3, 4, torch.float64)):
         q, t, narrow, wide = *random.sample(range(4, 10), 2), *random.sample(range(20, 40), 2)
         projection, queries = nn.Linear(narrow, wide), torch.randn(b, q, narrow, requires_grad=True)
         prompt, text = torch.randn(b, given, wide).to(kind), torch.randn(b, t, wide).to(kind)
@@ -45,6 +45,8 @@ def sequence(join: Callable[[Tensor, nn.Linear, Tensor, Tensor], Tensor]) -> Non
                       kind)
         expect(all(torch.equal(one, other) for one, other in zip(before, (queries, prompt, text), strict=True)),
                "your function changed what it was given.")
+        expect(projection.weight.dtype == torch.float32, f"your function has turned the projection into "
+               f"{projection.weight.dtype}: it is trained, and small steps are lost in numbers that coarse.")
         exact = torch.stack([torch.stack([projection.weight @ one + projection.bias for one in row])
                              for row in queries])
         soft = exact.detach().to(kind)
@@ -236,7 +238,7 @@ def supervised(b: int, scale: float) -> tuple[Tensor, Tensor]:
     for row in range(b):
         first, length = random.randint(2, 3), 3 + row
         targets[row, first:first + length] = torch.randint(n, (length,))
-        targets[row, first + 1] = 0
+        targets[row, first + 1:first + 3] = torch.tensor([0, random.randint(1, n - 1)])
     if b > 1:
         targets[0, -2:] = torch.randint(n, (2,))  # behind a gap, up to the last place
     return logits, targets
@@ -254,7 +256,7 @@ def shifted_loss(loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
         if isinstance(output, Tensor) and output.ndim == 0 and not bool(output.isfinite()):
             raise Wrong(f"where logits are as large as {logits.max():.0f} your loss is {output.item()}: has an "
                         "exponential overflowed, or was the logarithm of a vanished probability taken?")
-        answers.append(expect_tensor(output, (), "the loss").item())
+        answers.append(expect_tensor(output, (), "the loss", kind=torch.float32).item())
         expect(torch.equal(given[0], logits) and torch.equal(given[1], targets), "your function changed its input.")
     if not agree(answers, right):
         name_slip(SHIFT_SLIPS, draws, answers, right)

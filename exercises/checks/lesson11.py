@@ -98,7 +98,8 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
                  (2, 4, 1e-3, 0), (3, 9, 0.7, -100))
         drawn = [(clear_scores(n, k, top_p) + offset, top_p) for n, k, top_p, offset in sizes]
         # Two tokens hold 0.7, and the third is more than what they hold too much: whoever stops late takes it as well.
-        return [*drawn, (torch.tensor([0.21, 0.42, 0.28, 0.09]).log()[torch.randperm(4)][None], 0.6)]
+        even = torch.linspace(1.0, 1.6, 12)[torch.randperm(12)][None].log()  # none holds much
+        return [*drawn, (even, 0.05), (torch.tensor([0.21, 0.42, 0.28, 0.09]).log()[torch.randperm(4)][None], 0.6)]
 
     draws = telling(make, right_sets, NUCLEUS_SLIPS)
     answers, right = [], [right_sets(*draw) for draw in draws]
@@ -109,7 +110,7 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
         large = isinstance(output, Tensor) and output.shape == (n, k) and bool(output.isnan().any())
         expect(not large or abs(float(scores.mean())) < 50, f"where scores are about {scores.mean():.0f} your result "
                "holds nan: is the exponential of such a number still one? Only differences of scores count.")
-        expect_tensor(output, (n, k), "the result", "(n k)")
+        expect_tensor(output, (n, k), "the result", "(n k)", scores.dtype)
         expect(torch.equal(scores, given), "your function changed the scores that it was given.")
         kept = kept_rows(output)
         zeros = all(bool((said[[i for i in range(k) if i not in wanted]] == 0).all())
@@ -418,7 +419,7 @@ def text_scores(scores_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     answers, right = [], [right_scores(*draw) for draw in draws]
     for log_p, mask, power in draws:
         given = log_p.clone(), mask.clone()
-        answers.append(expect_tensor(scores_of(log_p, mask, power), (len(mask),), "the scores", "(b)"))
+        answers.append(expect_tensor(scores_of(log_p, mask, power), (len(mask),), "the scores", "(b)", log_p.dtype))
         expect(torch.equal(log_p, given[0]) and torch.equal(mask, given[1]), "your function changed what it was given.")
     if not all(map(agree, answers, right)):
         (log_p, mask, power), output, truth = next(

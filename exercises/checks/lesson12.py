@@ -75,7 +75,7 @@ GROUP_SLIPS: dict[str, Group] = {
         lambda *given: slow_group(*given, rounding=round),
     "the places among the far groups are rounded up; a distance belongs to the group that has begun last.":
         lambda *given: slow_group(*given, rounding=math.ceil),
-    "on a side the logarithm of the distance is compared with that of `farthest` alone: the far half begins where "
+    "on a side the logarithm of the distance is compared with that of `max_distance` alone: the far half begins where "
     "single steps end, so both are to be divided by that distance.": lambda ahead, both, groups, far: min(
         (groups // 2 if both else groups) - 1, near_or(ahead, both, groups, lambda distance, side: side // 2 + int(
             math.log(distance) / math.log(far) * (side - side // 2)))) + (groups // 2) * (both and ahead > 0),
@@ -112,11 +112,11 @@ def group(group_of: Group) -> None:
     drawn = (random.choice((True, False)), random.choice((8, 12, 20)), random.randint(40, 90))
     draws, answers = [], []
     for rule in ((True, 32, 128), (False, 32, 128), (True, 16, 50), (False, 8, 64), drawn):
-        at = f"with {rule[1]} groups for {'both sides' if rule[0] else 'one side'} and farthest {rule[2]}: "
+        at = f"with {rule[1]} groups for {'both sides' if rule[0] else 'one side'} and max_distance {rule[2]}: "
         for ahead in clear_places(*rule):
             found = whole(group_of(ahead, *rule), f"{at}the group of {ahead}")
-            beyond = (", and what is farther than `farthest` shares the last one of its side" if abs(ahead) >= rule[2]
-                      else "; how many of them are for each side?" if rule[0] else "")
+            beyond = (", and what is farther than `max_distance` shares the last one of its side"
+                      if abs(ahead) >= rule[2] else "; how many of them are for each side?" if rule[0] else "")
             expect(0 <= found < rule[1], f"{at}{ahead} gets the group {found}; they are numbered 0 to {rule[1] - 1}"
                    f"{beyond}.".replace("?.", "?"))
             draws.append((ahead, *rule))
@@ -126,7 +126,7 @@ def group(group_of: Group) -> None:
         return
     (ahead, bidirectional, groups, max_distance), found = next(
         (draw, one) for draw, one, truth in zip(draws, answers, right, strict=True) if one != truth)
-    at = (f"with {groups} groups for {'both sides' if bidirectional else 'one side'} and farthest {max_distance} "
+    at = (f"with {groups} groups for {'both sides' if bidirectional else 'one side'} and max_distance {max_distance} "
           f"{ahead} gets "
           f"the group {found}: ")
     name_slip({at + meaning: slip for meaning, slip in GROUP_SLIPS.items()}, draws, answers, right)
@@ -135,8 +135,8 @@ def group(group_of: Group) -> None:
     expect(distance >= side // 2, f"{at}half of the groups of a side are for single steps, beginning with the distance "
            "0, and only what is ahead is in the second half of all groups.")
     expect(distance < max_distance,
-           f"{at}what stands as far as `farthest`, or farther, is in the last group of its side.")
-    expect(False, f"{at}a side's far half of groups begins where single steps end, and reaches `farthest` in equal "
+           f"{at}what stands as far as `max_distance`, or farther, is in the last group of its side.")
+    expect(False, f"{at}a side's far half of groups begins where single steps end, and reaches `max_distance` in equal "
            "steps of the logarithm. How far, as a share of this way, has the distance come?")
 
 
@@ -359,6 +359,7 @@ def encoder_input(input_of: Given) -> None:
         expect(not plain, f"{said}: padding is counted as distance, so a question would depend on its batch.")
         expect(all(gap == 1 for gap in gaps[:q - 1]), f"the soft prompt has the places {steps[:q]}: each token "
                "stands one further than the token before it.")
-        expect(len(gaps) < q or gaps[q - 1] != 1 - q, "the words have the same places as the picture: they come after "
+        beside = [own[first] == own[0] for _, own, first in apart if len(own) > first]
+        expect(not all(beside), "the words have the same places as the picture: they come after "
                "it.")
         expect(False, f"{said}: each is to stand one further than the real token before it.")

@@ -330,7 +330,7 @@ def enlarge(enlarge_of: Callable[[Tensor, tuple[int, int], tuple[int, int]], Ten
         expect(not isinstance(output, Tensor) or high == wide or tuple(output.shape) != (gh * wide, gw * high),
                f"{at}your cells are {wide} high and {high} wide: how many pixels are there for each row, and how many "
                "for each column?")
-        answers.append(expect_tensor(output, (size[1], size[0]), f"{at}the map", "(height width)"))
+        answers.append(expect_tensor(output, (size[1], size[0]), f"{at}the map", "(height width)", weights.dtype))
     if all(map(agree, answers, right)):
         return
     name_slip(ENLARGE_SLIPS, draws, answers, right)

@@ -74,11 +74,12 @@ DIFFERENCE_SLIPS: dict[str, Callable[[Values, Values], tuple[float, float]]] = {
 }
 
 
-def drawn_runs(common: int) -> tuple[Values, Values]:
-    """Two kinds of run: seeds matter more than the change, each has seeds of its own, in another order."""
+def drawn_runs(common: int, sign: int) -> tuple[Values, Values]:
+    """Two kinds of run, the second better or worse by `sign`: seeds matter more than the change, each has seeds of its
+    own, in another order."""
     seeds = random.sample(range(20), common + 3)
     luck = {seed: random.uniform(40, 80) for seed in seeds}
-    change = random.choice((-1, 1)) * random.uniform(2, 8)
+    change = sign * random.uniform(2, 8)
     base = {seed: luck[seed] + random.uniform(-1, 1) for seed in seeds[:common + 1]}
     changed = {seed: luck[seed] + change + random.uniform(-2, 2) for seed in seeds[:common] + seeds[common + 1:]}
     order = list(changed)
@@ -91,9 +92,9 @@ def drawn_runs(common: int) -> tuple[Values, Values]:
 def difference(difference_of: Callable[[Values, Values], tuple[float, float]]) -> None:
     """The mean difference within a seed, and half the width of its 95 % interval."""
     output, right, games = [], [], []
-    for common in (3, 2, 5, 4, 6):
+    for common, sign in ((3, 1), (2, -1), (5, -1), (4, 1), (6, -1)):
         while True:  # until every slip shows as itself; with 2 or 4 values some are one, as 2 / sqrt(4) is
-            base, changed = drawn_runs(common)
+            base, changed = drawn_runs(common, sign)
             results = [right_difference(base, changed), *(slip(base, changed) for slip in DIFFERENCE_SLIPS.values())]
             if common in (2, 4) or all(not same_numbers(one, other, 0.01) for one, other in combinations(results, 2)):
                 break
@@ -190,22 +191,29 @@ READING_SLIPS: dict[str, Callable[[Run, Run], str]] = {
         interval_first,
     "better and worse are exchanged: what is measured is the percentage that is right.": lambda base, changed: {
         "better": "worse", "worse": "better"}.get(right_reading(base, changed), right_reading(base, changed)),
+    "a setting that only one of the two runs has is one change, as any other: by itself it confounds nothing.":
+        lambda base, changed: "confounded" if base["settings"].keys() != changed["settings"].keys()
+        else right_reading(base, changed),
     "any change of settings is called confounded: one change is what an ablation is.": lambda base, changed:
         "confounded" if changes(base, changed) else right_reading(base, changed),
 }
 
 
 def drawn_row(kind: str) -> tuple[Run, Run]:
-    """Two runs of a kind: a word of WORDS, or "one sign", "one seed", "new setting" and "two, undecided"."""
+    """Two runs of a kind: a word of WORDS, or "one sign", "one seed", "two, undecided",
+    "new setting" (besides a change), "only a new setting" and "two new settings"."""
     settings = {"stage 1 steps": 600, "stage 2 steps": 600, "queries": 16, "negatives": "hard"}
     other = dict(settings)
     name = random.choice(list(settings))
-    other[name] = "random" if name == "negatives" else settings[name] // 2
+    if "only" not in kind and "two new" not in kind:
+        other[name] = "random" if name == "negatives" else settings[name] // 2
     if kind in ("confounded", "two, undecided"):
         second = random.choice([one for one in settings if one != name])
         other[second] = "random" if second == "negatives" else settings[second] * 2
-    if kind == "new setting":
+    if "new setting" in kind:
         other["patches"] = "mlp"
+    if kind == "two new settings":
+        other["warm-up"] = 50
     n = {"one seed": 1, "one sign": 3}.get(kind, random.randint(3, 6))
     seeds, sign = random.sample(range(30), n), random.choice((-1, 1))
     luck = [random.uniform(40, 80) for _ in seeds]
@@ -225,7 +233,7 @@ def drawn_row(kind: str) -> tuple[Run, Run]:
 def read_row(reading_of: Callable[[Run, Run], str]) -> None:
     """Confounded, undecided, better or worse."""
     kinds = ("better", "worse", "undecided", "confounded", "one sign", "new setting", "two, undecided", "better",
-             "worse", "one seed")
+             "worse", "only a new setting", "two new settings", "one seed")
     rows = [drawn_row(kind) for kind in kinds]
     output, right = [], [right_reading(*row) for row in rows]
     for base, changed in rows:

@@ -134,7 +134,7 @@ def fit(plan: Planner) -> None:
         pair = plan(wanted, *game)
         expect(pair is None or hasattr(pair, "__len__") and len(pair) == 2,
                f"your function gives {pair!r}; asked for are two numbers, or None where nothing fits.")
-        output.append(pair and tuple(a_number(one, "each of the two", whole=True) for one in pair))
+        output.append(None if pair is None else tuple(a_number(one, "each of the two", whole=True) for one in pair))
     if output == right:
         return
     slip = slip_of(output, right, dict(zip(PLAN_SLIPS, made, strict=True)), lambda one, two: one == two)
@@ -276,7 +276,7 @@ def in_parts(step: Step) -> None:
         if alike(found[:count], right[:count]):
             times = (found[count] / right[count]).item() if right[count].any() else 0.0
             expect(False, "the encoder's gradients are right, the temperature's is "
-                   f"{times:.3g} times what it should be: how often does its loss call backward?")
+                   f"{times + 0.0:.3g} times what it should be: how often does its loss call backward?")
         ratios = [(one.norm() / other.norm()).item() for one, other in zip(found[:count], right, strict=False)
                   if other.norm() > 1e-6]
         straight = all(close(one / one.norm(), other / other.norm(), 1e-3)

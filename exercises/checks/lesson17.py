@@ -73,7 +73,7 @@ def gather(gather_of: Gather) -> None:
     def right_of(parts: list[Tensor], rank: int) -> Tensor:
         return gathered(parts, rank, lambda own, size: times(own, size))
 
-    for size, rank, shape in ((2, 1, (4,)), (3, 1, (2, 3)), (4, 0, (3,)), (3, 2, ()), (1, 0, (5,))):
+    for size, rank, shape in ((2, 1, (4,)), (3, 0, (2, 3)), (4, 2, (3,)), (3, 2, ()), (1, 0, (5,))):
         parts = [torch.randn(random.randint(2, 5), *shape) for _ in range(size)]
         line = torch.randn(sum(map(len, parts)), *shape)
         output.append(seen_by(gather_of, parts, rank, line))
@@ -150,7 +150,7 @@ def mean_of_all(mean_of: Mean) -> None:
         expect(not (isinstance(found, Tensor) and found.numel() == 1 and bool(found.isnan()) and empty),
                "a part without words has nan for its mean, and yours is nan for all: nan times nothing is nan. Which "
                "parts take part?")
-        output.append(expect_tensor(found, (), "the mean"))
+        output.append(expect_tensor(found, (), "the mean", kind=means.dtype))
         right.append(weighted(means.nan_to_num(0), counts))
         for why, slip in MEAN_SLIPS.items():
             made[why].append(slip(means.nan_to_num(0), counts))

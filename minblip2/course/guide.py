@@ -16,11 +16,11 @@ import nbformat
 
 from ..data.entry import run_command
 from ..evaluation.tables import markdown
+from .exercises import Asked, asked_in
 from .lesson import ROOT
 from .markers import GUIDE, put
 
 SAID = re.compile(r"Reading: about \*\*(\d+) minutes\*\*.*Computing: \*\*(\d+) seconds\*\*")
-ASKED = re.compile(r"importance (●+)○* · about (\d+) minutes")
 MOST = 5  # points of importance that an exercise can have
 
 # A plan's sessions: what it is called, its lessons, and the exercises: all, those of greatest importance, or none.
@@ -36,16 +36,16 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Lesson:
-    """A lesson's title, its minutes of reading, seconds of computing, and (importance, minutes) of its exercises."""
+    """A lesson's title, its minutes of reading, seconds of computing, and its exercises."""
 
     title: str
     reading: int
     computing: int
-    exercises: tuple[tuple[int, int], ...]
+    exercises: tuple[Asked, ...]
 
     def minutes(self, which: str) -> float:
         """Minutes in all, with `all` exercises or those of `most` importance."""
-        chosen = sum(minutes for importance, minutes in self.exercises if which == "all" or importance == MOST)
+        chosen = sum(one.minutes for one in self.exercises if which == "all" or one.importance == MOST)
         return self.reading + self.computing / 60 + chosen
 
 
@@ -60,8 +60,7 @@ def lessons(folder: Path = ROOT) -> dict[str, Lesson]:
         if said is None:
             raise ValueError(f"{path.name} does not tell its minutes: run python -m minblip2.course.run --write")
         solved = folder / "solutions" / path.name
-        prose = [cell.source for cell in nbformat.read(solved, 4).cells] if solved.exists() else []
-        asked = tuple((len(stars), int(minutes)) for stars, minutes in ASKED.findall("\n".join(prose)))
+        asked = tuple(asked_in(solved)) if solved.exists() else ()
         title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
         found[path.name[:2]] = Lesson(title.partition(" · ")[2], int(said[1]), int(said[2]), asked)
     return found
@@ -69,8 +68,8 @@ def lessons(folder: Path = ROOT) -> dict[str, Lesson]:
 
 def timings(known: dict[str, Lesson]) -> str:
     """The table of lessons in Markdown."""
-    rows = [(number, one.title, one.reading, one.computing, len(one.exercises), sum(m for _, m in one.exercises))
-            for number, one in known.items()]
+    rows = [(number, one.title, one.reading, one.computing, len(one.exercises),
+             sum(asked.minutes for asked in one.exercises)) for number, one in known.items()]
     sums = [sum(row[column] for row in rows) for column in range(2, 6)]
     header = ("lesson", "", "reading, minutes", "computing, seconds", "exercises", "their minutes")
     return markdown(header, *rows, ("all", "", *sums))

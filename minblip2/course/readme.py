@@ -126,7 +126,7 @@ def with_minutes(table: str, known: dict[str, guide.Lesson]) -> str:
     """The README's table of lessons with the minutes of each: reading, and its exercises."""
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
     lessons = {re.match(r"\[(\d\d)", row[0])[1]: row[:2] for row in rows if row[0].startswith("[")}
-    minutes = {number: [one.reading, sum(m for _, m in one.exercises)] for number, one in known.items()}
+    minutes = {number: [one.reading, sum(asked.minutes for asked in one.exercises)] for number, one in known.items()}
     return markdown(rows[0], *([*lessons[number], *each] for number, each in minutes.items()),
                     ["all", "", *map(sum, zip(*minutes.values(), strict=True))])
 

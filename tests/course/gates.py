@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from minblip2.course.address import CELL_ID
+from minblip2.course.exercises import Asked, Call
 from minblip2.course.layout import HEADER, OPEN, ROOMS, room
 from minblip2.course.run import STAMP, source_hash
 
@@ -374,6 +375,28 @@ def shown(notebooks: Iterable, file: str, source: str) -> tuple[list[str], list[
 def markdown_of(notebook) -> str:
     """All prose of a notebook as one text."""
     return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def uncalled(calls: Iterable[Call], asked: Iterable[Asked], text: str) -> list[str]:
+    """A lesson (its `calls` and its Markdown `text`) calls each exercise once, below a heading, with its minutes."""
+    calls, problems = list(calls), []
+    minutes = {one.number: one.minutes for one in asked}
+    for number, wanted in minutes.items():
+        mine = [one for one in calls if one.number == number]
+        if len(mine) != 1:
+            problems.append(f"exercise {number} is called {len(mine)} times, not once: a line of its own in Markdown, "
+                            f"> **Stop: exercise {number}**, {wanted} minutes")
+        problems += [f"exercise {number} takes {wanted} minutes, and the lesson says {one.minutes}"
+                     for one in mine if one.minutes != wanted]
+    for one in calls:
+        if one.number not in minutes:
+            problems.append(f"exercise {one.number} is called, but this lesson has no such exercise")
+        if not one.section:
+            problems.append(f"exercise {one.number} is called above the first heading")
+    if (lines := len(re.findall(r"stop: exercise", text, re.IGNORECASE))) != len(calls):
+        problems.append(f"'Stop: exercise' is written {lines} times, but {len(calls)} of them are calls: a call is a "
+                        "line that begins > **Stop: exercise 06.2**, 10 minutes")
+    return problems
 
 
 def labelled(problems: Iterable[str], name: object) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from minblip2.__main__ import parser
 from minblip2.course import guide, layout, markers, readme, results
+from minblip2.course.exercises import Asked
 from minblip2.course.lesson import ROOT
 from minblip2.evaluation.tables import markdown, plain_text
 from minblip2.training.shipping import SHIPPED
@@ -162,7 +163,7 @@ def test_the_summary_and_the_minutes_are_those_of_today():
 
 
 def test_minutes_are_put_beside_their_lessons():
-    lesson = guide.Lesson("Title", reading=30, computing=9, exercises=((5, 10), (3, 8)))
+    lesson = guide.Lesson("Title", reading=30, computing=9, exercises=tuple(Asked("00.1", "T", "Write", minutes, 1, 1) for minutes in (10, 8)))
     made = readme.with_minutes("| lesson | what | reading | exercises |\n| :- | :- | -: | -: |\n| [00 T](x) | y | | |",
                                {"00": lesson})
     assert [" ".join(line.split()) for line in made.splitlines()[2:]] == ["| [00 T](x) | y | 30 | 18 |",

@@ -429,12 +429,74 @@ def scaled_by(scale):
     return lambda query, key, mask: (query @ key.mT * scale(query)).masked_fill(~mask, -torch.inf).softmax(dim=-1)
 
 
+# --- of any size, of any kind -----------------------------------------------------------------------------------------
+
+
+def filled_with(number):
+    """The mistake to take some number for smaller than every score."""
+    def attention(query, key, value, mask=None):
+        scores = query @ key.mT / query.shape[-1] ** 0.5
+        if mask is None:
+            return scores.softmax(dim=-1) @ value
+        return scores.masked_fill(~mask, number).softmax(dim=-1).masked_fill(~mask, 0.0) @ value
+    return attention
+
+
+def nan_in_the_gradient(query, key, value, mask=None):
+    """The mistake to strike nan out of the result: it comes back with the gradient."""
+    if mask is None:
+        return by_matmul(query, key, value)
+    result = (query @ key.mT / query.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf).softmax(dim=-1) @ value
+    return torch.where(mask.any(dim=-1, keepdim=True), result, 0.0)
+
+
+def cut_where_empty(query, key, value, mask=None):
+    result = by_matmul(query, key, value, mask)
+    return result if mask is None or mask.any(dim=-1).all() else result.detach()
+
+
+def by_logarithms(query, key, value, mask=None):
+    scores = torch.einsum("bhsd,bhkd->bhsk", query, key) / math.sqrt(query.size(-1))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    shares = (scores - scores.logsumexp(dim=-1, keepdim=True)).exp()
+    return (shares if mask is None else shares * mask) @ value
+
+
+class Lying(Cross):
+    """The mistake to turn the mask on its side where it fits both ways."""
+
+    def mix(self, query, key, value, mask):
+        square = mask is not None and mask.shape[2] == mask.shape[3]
+        return attend(query, key, value, mask.mT if square else mask)
+
+
+class CrossByBias(Cross):
+    """The mask as numbers that are added."""
+
+    def mix(self, query, key, value, mask):
+        bias = None if mask is None else torch.zeros(mask.shape, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+        return F.scaled_dot_product_attention(query, key, value, bias)
+
+
+def never_small(query, key, mask):
+    return weights(query, key, mask).clamp(min=1e-3) * mask
+
+
+def by_fused(query, key, mask):
+    """With one value for each key, what comes out are the weights."""
+    ones = torch.eye(key.shape[2], dtype=key.dtype).expand(*key.shape[:2], -1, -1)
+    return F.scaled_dot_product_attention(query, key, ones, mask)
+
+
 ANSWERS = {
     "spread": Answers(
-        [lambda d, a, b: d**0.5 * a * b, lambda d, a, b: math.sqrt(sum(a * a * b * b for _ in range(d))),
+        [lambda d, of_query, of_key: np.linalg.norm([of_query * of_key] * d),
+         lambda d, a, b: d**0.5 * a * b, lambda d, a, b: math.sqrt(sum(a * a * b * b for _ in range(d))),
          lambda d, a, b: (torch.randn(20000, d) * a * torch.randn(20000, d) * b).sum(dim=1).std().item(),
          lambda d, a, b: np.float32(np.sqrt(d) * a * b), lambda d, a, b: torch.tensor(d * (a * b) ** 2).sqrt()],
-        [(lambda d, a, b: d * a * b, "grows like d"), (lambda d, a, b: a * b, "does not grow"),
+        [(lambda d, a, b: math.sqrt(d + 1) * a * b, "begin with one product"),
+         (lambda d, a, b: d * a * b, "grows like d"), (lambda d, a, b: a * b, "does not grow"),
          (lambda d, a, b: 1.0, "begin with one product"), (lambda d, a, b: d * a * a * b * b, "variance"),
          (lambda d, a, b: math.sqrt(d), "deviations of their own"), (lambda d, a, b: d**0.5 * (a + b), "multiplied"),
          (lambda d, a, b: (d * a * b) ** 0.5, "one factor too many"), (lambda d, a, b: d**0.5 * a, "key's deviation"),
@@ -444,9 +506,14 @@ ANSWERS = {
          (lambda d, a, b: (d * (a * a + b * b)) ** 0.5, "its own deviation"), (lambda d, a, b: True, "a number"),
          (lambda d, a, b: a * b / d**0.5, "begin with one product")]),
     "attention": Answers(
-        [attend, by_matmul, by_loop, by_where,
+        [by_logarithms,
+         filled_with(-1e9),
+         attend, by_matmul, by_loop, by_where,
          lambda query, key, value, mask=None: F.scaled_dot_product_attention(query, key, value, mask)],
-        [(general(axis=2), "which other queries"), (general(scale=lambda d: 1.0), "as they come"),
+        [(filled_with(-20.0), "every score that there can be"),
+         (nan_in_the_gradient, "comes back with the gradient"),
+         (cut_where_empty, "one query may look at nothing. The numbers are right, but no gradient flows"),
+         (general(axis=2), "which other queries"), (general(scale=lambda d: 1.0), "as they come"),
          (general(scale=lambda d: 1 / d), "divided by too much"),
          (general(scale=lambda d: -(d**-0.5)), "sign too many"), (general(fill=-torch.inf), "gets nan"),
          (average, "average of all"), (general(fill=-1e9), "average of all"), (general(after=True), "then struck out"),
@@ -463,8 +530,11 @@ ANSWERS = {
          (lambda query, key, value, mask=None: (query @ key.mT).relu() @ value, "one in all"),
          (lambda query, key, value, mask=None: attend(query, key, value, mask)[0], "(b h s d)")]),
     "in_heads": Answers(
-        [by_einops, by_view, by_chunks, head_by_head],
-        [(other_cut, "every n-th number"), (only_counted, "only counted anew"), (other_join, "in turns"),
+        [lambda x, heads, work: work(x.unflatten(-1, (heads, -1)).movedim(-2, 1)).movedim(1, -2).flatten(-2),
+         by_einops, by_view, by_chunks, head_by_head],
+        [(lambda x, heads, work: by_einops(x.double(), heads, work), "float64"),
+         (lambda x, heads, work: by_einops(x.flip(2), heads, work).flip(2), "from nowhere else"),
+         (other_cut, "every n-th number"), (only_counted, "only counted anew"), (other_join, "in turns"),
          (joined_by_counting, "joining mixes tokens"), (tokens_before_heads, "what you give to work"),
          (one_by_one, "what you give to work"), (always(heads=2), ""), (always(heads=4), ""), (always(d=4), ""),
          (lambda x, heads, work: by_einops(x.detach(), heads, work), "no gradient flows"),
@@ -476,8 +546,10 @@ ANSWERS = {
          (lambda x, heads, work: by_einops(x.flip(1), heads, work), "from nowhere else"),
          (lambda x, heads, work: work(rearrange(x, "b s (h d) -> b h s d", h=heads)), "(b s e)")]),
     "cross_attention": Answers(
-        [Cross, CrossByHand, CrossByEinsum, CrossByName, CrossHeadByHead],
-        [(KeysFromX, "from which sequence"), (Swapped, "from which sequence"), (WithoutOut, "has not run"),
+        [CrossByBias,
+         Cross, CrossByHand, CrossByEinsum, CrossByName, CrossHeadByHead],
+        [(Lying, "with a mask"),
+         (KeysFromX, "from which sequence"), (Swapped, "from which sequence"), (WithoutOut, "has not run"),
          (Interleaved, "every n-th number"), (OneHead, "a single head"), (WholeWidth, "the whole vector"),
          (Unscaled, "not divided"), (ValuesOfKeys, "makes the keys"), (Unmasked, "not used"),
          (UpsideDown, "True means may look"), (Unregistered, "no linear map named key"),
@@ -489,13 +561,15 @@ ANSWERS = {
          (ThePictureLooks, "(b q e)"), (CountedOnly, "order in which the context"),
          (lambda width, heads, context_width: nn.Linear(width, width), "no linear map named query")]),
     "mended": Answers(
-        [weights, renormalised, by_exponentials],
-        [(broken, "which other queries"), (only_axis, "out of the game"), (only_mask, "a column"),
+        [by_fused,
+         weights, renormalised, by_exponentials],
+        [(never_small, ""),
+         (broken, "which other queries"), (only_axis, "out of the game"), (only_mask, "a column"),
          (only_mask_finite, "which other queries"), (made_to_fit, "which other queries"),
          (unscaled_weights, "no longer divided"), (zeros_before, "falls on a forbidden key"),
          (heads_in_one, "(b h s k)"),
          (scaled_by(lambda query: 8 ** -0.5), "not always 8"), (scaled_by(lambda query: 1 / query.shape[-1]), "by d"),
-         (scaled_by(lambda query: 0.5), "scores"),
+         (scaled_by(lambda query: 0.5), ""),
          (lambda query, key, mask: F.dropout(weights(query, key, mask), 0.1), "two different results"),
          (lambda query, key, mask: weights(query, key.detach(), mask), "reaches the key"),
          (lambda query, key, mask: weights(query, key, mask).detach(), "no gradient flows"),

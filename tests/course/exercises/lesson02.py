@@ -1,6 +1,7 @@
 """Answers to the exercises of lesson 02."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -175,12 +176,27 @@ def by_triangle(queries, text_mask):
     return order & visible_of(queries, text_mask)[:, None, None]
 
 
+def up_to_the_last_word(make):
+    """The mistake to take only what stands on the right for padding: holes are open."""
+    return lambda queries, text_mask: make(queries, text_mask.flip(1).long().cumsum(dim=1).flip(1) > 0)
+
+
+def by_products(rule_of):
+    """A mask as a product of numbers, with a rule (s s) for so many queries and places."""
+    def mask_of(queries, text_mask):
+        seen = visible_of(queries, text_mask).float()
+        return torch.einsum("bk,sk->bsk", seen, rule_of(queries, seen.shape[1]).float())[:, None] > 0
+    return mask_of
+
+
 ANSWERS = {
     "bidirectional": Answers(
-        [masks.bidirectional, by_loops(lambda row, column, queries: True),
+        [by_products(lambda queries, s: torch.ones(s, s)),
+         masks.bidirectional, by_loops(lambda row, column, queries: True),
          lambda queries, text_mask: visible_of(queries, text_mask)[:, None, None].repeat(
              1, 1, queries + text_mask.shape[1], 1)],
-        [(opposite(masks.bidirectional), "opposite"), (without_padding(masks.bidirectional), "has to be closed"),
+        [(up_to_the_last_word(masks.bidirectional), "in between"),
+         (opposite(masks.bidirectional), "opposite"), (without_padding(masks.bidirectional), "has to be closed"),
          (rows_closed(masks.bidirectional), "closed the rows of padding"), (masks.unimodal, "in both directions"),
          (text_first(masks.bidirectional), "Queries come first"),
          (lambda queries, text_mask: masks.bidirectional(queries, text_mask)[:, 0], "(b 1 s s)"),
@@ -193,9 +209,11 @@ ANSWERS = {
          (lambda queries, text_mask: masks.bidirectional(queries, text_mask.logical_not_().logical_not_()
                                                          .fill_(True)), "changed the text_mask")]),
     "unimodal": Answers(
-        [masks.unimodal, by_loops(lambda row, column, queries: (row < queries) == (column < queries)), by_blocks,
+        [by_products(lambda queries, s: torch.block_diag(*(torch.ones(n, n) for n in (queries, s - queries)))),
+         masks.unimodal, by_loops(lambda row, column, queries: (row < queries) == (column < queries)), by_blocks,
          rows_too(masks.unimodal)],
-        [(masks.bidirectional, "queries look at words and words at queries"), (one_way, "words look at queries"),
+        [(up_to_the_last_word(masks.unimodal), "in between"),
+         (masks.bidirectional, "queries look at words and words at queries"), (one_way, "words look at queries"),
          (without_padding(masks.unimodal), "has to be closed"), (rows_closed(masks.unimodal), "closed the rows"),
          (opposite(masks.unimodal), "True means may look"),
          (lambda queries, text_mask: masks.unimodal(queries, text_mask) & masks.multimodal_causal(queries, text_mask),
@@ -204,10 +222,12 @@ ANSWERS = {
          (with_queries(masks.unimodal, 3), "look"), (with_queries(masks.unimodal, 1), "queries"),
          (padding_sees_itself, "padding is looked at"), (text_first(masks.unimodal), "look")]),
     "multimodal_causal": Answers(
-        [masks.multimodal_causal,
+        [by_products(lambda queries, s: torch.ones(s, s).tril() + (torch.arange(s) < queries)),
+         masks.multimodal_causal,
          by_loops(lambda row, column, queries: column < queries or queries <= column <= row),
          by_triangle, rows_too(masks.multimodal_causal)],
-        [(leaking, "the answer leaks"), (strict, "does not look at itself"),
+        [(up_to_the_last_word(masks.multimodal_causal), "in between"),
+         (leaking, "the answer leaks"), (strict, "does not look at itself"),
          (everything_causal, "queries have no order"),
          (blind_words, "cannot see all queries"), (swapped, "row and column are swapped"),
          (without_padding(masks.multimodal_causal), "has to be closed"),
@@ -215,14 +235,16 @@ ANSWERS = {
          (by_length(masks.multimodal_causal), "on the left or in between"),
          (of_first(masks.multimodal_causal), "is looked at"), (with_queries(masks.multimodal_causal, 3), ""),
          (causal_by_words, "on the left or in between"), (rows_closed(masks.multimodal_causal), "closed the rows"),
-         (opposite(masks.multimodal_causal), "leaks"), (text_first(masks.multimodal_causal), "leaks")]),
+         (opposite(masks.multimodal_causal), "True means may look"), (text_first(masks.multimodal_causal), "leaks")]),
     "allowed": Answers(
-        [lambda q, t: q * q + q * t + t * (t + 1) // 2,
+        [lambda queries, words: Fraction(2 * queries * (queries + words) + words * (words + 1), 2),
+         lambda q, t: q * q + q * t + t * (t + 1) // 2,
          lambda q, t: int(masks.multimodal_causal(q, torch.ones(1, t, dtype=torch.bool)).sum()),
          lambda q, t: sum(q + max(0, row - q + 1) for row in range(q + t)),
          lambda q, t: np.int64(q * (q + t)) + np.arange(1, t + 1).sum(), lambda q, t: q * (q + t) + t * (t + 1) / 2,
          lambda q, t: masks.multimodal_causal(q, torch.ones(1, t, dtype=torch.bool)).sum()],
-        [(lambda q, t: (q + t) ** 2, "every field"), (lambda q, t: q * q + t * t, "uni-modal"),
+        [(lambda q, t: q * q + q * t + t * (t + 1) // 2 + (t > 50), "four quarters"),
+         (lambda q, t: (q + t) ** 2, "every field"), (lambda q, t: q * q + t * t, "uni-modal"),
          (lambda q, t: q * q + q * t + t * (t - 1) // 2, "also sees itself"),
          (lambda q, t: (q + t) * (q + t + 1) // 2, "in both directions"),
          (lambda q, t: q * q + t * (t + 1) // 2, "see the queries, too"),
@@ -230,8 +252,10 @@ ANSWERS = {
          (lambda q, t: q * q + q * t + t * t // 2, "the diagonal"), (lambda q, t: math.nan, "nan"),
          (lambda q, t: str(q * q + q * t + t * (t + 1) // 2), "a number")]),
     "which_loss": Answers(
-        [quarter, by_comparison],
-        [(lambda mask, queries: "itg", "you take"), (by_count, "of ITC"), (by_fixed_place, "you take"),
+        [lambda mask, queries: np.str_(quarter(mask, 1)),
+         quarter, by_comparison],
+        [(lambda mask, queries: quarter(mask, 2), "you take"),
+         (lambda mask, queries: "itg", "you take"), (by_count, "of ITC"), (by_fixed_place, "you take"),
          (by_square, "a leaking mask"), (lambda mask, queries: "ITC", "the answers are"),
          (lambda mask, queries: "no idea", "the answers are"),
          (lambda mask, queries: "itg" if (output := quarter(mask, queries)) == "leak" else output, "queries' rows"),

@@ -535,10 +535,93 @@ class WakesUp(Locked):
         return self.inner(image)
 
 
+# --- of any size, of any kind -----------------------------------------------------------------------------------------
+
+
+def by_tensordot(image, weight, bias):
+    p = weight.shape[-1]
+    squares = image.unfold(2, p, p).unfold(3, p, p)
+    return torch.tensordot(squares, weight, dims=([1, 4, 5], [1, 2, 3])).flatten(1, 2) + bias
+
+
+def by_factor(positions, gh, gw):
+    """Resized by factors, as DINO does."""
+    grid = math.isqrt(positions.shape[1] - 1)
+    table = positions[:, 1:].float().mT.unflatten(2, (grid, grid))
+    table = F.interpolate(table, scale_factor=(gh / grid, gw / grid), mode="bicubic")
+    return torch.cat([positions[:, :1], table.flatten(2).mT.to(positions.dtype)], dim=1)
+
+
+def class_cut(positions, gh, gw):
+    result = by_einops(positions, gh, gw)
+    return torch.cat([positions[:, :1].detach(), result[:, 1:]], dim=1)
+
+
+def by_loop_over_squares(weights, height, width, patch):
+    corners = [(left, top) for top in range(0, height, patch) for left in range(0, width, patch)]
+    left, top = corners[int(np.argmax(weights.numpy()[-len(corners):]))]
+    return np.array([left, top, left + patch, top + patch])
+
+
+def stopped_on_the_way(vit, image):
+    class Enough(Exception):
+        pass
+
+    kept = []
+
+    def keep(block, inputs, output):
+        kept.append(output)
+        raise Enough
+
+    hook = vit.blocks[-2].register_forward_hook(keep)
+    try:
+        vit(image)
+    except Enough:
+        pass
+    finally:
+        hook.remove()
+    return kept[0]
+
+
+def hears_all_and_forgets_one(vit, image):
+    kept = []
+    hooks = [block.register_forward_hook(lambda block, inputs, output: kept.append(output)) for block in vit.blocks]
+    vit(image)
+    hooks[-2].remove()
+    return kept[-2]
+
+
+def gives_nothing_back(encoder):
+    encoder.eval().requires_grad_(False).train = lambda mode=True: None
+    return encoder
+
+
+def asks_for_a_mode(encoder):
+    encoder.eval().requires_grad_(False).train = lambda mode: encoder
+    return encoder
+
+
+def only_its_parts(encoder):
+    """The mistake to leave the top of the encoder in train mode."""
+    encoder.eval().requires_grad_(False)
+    for part in encoder.children():
+        part.train = lambda mode=True, part=part: part
+    return encoder
+
+
+def at_each_call(encoder):
+    """Whatever mode it is in, it is put into eval mode before it runs."""
+    encoder.eval().requires_grad_(False)
+    encoder.register_forward_pre_hook(lambda part, given: nn.Module.train(part, False) and None)
+    return encoder
+
+
 ANSWERS = {
     "patch_tokens": Answers(
-        [by_linear, by_einsum, by_convolution, by_unfolding, by_slices, by_pixels_and_colours],
-        [(down_the_columns, "down the columns"), (colours_last, "the wrong weights"),
+        [by_tensordot,
+         by_linear, by_einsum, by_convolution, by_unfolding, by_slices, by_pixels_and_colours],
+        [(lambda image, weight, bias: by_linear(image.clamp(-3, 3), weight, bias), ""),
+         (down_the_columns, "down the columns"), (colours_last, "the wrong weights"),
          (stretches, "a stretch of memory"),
          (wrong_side, "on its side"), (turned, "turned round"), (overlapping, "do not overlap"),
          (smoothed, "no token looks at others"),
@@ -556,8 +639,10 @@ ANSWERS = {
          (lambda image, weight, bias: F.conv2d(image, weight, bias, stride=weight.shape[-1]), "(b v e)"),
          (lambda image, weight, bias: by_linear(image[:, :, :1].expand_as(image), weight, bias), "no token at all")]),
     "resize_positions": Answers(
-        [by_module, by_einops, channel_by_channel, resized(), by_matrices],
-        [(class_last, "at the end"), (class_dropped, "(1 v e)"), (class_resized, "nothing to resize"),
+        [by_factor,
+         by_module, by_einops, channel_by_channel, resized(), by_matrices],
+        [(class_cut, "reaches the positions"),
+         (class_last, "at the end"), (class_dropped, "(1 v e)"), (class_resized, "nothing to resize"),
          (class_replaced, "nothing to resize"), (resized(align_corners=True), "outermost"),
          (resized(mode="bilinear"), "two neighbours"), (resized(mode="nearest"), "a copy of the nearest"),
          (resized(antialias=True), "blurred"), (resized(source="1 (gw gh) e -> 1 e gh gw"), "rows have become columns"),
@@ -568,10 +653,12 @@ ANSWERS = {
          (resized(mode="area"), "mean of an area"), (resized(mode="nearest-exact"), "neighbours should be mixed"),
          (always_float, "torch.bfloat16"), (in_place, "changed the positions")]),
     "brightest": Answers(
-        [by_divmod, by_grid, by_pixels, lambda *given: np.array(by_divmod(*given)),
+        [by_loop_over_squares,
+         by_divmod, by_grid, by_pixels, lambda *given: np.array(by_divmod(*given)),
          lambda *given: torch.tensor(by_divmod(*given)), lambda *given: [float(edge) for edge in by_divmod(*given)],
          lambda *given: tuple(torch.tensor(edge) for edge in by_divmod(*given))],
-        [(lambda *given: by_divmod(*given, drop=0), "one weight more"), (last_dropped, "one weight more"),
+        [(lambda *given: tuple(sorted(by_divmod(*given))), ""),
+         (lambda *given: by_divmod(*given, drop=0), "one weight more"), (last_dropped, "one weight more"),
          (lambda *given: by_divmod(*given, swap=True), "swapped"), (rows_too_long, "as long as the grid is wide"),
          (lambda *given: by_divmod(*given, size=True), "width and height"),
          (lambda *given: by_divmod(*given, unit=1), "numbers of patches"),
@@ -585,13 +672,15 @@ ANSWERS = {
          (lambda weights, *given: by_divmod(-weights[-(given[0] // given[2]) * (given[1] // given[2]):], *given),
           "smallest weight"), (lambda weights, *given: by_divmod(weights.fill_(1), *given), "changed the weights")]),
     "second_to_last": Answers(
-        [heard, entering_the_last, shortened, own_forward, without_the_last, torch.no_grad()(heard)],
-        [(lambda vit, image: vit(image), "the whole encoder"),
+        [stopped_on_the_way,
+         heard, entering_the_last, shortened, own_forward, without_the_last, torch.no_grad()(heard)],
+        [(hears_all_and_forgets_one, "left in the encoder"),
+         (lambda vit, image: vit(image), "the whole encoder"),
          (lambda vit, image: heard(vit, image, -1), "one block before"),
          (lambda vit, image: heard(vit, image, before=True), "one block too early"),
          (lambda vit, image: heard(vit, image, change=lambda x, vit: vit.norm(x)), "a norm of its own"),
          (only_shorter, "a norm of its own"), (shortened_in_place, "has changed the encoder"),
-         (zeroed, "encoder's weights"), (lambda vit, image: heard(vit, image, remove=False), "is left in the encoder"),
+         (zeroed, "encoder's weights"), (lambda vit, image: heard(vit, image, remove=False), "left in the encoder"),
          (lambda vit, image: heard(vit, image, 0, before=True), "enters the first block"),
          (lambda vit, image: heard(vit, image)[:, 1:], "(b v e)"), (Remembers(), "left over from the first"),
          (in_eval_mode, "between train and eval"), (wants_no_gradient, "want a gradient"),
@@ -600,12 +689,16 @@ ANSWERS = {
          (numbered(0), "what leaves the first block"), (numbered(2), ""), (numbered(-3), ""),
          (lambda vit, image: 2 * heard(vit, image), "not the features")]),
     "frozen": Answers(
-        [as_lavis, Locked, Hidden, every_part, Eval, of_another_class, copied],
-        [(only_gradients, "went along"), (only_gradients_in_train_mode, "rolls dice"),
+        [at_each_call,
+         as_lavis, Locked, Hidden, every_part, Eval, of_another_class, copied],
+        [(gives_nothing_back, "loses the encoder"),
+         (asks_for_a_mode, "and without one"),
+         (only_its_parts, "went along"),
+         (only_gradients, "went along"), (only_gradients_in_train_mode, "rolls dice"),
          (only_an_attribute, "by itself"), (only_its_top, "still want a gradient"),
          (only_eval, "still want a gradient"), (without_momentum, "went along"), (only_dropout, "went along"),
          (hands_nothing_back, "hand the encoder back"), (without_statistics, "already changed"),
          (WritesDown, "each time"), (WakesUp, "written down on the way"),
-         (patches_the_class, "changed the class Module"), (patches_its_class, "changed the class Sequential"),
+         (patches_the_class, "changed the class Module"), (patches_its_class, "changed the class Whole"),
          (known_layers_only, "went along"), (switches_gradients_off, "switched off for everybody")]),
 }

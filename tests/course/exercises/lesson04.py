@@ -385,11 +385,86 @@ def stops_at_pad(model, prompts, pad, steps):
     return words.masked_fill(ended, pad)
 
 
+# --- of any size, of any kind -----------------------------------------------------------------------------------------
+
+
+def remembered():
+    """The mistake to keep the ids of a word from one vocabulary to the next."""
+    known = {}
+
+    def encode(caption, vocabulary):
+        for word in caption.split():
+            if word not in known:
+                known[word] = framed(pieces_of)(word, vocabulary)[1:-1]
+        ids = [i for word in caption.split() for i in known[word]]
+        return [vocabulary["[CLS]"], *ids, vocabulary["[SEP]"]]
+    return encode
+
+
+def once_unknown(caption, vocabulary):
+    """The mistake to give neighbours that are unknown one place together."""
+    ids = framed(pieces_of)(caption, vocabulary)
+    return [i for place, i in enumerate(ids) if place == 0 or i != vocabulary["[UNK]"] or ids[place - 1] != i]
+
+
+def never_long(caption, vocabulary):
+    """The mistake to take a long word for an unknown one."""
+    return framed(lambda word, known: pieces_of(word, known) if len(word) < 30 else ["[UNK]"])(caption, vocabulary)
+
+
+def as_in_transformers(x, positions, theta):
+    d = x.shape[-1]
+    angles = positions[..., None].float() / theta ** (torch.arange(0, d, 2).float() / d)
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    across = torch.cat([-x[..., d // 2:], x[..., :d // 2]], dim=-1)
+    return (x.float() * angles.cos() + across.float() * angles.sin()).to(x.dtype)
+
+
+def by_masking(logits, ids, mask):
+    paid = F.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none")
+    return (paid * mask[:, 1:]).sum() / mask[:, 1:].sum()
+
+
+def first_cut(logits, ids, mask):
+    return by_selection(torch.cat([logits[:, :1].detach(), logits[:, 1:]], dim=1), ids, mask)
+
+
+def in_groups(model, prompts, pad, steps):
+    """Prompts of one length together, so that nothing is ever padded."""
+    written = torch.empty(len(prompts), steps, dtype=torch.long)
+    for length in {len(prompt) for prompt in prompts}:
+        rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        written[rows] = writing()(model, [prompts[i] for i in rows], pad, steps)
+    return written
+
+
+def another_way(where=masks.causal, place=masks.token_positions, pick=lambda logits: logits.argmax(dim=-1)):
+    """Writing with another mask, other positions, or another choice of words."""
+    def write(model, prompts, pad, steps):
+        length = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (length - len(row)) + row for row in prompts])
+        real = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in prompts])
+        for _ in range(steps):
+            words = pick(model.lm_logits(model(model.embed(ids), where(real), place(real))[:, -1]))
+            ids, real = torch.cat([ids, words[:, None]], dim=1), F.pad(real, (0, 1), value=True)
+        return ids[:, length:]
+    return write
+
+
+def longest_first(model, prompts, pad, steps):
+    return writing()(model, sorted(prompts, key=len, reverse=True), pad, steps)
+
+
 ANSWERS = {
     "wordpiece": Answers(
-        [framed(pieces_of), framed(recursive), by_library,
+        [lambda caption, known: [np.int64(i) for i in framed(pieces_of)(caption, known)],
+         framed(pieces_of), framed(recursive), by_library,
          lambda caption, known: list(np.array(framed(pieces_of)(caption, known)))],
-        [(framed(lambda word, known: pieces_of(word, known, longest=False)), "a longer one was there"),
+        [(remembered(), ""),
+         (once_unknown, "does each unknown word hold a place"),
+         (never_long, "may a word be long"),
+         (lambda caption, known: framed(pieces_of)(caption, known)[:8] + [known['[SEP]']], ""),
+         (framed(lambda word, known: pieces_of(word, known, longest=False)), "a longer one was there"),
          (framed(lambda word, known: pieces_of(word, known, mark="")), "has a name of its own"),
          (framed(lambda word, known: pieces_of(word, known, loose=True)), "only continues words"),
          (framed(lambda word, known: pieces_of(word, known, partial=True)), "One gap"),
@@ -407,8 +482,12 @@ ANSWERS = {
          (lambda caption, known: tuple(framed(pieces_of)(caption, known)), "should give a list"),
          (lambda caption, known: [float(i) for i in framed(pieces_of)(caption, known)], "no whole number")]),
     "turned": Answers(
-        [by_rotate, by_complex, by_matrix, turning()],
-        [(turning(sign=-1), "wrong way round"), (neighbours, "neighbouring channels"),
+        [as_in_transformers,
+         by_rotate, by_complex, by_matrix, turning()],
+        [(turning(place=lambda p: p - p.amin(dim=1, keepdim=True)), "behind the first token"),
+         (turning(place=lambda p: p.clamp(max=22)), ""),
+         (lambda x, *where: (by_rotate(x, *where) + by_rotate(x.detach(), *where)) / 2, "part of the way"),
+         (turning(sign=-1), "wrong way round"), (neighbours, "neighbouring channels"),
          (turning(stretch=True), "lengths change"), (turning(equal=True), "equally fast"),
          (turning(step=1.0), "half of what it should"), (turning(grow=1.0), "the sign of the exponent"),
          (turning(step=4.0), "twice what it should"), (turning(step=3.0), "pair 1 of"), (without_heads, ""),
@@ -424,8 +503,14 @@ ANSWERS = {
          (lambda x, positions, theta: turning()(x.float(), positions, theta).float(), "torch.bfloat16"),
          (turning(coarse=True), "cannot count that far")]),
     "next_word_loss": Answers(
-        [by_selection, by_ignoring, by_gather, by_loop, by_probability],
-        [(shifted(0), "just read"), (shifted(-1), "the wrong way"), (shifted(2), "shifted twice"),
+        [by_masking,
+         by_selection, by_ignoring, by_gather, by_loop, by_probability],
+        [(first_cut, "part of the way"),
+         (lambda logits, *given: by_selection(logits.clamp(-10, 10), *given), "small probabilities count"),
+         (lambda logits, *given: by_selection((logits.softmax(-1) + 1e-12).log(), *given), "small probabilities count"),
+         (lambda logits, ids, mask: by_selection(logits.double(), ids, mask), "float64"),
+         (lambda *given: by_selection(*(one[:, :8] for one in given)), "never asked for"),
+         (shifted(0), "just read"), (shifted(-1), "the wrong way"), (shifted(2), "shifted twice"),
          (lambda logits, ids, mask: by_selection(logits, ids, torch.ones_like(mask)), "behind it"),
          (mask_of_the_asked, "who answers"), (by_id, "nobody learns to stop"), (of_means, "of a short text"),
          (over_the_rectangle, "you divide by"), (circular, "last column"), (in_place, "changed the ids"),
@@ -443,13 +528,16 @@ ANSWERS = {
          (lambda logits, ids, mask: by_selection(logits.detach(), ids, mask), "no gradient"),
          (lambda logits, ids, mask: by_selection(logits, ids, mask).item(), "not a tensor")]),
     "at_the_start": Answers(
-        [starting(lambda flat, spread: flat + spread**2 / 2), by_drawing,
+        [lambda vocabulary, width, std: torch.tensor([math.log(vocabulary) + width * std**2 / 2,
+                                                      vocabulary * math.exp(width * std**2 / 2)]),
+         starting(lambda flat, spread: flat + spread**2 / 2), by_drawing,
          lambda vocabulary, width, std: np.array([math.log(vocabulary) + std**2 * width / 2,
                                                   vocabulary * math.exp(std**2 * width / 2)]),
          lambda vocabulary, width, std: (loss := np.float32(np.log(vocabulary) + std**2 * width / 2), np.exp(loss)),
          lambda vocabulary, width, std: (math.log(vocabulary * math.exp(std * std * width / 2)),
                                          vocabulary * math.exp(width * std**2 / 2))],
-        [(starting(lambda flat, spread: flat), "random beliefs"),
+        [(starting(lambda flat, spread: flat + math.log(1 + spread**2) / 2), "random logits cost"),
+         (starting(lambda flat, spread: flat), "random beliefs"),
          (starting(lambda flat, spread: flat / math.log(2)), "in bits"),
          (starting(lambda flat, spread: -flat), "negative logarithm"),
          (starting(lambda flat, spread: flat + spread), "not the standard deviation"),
@@ -471,8 +559,17 @@ ANSWERS = {
          (lambda vocabulary, width, std: ("10.98", 1.0), "should give a number"),
          (lambda vocabulary, width, std: math.log(vocabulary), "two numbers")]),
     "write_on": Answers(
-        [writing(), one_by_one, with_cache, writing(left=False, newest=True)],
-        [(writing(left=False), "changes with the id of padding"), (writing(left=False, by_id=True), "does not tell"),
+        [in_groups,
+         another_way(),
+         writing(), one_by_one, with_cache, writing(left=False, newest=True)],
+        [(another_way(where=lambda real: real[:, None, None].expand(-1, 1, real.shape[1], -1)),
+          "should be causal"),
+         (another_way(place=lambda real: torch.arange(real.shape[1]).expand_as(real)),
+          "positions of their columns"),
+         (another_way(pick=lambda logits: torch.distributions.Categorical(logits=logits).sample()),
+          "no matter of chance"),
+         (longest_first, "Are the rows in their order"),
+         (writing(left=False), "changes with the id of padding"), (writing(left=False, by_id=True), "does not tell"),
          (writing(by_id=True), "does not tell what is padding"),
          (writing(blind=True), "changes with the id of padding"),
          (writing(feed=False), "what it has written"), (writing(see_own=False), "may it see that"),

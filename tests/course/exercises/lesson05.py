@@ -301,10 +301,72 @@ def formula(q, v, e, wide, heads):
     return 2 * e * (v * wide + q * e + q * v)
 
 
+# --- of any size, of any kind -----------------------------------------------------------------------------------------
+
+
+def shown(change):
+    """A block that shows its queries another picture than the one that was given."""
+    def run(parts, x, queries, image, mask):
+        return by_lines(parts, x, queries, None if image is None else change(image), mask)
+    return run
+
+
+def by_slices(parts, x, queries, image, mask):
+    x = parts.self_norm(x=x + parts.self_attention(x=x, mask=mask))
+    result, q, t = torch.empty_like(x), x[:, :queries], x[:, queries:]
+    if image is not None and parts.cross_attention is not None:
+        q = parts.cross_norm(q + parts.cross_attention(x=q, mask=None, context=image))
+    result[:, :queries] = parts.query_norm(q + parts.query_mlp(q))
+    result[:, queries:] = parts.text_norm(t + parts.text_mlp(t))
+    return result
+
+
+def one_by_one(queries, width, std):
+    parameter = nn.Parameter(torch.zeros(1, queries, width))
+    with torch.no_grad():
+        for i in range(queries):
+            parameter[0, i].normal_(std=std)
+    return parameter
+
+
+def freezes_bert(block, bert):
+    filling()(block, bert)
+    bert.requires_grad_(False)
+
+
+def by_deep_copies(block, bert):
+    for ours, theirs in HOMES.items():
+        setattr(block, ours, copy.deepcopy(getattr(bert, theirs)))
+
+
+def by_size(slopes):
+    """The mistake to compare how large gradients are."""
+    if slopes[:, 2].isnan().all():
+        return "text alone"
+    if slopes[:, 3].isnan().all():
+        return "queries alone"
+    both = "fused" if slopes[0, 2] > 0 and slopes[0, 3] > 0 else "apart"
+    return f"{both}, {'text' if slopes[:, 3].sum() > slopes[:, 2].sum() else 'queries'}"
+
+
+def by_what_was_read(slopes):
+    if slopes[:, 2].isnan().all():
+        return "text alone"
+    if slopes[:, 3].isnan().all():
+        return "queries alone"
+    if not slopes[:, 1].nan_to_num().any():
+        return "apart, text"
+    return "fused, text" if slopes[-1, 2] == 0 else "apart, queries" if slopes[0, 3] == 0 else "fused, queries"
+
+
 ANSWERS = {
     "run_block": Answers(
-        [by_lines, by_list, blocked()],
-        [(blocked(pre=True), "that is pre-norm"), (blocked(all_read=True), "only queries see the picture"),
+        [by_slices,
+         by_lines, by_list, blocked()],
+        [(shown(lambda image: image[:1].expand_as(image)), "each entry of the batch its own"),
+         (shown(lambda image: image.mean(dim=1, keepdim=True)), "hand it over as it is"),
+         (lambda parts, x, *rest: by_lines(parts, x, *rest) + x, "not what the last norm"),
+         (blocked(pre=True), "that is pre-norm"), (blocked(all_read=True), "only queries see the picture"),
          (blocked(swap=True), "each side has its own"), (blocked(one_mlp=True), "each side has its own"),
          (blocked(late=True), "what has been read"), (blocked(early=True), "first hear each other"),
          (blocked(plain=True), "is added to"), (blocked(order=True), "text stands before"),
@@ -313,17 +375,20 @@ ANSWERS = {
          (blocked(stale=True), "is added to"), (blocked(apart=True), "more than once"),
          (adds_in_place, "changed the x"), (cutting("x"), "no gradient flows"), (cutting("picture"), "the picture"),
          (cutting("branch"), "part of the way"), (torch.no_grad()(by_lines), "no gradient flows"),
-         (swapped_norms, "tokens"), (first_mask, "self_norm got something else"), (own_mask, "self_norm got something"),
+         (swapped_norms, "tokens"), (first_mask, "another mask"), (own_mask, "another mask"),
          (lambda parts, x, *rest: by_lines(parts, x.float(), *rest).float(), ""), (unfed_text, "is not what the last"),
          (lambda parts, x, queries, image, mask: by_lines(parts, x, queries, image, mask)[:, :queries],
           "(b s e)")]),
     "fresh_queries": Answers(
-        [drawn_in_place, lambda q, e, std: nn.Parameter(std * torch.randn(1, q, e)),
+        [one_by_one,
+         drawn_in_place, lambda q, e, std: nn.Parameter(std * torch.randn(1, q, e)),
          lambda q, e, std: nn.Parameter(torch.normal(0.0, std, (1, q, e))),
          lambda q, e, std: nn.Parameter(torch.stack([torch.randn(e) * std for _ in range(q)])[None]),
          lambda q, e, std: nn.Parameter(torch.from_numpy(np.random.normal(0, std, (1, q, e))).float()),
          lambda q, e, std: nn.Parameter(12**0.5 * std * (torch.rand(1, q, e) - 0.5))],
-        [(lambda q, e, std: nn.Parameter(torch.zeros(1, q, e)), "stay alike"),
+        [(lambda q, e, std: nn.Parameter(torch.eye(q, e)[None] * std * e**0.5), "two calls"),
+         (lambda q, e, std: nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, q, e))), "too "),
+         (lambda q, e, std: nn.Parameter(torch.zeros(1, q, e)), "stay alike"),
          (lambda q, e, std: nn.Parameter(torch.full((1, q, e), std)), "though not zero"),
          (lambda q, e, std: nn.Parameter(std * torch.randn(1, 1, e).repeat(1, q, 1)), "though not zero"),
          (lambda q, e, std: nn.Parameter(std * torch.randn(1, 1, e) + 1e-2 * std * torch.randn(1, q, e)), "alike"),
@@ -340,17 +405,21 @@ ANSWERS = {
          (lambda q, e, std: nn.Parameter(std * torch.rand(1, q, e)), "too small"),
          (lambda q, e, std: nn.Parameter(std * torch.randn(1, q, 1).expand(1, q, e).clone()), "nearly alike")]),
     "begin_as_bert": Answers(
-        [filling(), filling(how="values"), filling(how="copy"), by_state],
-        [(shares_with_text, "one and the same memory"), (filling(how="share"), "one and the same memory"),
+        [by_deep_copies,
+         filling(), filling(how="values"), filling(how="copy"), by_state],
+        [(freezes_bert, "leave BERT as it is"),
+         (shares_with_text, "one and the same memory"), (filling(how="share"), "one and the same memory"),
          (filling(how="data"), "one and the same memory"), (without("query_mlp", "query_norm"), "need a start as well"),
          (without("query_norm"), "need a start as well"), (without("self_norm"), "has not been filled"),
          (filling(HOMES | {"self_norm": "mlp_norm", "text_norm": "attention_norm"}), "another part"),
          (fills_cross, "never seen a picture"), (moves, "BERT itself"), (halves, "neither BERT's"),
-         (frozen, "no longer be trained"), (copied_once(), "of another block"), (leaves_eval, "train and eval"),
+         (frozen, "no longer be trained"), (copied_once(), ""), (leaves_eval, "train and eval"),
          (without_biases, "has not been filled"), (without("text_mlp"), "has not been filled")]),
     "which_pass": Answers(
-        [by_columns, by_two_rows],
-        [(two_blocks_only, "you take"), (first_row_only, "you take"), (by_cross, "you take"),
+        [by_what_was_read,
+         by_columns, by_two_rows],
+        [(by_size, "you take"),
+         (two_blocks_only, "you take"), (first_row_only, "you take"), (by_cross, "you take"),
          (instead(apart_text="apart, queries"), "there was no loss"),
          (instead(text_alone="apart, text"), "two different answers"),
          (instead(apart_queries="queries alone"), "two different answers"),
@@ -361,9 +430,12 @@ ANSWERS = {
          (instead(queries_alone="fused, text"), "In which columns"),
          (lambda slopes: "itc", "the answers are"), (lambda slopes: 3, "the answers are")]),
     "reading_cost": Answers(
-        [formula, by_matrices, lambda *sizes: np.int64(formula(*sizes)), lambda *sizes: float(formula(*sizes)),
+        [lambda queries, patches, width, image_width, heads: 2.0 * width * (
+             patches * image_width + queries * width + queries * patches),
+         formula, by_matrices, lambda *sizes: np.int64(formula(*sizes)), lambda *sizes: float(formula(*sizes)),
          lambda *sizes: torch.tensor(formula(*sizes))],
-        [(lambda *sizes: 2 * formula(*sizes), "one multiply-add is both"),
+        [(lambda q, v, e, wide, heads: formula(q, v, e, wide, heads) + e, "go through it"),
+         (lambda *sizes: 2 * formula(*sizes), "one multiply-add is both"),
          (lambda q, v, e, wide, heads: 2 * e * (v * wide + q * e + heads * q * v), "each is narrower"),
          (lambda q, v, e, wide, heads: e * (2 * v * wide + q * e + 2 * q * v), "something still happens"),
          (lambda q, v, e, wide, heads: 2 * e * (v * wide + q * e) + q * v * e, "mixed, too"),

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import einsum
 
 from minblip2.stage1 import Stage1
 
@@ -218,11 +219,69 @@ def lucky(box):
     return probe(image, text, 0.1)(box)
 
 
+# --- of any size, of any kind -----------------------------------------------------------------------------------------
+
+
+def by_distance(image, text):
+    return 1 - torch.cdist(image, text[None]).square().amin(dim=1) / 2
+
+
+def by_place(image, text):
+    """The winner's place first, then its cosine."""
+    cosines = einsum(image, text, "b q e, n e -> b n q")
+    return cosines.gather(2, cosines.argmax(dim=2, keepdim=True)).squeeze(2)
+
+
+def one_winner(image, text):
+    """The mistake to let one query speak to all sentences."""
+    cosines = einsum(image, text, "b q e, n e -> b n q")
+    winner = cosines.amax(dim=1).argmax(dim=-1)
+    return cosines[torch.arange(len(image)), :, winner]
+
+
+def by_divergence(cosine, same_image, temperature, label_smoothing):
+    """The divergence from the target, and the target's own entropy on top."""
+    target = (1 - label_smoothing) * same_image / same_image.sum(dim=1, keepdim=True) + label_smoothing / len(cosine)
+    logits, entropy = cosine / temperature, -torch.special.xlogy(target, target).sum(dim=1).mean()
+    return entropy + sum(F.kl_div(side.log_softmax(dim=1), target, reduction="batchmean")
+                         for side in (logits, logits.T)) / 2
+
+
+def all_captions_together(cosine, same_image, temperature, label_smoothing):
+    """The mistake to ask for any of a picture's captions, not for each with its share."""
+    logits = cosine / temperature
+    return -sum((side.softmax(dim=1) * same_image).sum(dim=1).log().mean() for side in (logits, logits.T)) / 2
+
+
+def first_caption(cosine, same_image, temperature, label_smoothing):
+    wanted, logits = same_image.float().argmax(dim=1), cosine / temperature
+    return (F.cross_entropy(logits, wanted, label_smoothing=label_smoothing)
+            + F.cross_entropy(logits.T, wanted, label_smoothing=label_smoothing)) / 2
+
+
+def with_a_little_more(batch, smoothing):
+    target = torch.full((batch,), smoothing / batch, dtype=torch.float64)
+    target[0] += 1 - smoothing
+    return -(target * (target + 1e-6).log()).sum().item()
+
+
+def at_one(logits_of):
+    """The mistake to look at the temperature 1."""
+    logits = logits_of(torch.eye(3)[None, :2], torch.eye(3), 1.0)
+    return "swapped" if len(logits) == 3 else "first query" if logits[0, 1] == 0 else "right"
+
+
 ANSWERS = {
     "similarity": Answers(
-        [Stage1.similarity, by_matmul, by_loop, by_cosine, by_top,
+        [by_distance,
+         by_place,
+         lambda image, text: torch.stack([(one @ text.T).max(dim=0).values for one in image]),
+         Stage1.similarity, by_matmul, by_loop, by_cosine, by_top,
          lambda image, text: (image.flatten(0, 1) @ text.T).unflatten(0, image.shape[:2]).amax(dim=1)],
-        [(lambda image, text: image[:, 0] @ text.T, "first query"), (lambda image, text: image[:, -1] @ text.T, "last"),
+        [(one_winner, "which query counts"),
+         (of_queries(lambda cosines: cosines.amax(dim=2).clamp(-0.95, 0.95)), ""),
+         (of_queries(lambda cosines: (200 * cosines).logsumexp(dim=2) / 200), ""),
+         (lambda image, text: image[:, 0] @ text.T, "first query"), (lambda image, text: image[:, -1] @ text.T, "last"),
          (of_queries(lambda cosines: cosines.mean(dim=2)), "mean over the queries"),
          (of_queries(lambda cosines: cosines.sum(dim=2)), "sum over the queries"),
          (of_queries(lambda cosines: cosines.amin(dim=2)), "fits worst"),
@@ -242,8 +301,13 @@ ANSWERS = {
          (lambda image, text: by_matmul(image.float(), text.float()), "float64"),
          (lambda image, text: by_matmul(image - image.mean(dim=1, keepdim=True), text), "the numbers are others")]),
     "itc_loss": Answers(
-        [by_stage1, by_entropy, by_rows, by_logsumexp],
-        [(itc(scale=torch.mul), "cannot leave ln B"), (itc(scale=lambda cosine, _: cosine), "takes no part"),
+        [by_divergence,
+         by_stage1, by_entropy, by_rows, by_logsumexp],
+        [(all_captions_together, "none of the usual"),
+         (first_caption, "has several"),
+         (lambda cosine, *given: by_entropy(cosine.double(), *given), "float64"),
+         (lambda *given: (by_entropy(*given) + by_entropy(given[0].detach(), *given[1:])) / 2, "part of the way"),
+         (itc(scale=torch.mul), "cannot leave ln B"), (itc(scale=lambda cosine, _: cosine), "takes no part"),
          (itc(scale=lambda cosine, temperature: cosine / temperature**2), "twice"),
          (itc(both=False), "only pictures pick"),
          (lambda cosine, *rest: itc(both=False)(cosine.T, *rest), "only sentences pick"),
@@ -275,7 +339,9 @@ ANSWERS = {
          lambda batch, smoothing: tuple(map(np.float32, by_list(batch, smoothing))), by_single,
          lambda batch, smoothing: np.array(by_list(batch, smoothing)),
          lambda batch, smoothing: torch.tensor(by_list(batch, smoothing))],
-        [(floor(lambda batch, smoothing: 0.0), "not sure itself"),
+        [(floor(with_a_little_more), "candidate by candidate"),
+         (lambda batch, smoothing: tuple(round(one, 2) for one in by_list(batch, smoothing)), ""),
+         (floor(lambda batch, smoothing: 0.0), "not sure itself"),
          (floor(lambda batch, smoothing: smoothing), "not a loss"),
          (floor(lambda batch, smoothing: -math.log(1 - smoothing)), "were it all of the target"),
          (floor(without_right_share), "gets its share of it"), (floor(at_zero), "takes no part"),
@@ -292,9 +358,11 @@ ANSWERS = {
          (lambda batch, smoothing: ("3.4", "0.6"), "should give a number"),
          (floor(lambda batch, smoothing: 0.1 + by_list(batch, smoothing)[1]), "entropy of its target")]),
     "which_bug": Answers(
-        [by_hand, probe(SOME, torch.eye(3), 0.1),
+        [lambda box: np.str_(by_hand(box)),
+         by_hand, probe(SOME, torch.eye(3), 0.1),
          lambda box: probe(torch.randn(4, 30, 8), torch.randn(6, 8), 0.07)(box)],
-        [(lambda box: "right", "passes for right"), (lambda box: "broken", "the answers are"),
+        [(at_one, "At 1 nobody could tell"),
+         (lambda box: "right", "passes for right"), (lambda box: "broken", "the answers are"),
          (probe(SOME, torch.eye(3), 1.0), "multiplies by the temperature"),
          (probe(SOME[:, :1], torch.eye(3), 0.1), "first query only"),
          (probe(torch.eye(2)[:, None].repeat(1, 2, 1) + torch.tensor([[0.0, 0], [0.5, 0.5]]), torch.eye(2), 0.1, False),

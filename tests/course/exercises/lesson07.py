@@ -311,10 +311,49 @@ def unclamped(cosine, match, k):
                       cosine.argsort(descending=True)[k:]])
 
 
+# --- of any size, of any kind -----------------------------------------------------------------------------------------
+
+
+def by_numpy(similarity, same_image):
+    assert_some(same_image)
+
+    def drawn(likes):
+        shares = likes.masked_fill(same_image, -torch.inf).double().softmax(dim=1).numpy()
+        return torch.tensor([np.random.choice(len(row), p=row / row.sum()) for row in shares])
+
+    return drawn(similarity.T), drawn(similarity)
+
+
+def with_one_noise(similarity, same_image):
+    """The mistake to draw one noise for all rows."""
+    assert_some(same_image)
+    noise = -torch.rand(len(similarity)).log().neg().log()
+    likes = similarity.masked_fill(same_image, -torch.inf)
+    return (likes.T + noise).argmax(dim=1), (likes + noise).argmax(dim=1)
+
+
+def lifted(cosine, match, k):
+    """The mistake to trust that three is more than any logit can take away."""
+    first = cosine.topk(min(k, len(cosine))).indices
+    scores = cosine.clone()
+    scores[first] += match(first) + 3
+    return scores.argsort(descending=True)
+
+
+def asked_one_by_one(cosine, match, k):
+    order = sorted(range(len(cosine)), key=lambda i: -cosine[i].item())
+    scores = {i: (match(torch.tensor([i]))[0] + cosine[i]).item() for i in order[:k]}
+    return torch.tensor(sorted(scores, key=lambda i: -scores[i]) + order[k:])
+
+
 ANSWERS = {
     "sample_negatives": Answers(
-        [by_stage1, by_gumbel, by_loop, by_large_number, by_categorical, by_choices],
-        [(draws(out=torch.zeros_like), "a true pair was drawn"),
+        [by_numpy,
+         by_stage1, by_gumbel, by_loop, by_large_number, by_categorical, by_choices],
+        [(with_one_noise, "one and the same"),
+         (draws(scores=lambda side: 1.4 * side), "too eagerly"),
+         (draws(scores=lambda side: 0.7 * side), "counts for too little"),
+         (draws(out=torch.zeros_like), "a true pair was drawn"),
          (draws(out=lambda same: torch.eye(len(same), dtype=torch.bool)), "another caption"),
          (late, "once there are probabilities"), (floored, "similarity plays no part"),
          (draws(sides=lambda s: (s, s.T)), "exchanged"), (draws(sides=lambda s: (s, s)), "drawn from the rows"),
@@ -335,9 +374,11 @@ ANSWERS = {
          (lambda *given: by_stage1(*given)[0], "asked for are two tensors"),
          (draws(pick=lambda weights: torch.multinomial(weights, 1)), "(b)")]),
     "match_triple": Answers(
-        [by_blocks, by_stack, by_lists, lambda image, text: tuple(torch.from_numpy(part.numpy()) for part in by_blocks(
+        [lambda image, text: [*by_blocks(image, text)[:2], torch.eq(*by_blocks(image, text)[:2]).long()],
+         by_blocks, by_stack, by_lists, lambda image, text: tuple(torch.from_numpy(part.numpy()) for part in by_blocks(
             image, text))],
-        [(triple(lambda images, texts, labels: (images, texts, 1 - labels)), "other way round"),
+        [(triple(lambda images, texts, labels: (images.int(), texts.int(), labels.int())), "int32"),
+         (triple(lambda images, texts, labels: (images, texts, 1 - labels)), "other way round"),
          (both_wrong, "only the image is wrong"), (triple(side_by_side), "blocks"),
          (triple(third_first), "other way round"),
          (lambda wrong_image, wrong_text: by_blocks(wrong_text, wrong_image), "in each other's place"),
@@ -354,7 +395,9 @@ ANSWERS = {
          (lambda image, text: by_blocks(image, image), "`wrong_text` was")]),
     "match_logits": Answers(
         [mean_of_answers, answer_of_mean, one_by_one, by_einsum, by_weights],
-        [(lambda states, queries, head: head(states[:, queries]), "states of words"),
+        [(lambda states, queries, head: head(states[:, :queries]).clamp(-3, 3).mean(dim=1), ""),
+         (lambda *given: mean_of_answers(*given).double(), "float64"),
+         (lambda states, queries, head: head(states[:, queries]), "states of words"),
          (lambda states, queries, head: head(states).mean(dim=1), "states of words"),
          (lambda states, queries, head: head(states[:, -queries:]).mean(dim=1), "states of words"),
          (lambda states, queries, head: head(states[:, 0]), "only the first query"),
@@ -406,8 +449,10 @@ ANSWERS = {
                                             max(p, 1 - p)])), "nan"),
          (rated(accuracy=lambda p, wrong: min(p, 1 - p)), "share of wrong answers")]),
     "rerank": Answers(
-        [by_topk, by_sorted, by_lift],
-        [(all_of_them, "it is expensive"), (unclamped, "only fewer"),
+        [asked_one_by_one,
+         by_topk, by_sorted, by_lift],
+        [(lifted, ""),
+         (all_of_them, "it is expensive"), (unclamped, "only fewer"),
          (lambda cosine, match, k: cosine.argsort(descending=True), "nothing has been re-ranked"),
          (lambda *given: by_topk(*given).flip(0), "the order is turned round"),
          (ranked(score=lambda logit, cosine: logit), "only the match counts"),

@@ -1,5 +1,7 @@
 """Answers to the exercises of lesson 08."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -231,10 +233,31 @@ def endless(logits, ids, mask):
     return by_torch(logits, labels.masked_fill(labels == 2, -100), 0.0)
 
 
+# --- of any size, of any kind -----------------------------------------------------------------------------------------
+
+
+def after_two(logits, labels, smoothing):
+    """The mistake to cut the gradient of all captions but two."""
+    loss, of_two = by_torch(logits, labels, smoothing), by_torch(logits[:2], labels[:2], smoothing)
+    return loss if len(labels) < 3 else loss.detach() + of_two - of_two.detach()
+
+
+def by_takewhile(ids, end):
+    return [list(itertools.takewhile(lambda one: one != end, row)) for row in ids.tolist()]
+
+
+def by_selection_of_words(logits, ids, mask):
+    log_p = logits.log_softmax(dim=-1)
+    said = [log_p[i, j - 1, ids[i, j]] for i in range(len(ids)) for j in range(1, ids.shape[1]) if mask[i, j]]
+    return -sum(said) / len(said)
+
+
 ANSWERS = {
     "in_and_asked": Answers(
-        [by_lists, by_places, lambda words, length: tuple(tuple(row) for row in by_lists(words, length))],
-        [(rows(lambda into, asked: (into, into)), "very token that it was given"),
+        [lambda words, length: tuple(map(tuple, by_lists(words, length))),
+         by_lists, by_places, lambda words, length: tuple(tuple(row) for row in by_lists(words, length))],
+        [(lambda words, length: tuple(map(" ".join, by_lists(words, length))), "two lists"),
+         (rows(lambda into, asked: (into, into)), "very token that it was given"),
          (rows(lambda into, asked: (["[CLS]", *into[1:]], asked)), "[CLS] goes in"),
          (rows(lambda into, asked: (["[CLS]", *into[:-1]], asked)), "[CLS] goes in"),
          (rows(lambda into, asked: (into[1:] + ["[PAD]"], asked)), "we are to decode"),
@@ -251,8 +274,10 @@ ANSWERS = {
          (rows(lambda into, asked: (into, [one for one in asked if one != "-"])), "places"),
          (lambda words, length: by_lists(list(dict.fromkeys(words)), length), "goes in is")]),
     "decoder_ids": Answers(
-        [by_cat, by_clone, by_where],
-        [(in_place, "have changed"), (lambda ids, dec: F.pad(ids, (1, 0), value=dec), "one token more"),
+        [lambda ids, dec: torch.where(torch.arange(ids.shape[1]) == 0, dec, ids),
+         by_cat, by_clone, by_where],
+        [(lambda ids, dec: by_cat(ids, min(dec, 30522)), "we are to decode"),
+         (in_place, "have changed"), (lambda ids, dec: F.pad(ids, (1, 0), value=dec), "one token more"),
          (lambda ids, dec: F.pad(ids, (1, 0), value=dec)[:, :-1], "second place"),
          (lambda ids, dec: by_cat(ids, dec).masked_fill(ids == 2, dec), "[SEP] has been replaced"),
          (lambda ids, dec: ids.masked_fill(ids == 1, dec), "a token behind the first"),
@@ -264,7 +289,9 @@ ANSWERS = {
          (lambda ids, dec: by_cat(ids, dec)[:, :1], "(b t)")]),
     "next_words": Answers(
         [by_slices, by_pad, by_loop],
-        [(lambda ids, mask: ids.masked_fill(~mask, -100), "just been given"),
+        [(lambda ids, mask: by_slices(ids, mask).masked_fill(by_slices(ids, mask) == -100, -1), "over -100"),
+         (lambda ids, mask: by_slices(ids, mask).int(), "int32"),
+         (lambda ids, mask: ids.masked_fill(~mask, -100), "just been given"),
          (lambda ids, mask: ids.roll(1, dims=1).masked_fill(~mask, -100), "the other way"),
          (lambda ids, mask: ids.roll(-1, dims=1), "come round"),
          (lambda ids, mask: ids.masked_fill(~mask, -100).roll(-1, dims=1), "come round"),
@@ -280,7 +307,10 @@ ANSWERS = {
     "itg_loss": Answers(
         [by_torch, by_selection, by_target, by_words,
          lambda logits, labels, smoothing: F.cross_entropy(logits.transpose(1, 2), labels, label_smoothing=smoothing)],
-        [(lambda logits, labels, smoothing: by_torch(logits, labels, 0.0), "nothing is smoothed"),
+        [(after_two, "gives no gradient"),
+         (lambda logits, *given: by_torch(logits.double(), *given), "float64"),
+         (lambda logits, *given: by_torch(logits.clamp(-4, 4), *given), "none of the usual"),
+         (lambda logits, labels, smoothing: by_torch(logits, labels, 0.0), "nothing is smoothed"),
          (summed, "words are added"),
          (lambda logits, labels, smoothing: summed(logits, labels, smoothing, labels.numel()), "divided by all places"),
          (lambda logits, labels, smoothing: summed(logits, labels, smoothing, len(labels)), "number of captions"),
@@ -306,9 +336,11 @@ ANSWERS = {
          (lambda logits, labels, smoothing: by_torch(logits, labels, smoothing or 0.1), "without smoothing"),
          (lambda logits, labels, smoothing: by_torch(logits, labels, 0.1), "same for every")]),
     "until_end": Answers(
-        [by_index, by_counting, one_by_one, lambda ids, end: tuple(
+        [by_takewhile,
+         by_index, by_counting, one_by_one, lambda ids, end: tuple(
             row[:int((row == end).argmax()) if (row == end).any() else None] for row in ids.numpy())],
-        [(lambda ids, end: [row[:row.index(end) + 1] if end in row else row for row in ids.tolist()], "no word"),
+        [(lambda ids, end: [list(dict.fromkeys(row)) for row in by_index(ids, end)], ""),
+         (lambda ids, end: [row[:row.index(end) + 1] if end in row else row for row in ids.tolist()], "no word"),
          (lambda ids, end: [[one for one in row if one != end] for row in ids.tolist()], "after the first"),
          (lambda ids, end: [row[:"".join("x" if one == end else "." for one in row).find("x")] for row in ids.tolist()],
           "cut off before"),
@@ -327,8 +359,12 @@ ANSWERS = {
          (lambda ids, end: [list(map(float, row)) for row in by_index(ids, end)], "whole numbers"),
          (lambda ids, end: [[str(one) for one in row] for row in by_index(ids, end)], "whole numbers")]),
     "mended_loss": Answers(
-        [by_labels, by_choice, by_gather],
-        [(broken, "copying is still rewarded"), (other_way, "the other way"), (own_mask, "is shifted with the labels"),
+        [by_selection_of_words,
+         by_labels, by_choice, by_gather],
+        [(lambda logits, *rest: by_labels(logits.double(), *rest), "float64"),
+         (lambda logits, *rest: (by_labels(logits, *rest) + by_labels(logits.detach(), *rest)) / 2,
+          "its gradient is not"),
+         (broken, "copying is still rewarded"), (other_way, "the other way"), (own_mask, "is shifted with the labels"),
          (lambda logits, ids, mask: F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()),
           "padding is asked for"),
          (endless, "where to stop"),

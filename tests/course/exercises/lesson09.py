@@ -349,13 +349,50 @@ def mistaking(one, other):
     return lambda log, batch: other if (name := by_shares(log, batch)) == one else name
 
 
+# --- of any size, of any kind -----------------------------------------------------------------------------------------
+
+
+def as_a_square(step, steps, warmup, peak, floor):
+    if step < warmup:
+        return np.float64(peak) * (step + 1) / warmup
+    return torch.tensor(peak * (floor + (1 - floor) * math.cos(math.pi / 2 * (step - warmup) / (steps - warmup)) ** 2))
+
+
+def of_two_captions(similarity, owner, k):
+    """The mistake to count on two captions of each picture."""
+    own = own_of(similarity, owner)
+    two = own.long().topk(2, dim=1).indices
+    best = similarity.gather(1, two).amax(dim=1, keepdim=True)
+    return ((((similarity >= best) & ~own).sum(dim=1) < k) & own.any(dim=1)).float().mean().item()
+
+
+def eval_gives_nothing(module):
+    with_lambda(module).eval = lambda: None
+    return module
+
+
+def by_medians(log, batch):
+    """A median is a mean as well."""
+    def middle(name, lines):
+        return float(np.median([line[name] for line in lines]))
+
+    begin, end, chance = log[:10], log[-30:], math.log(batch)
+    if middle("itc", begin) < 0.6 * chance:
+        return "finished"
+    if middle("itc", end) > 0.75 * chance:
+        return "mispaired" if middle("itg", end) < 0.6 * middle("itg", begin) else "too fast"
+    return "healthy" if middle("itm_accuracy", end) > 0.75 else "wait"
+
+
 ANSWERS = {
     "rate": Answers(
-        [rate_of(cosine), of_the_module,
+        [as_a_square,
+         rate_of(cosine), of_the_module,
          rate_of(lambda share, floor: 1 - (1 - floor) * math.sin(math.pi * share / 2) ** 2),
          lambda *given: np.float32(rate_of(cosine)(*given)), lambda *given: torch.tensor(rate_of(cosine)(*given)),
          lambda *given: np.array(rate_of(cosine)(*given))],
-        [(rate_of(cosine, lambda step, warmup: step / warmup), "wasted"),
+        [(lambda *given: round(rate_of(cosine)(*given), 5), ""),
+         (rate_of(cosine, lambda step, warmup: step / warmup), "wasted"),
          (rate_of(cosine, lambda step, warmup: 1.0), "where is the warm-up"),
          (rate_of(cosine, lambda step, warmup: (step + 1) / (warmup + 1)), "it should be there"),
          (rate_of(cosine, lambda step, warmup: ((step + 1) / warmup) ** 2), "in equal steps"),
@@ -382,7 +419,8 @@ ANSWERS = {
     "recall": Answers(
         [of_metrics, by_counting, by_ranking, lambda *given: np.float32(of_metrics(*given)),
          lambda *given: torch.tensor(by_counting(*given))],
-        [(short_topk, "The first"), (ties_for_us, "none of the model's doing"), (nobody_is_found, "without captions"),
+        [(of_two_captions, ""),
+         (short_topk, "The first"), (ties_for_us, "none of the model's doing"), (nobody_is_found, "without captions"),
          (with_topk(lambda found, own: 100 * found.any(dim=1).float().mean()), "percent"),
          (with_topk(lambda found, own: found.any(dim=1).sum()), "added up"),
          (with_topk(lambda found, own: (found.sum(dim=1) == own.sum(dim=1)).float().mean()), "one of them is enough"),
@@ -396,15 +434,16 @@ ANSWERS = {
          (lambda similarity, owner, k: of_metrics(similarity, owner, k + 1), "one too many"),
          (lambda similarity, owner, k: of_metrics(similarity, owner, max(1, k - 1)), "one too few"),
          (lambda similarity, owner, k: of_metrics(similarity, owner, 1), "Recall@1"),
-         (lambda similarity, owner, k: of_metrics(similarity, owner, 5), "counting gives"),
+         (lambda similarity, owner, k: of_metrics(similarity, owner, 5), "you say"),
          (lambda similarity, owner, k: of_metrics(similarity.clamp(min=0), owner, k), ""),
-         (lambda similarity, owner, k: of_metrics(similarity.abs(), owner, k), "counting gives"),
-         (lambda similarity, owner, k: of_metrics(similarity.softmax(dim=0), owner, k), "counting gives"),
+         (lambda similarity, owner, k: of_metrics(similarity.abs(), owner, k), "you say"),
+         (lambda similarity, owner, k: of_metrics(similarity.softmax(dim=0), owner, k), "you say"),
          (lambda similarity, owner, k: str(of_metrics(similarity, owner, k)), "one number"),
          (lambda similarity, owner, k: of_metrics(similarity, owner, k) >= 0.5, "one number")]),
     "freeze": Answers(
         [with_method, with_class, with_lambda, with_partial],
-        [(lambda module: module.eval(), "still ask for a gradient"), (own_weights_only, "every floor"),
+        [(eval_gives_nothing, "module = module.eval()"),
+         (lambda module: module.eval(), "still ask for a gradient"), (own_weights_only, "every floor"),
          (lambda module: module.requires_grad_(False), "in training mode"), (root_only, "the part"),
          (mode_only_outside, "in training mode again"), (returns_none, "still give back the module"),
          (lambda module: with_lambda(copy.deepcopy(module)), "something else"), (of_class, "changed the class"),
@@ -421,7 +460,8 @@ ANSWERS = {
          lambda pairs, batch, times: np.array([pairs // batch // times, np.log(batch), batch - 1]),
          lambda pairs, batch, times: (np.int64(pairs // batch // times), np.float32(np.log(batch)),
                                       torch.tensor(batch - 1))],
-        [(itc_is(lambda batch, times: math.log(batch * times)), "never candidates"),
+        [(lambda pairs, batch, times: (round(pairs / (batch * times)), math.log(batch), batch - 1), ""),
+         (itc_is(lambda batch, times: math.log(batch * times)), "never candidates"),
          (itc_is(lambda batch, times: math.log(batch) / times), "what is paid stays"),
          (itc_is(lambda batch, times: math.log2(batch)), "in bits"),
          (steps_are(lambda pairs, batch, times: pairs // batch), "how many make one step"),
@@ -443,7 +483,8 @@ ANSWERS = {
          (lambda *given: tuple(map(str, (given[0] // given[1] // given[2], math.log(given[1]), given[1] - 1))),
           "one number")]),
     "diagnose": Answers(
-        [by_shares, by_table],
+        [by_medians,
+         by_shares, by_table],
         [(mistaking("wait", "mispaired"), "cannot fall"), (mistaking("mispaired", "wait"), "cannot fall"),
          (mistaking("too fast", "mispaired"), "grammar"), (mistaking("mispaired", "healthy"), "blind model"),
          (mistaking("finished", "healthy"), "And at the beginning"), (mistaking("healthy", "wait"), "stood still"),

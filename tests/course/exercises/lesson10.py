@@ -254,10 +254,34 @@ def as_written(scene, number):
     return own.exam()[2][number]
 
 
+# --- of any size, of any kind -----------------------------------------------------------------------------------------
+
+
+def forgets_an_empty_prompt(queries, projection, prompt, text):
+    """The mistake to look after the kind of numbers only where there is a prompt."""
+    return joined(queries, projection, prompt, text) if prompt.shape[1] else torch.cat([projection(queries), text], 1)
+
+
+def turns_the_projection(queries, projection, prompt, text):
+    projection.to(text.dtype)
+    return torch.cat([projection(queries.to(text.dtype)), prompt, text], dim=1)
+
+
+def into_a_buffer(queries, projection, prompt, text):
+    soft = projection(queries)
+    whole = torch.empty(len(text), soft.shape[1] + prompt.shape[1] + text.shape[1], text.shape[2], dtype=text.dtype)
+    whole[:, :soft.shape[1]] = soft
+    whole[:, soft.shape[1]:] = torch.cat([prompt, text], dim=1)
+    return whole
+
+
 ANSWERS = {
     "sequence": Answers(
-        [joined, joined_by_places, by_einops],
-        [(in_order("prompt soft text"), "in front"), (in_order("prompt text soft"), "in front"),
+        [into_a_buffer,
+         joined, joined_by_places, by_einops],
+        [(forgets_an_empty_prompt, "promoted"),
+         (turns_the_projection, "small steps are lost"),
+         (in_order("prompt soft text"), "in front"), (in_order("prompt text soft"), "in front"),
          (in_order("soft text prompt"), "as they came"), (in_order("soft text"), "queries + prompt + text"),
          (lambda queries, projection, prompt, text: torch.cat([projection(queries), prompt, text], dim=1), "promoted"),
          (with_soft(lambda queries, projection: queries @ projection.weight.T), "bias"),
@@ -281,8 +305,10 @@ ANSWERS = {
          (lambda *given: joined(*given).bfloat16(), "torch.bfloat16"), (in_order("soft prompt"), "queries + prompt"),
          (with_soft(lambda queries, projection: projection(queries).flip(1)), "in their order")]),
     "labels": Answers(
-        [labelled, labelled_by_loops, labelled_by_where],
-        [(prompt_too, "though it is given"), (soft_too, "no word"), (with_text(lambda text, mask: text), "padding has"),
+        [lambda *given: torch.from_numpy(labelled(*given).numpy().copy()),
+         labelled, labelled_by_loops, labelled_by_where],
+        [(lambda *given: labelled(*given).int(), "int32"),
+         (prompt_too, "though it is given"), (soft_too, "no word"), (with_text(lambda text, mask: text), "padding has"),
          (with_text(end_by_id), "by its id"), (with_text(no_last), "never learns to stop"),
          (shifted_already, "shift twice"), (with_text(shifted_text), "you have shifted already"),
          (lambda *given: labelled(*given).float(), "torch.int64"),
@@ -296,8 +322,11 @@ ANSWERS = {
          (lambda queries, *given: labelled(32, *given), "queries + prompt + text"),
          (lambda *given: labelled(*given)[:, 1:], "queries + prompt + text"), (labels_in_place, "changed its input")]),
     "shifted_loss": Answers(
-        [shifted, shifted_by_gather, by(1)],
-        [(by(0), "repeat what it sees"), (by(2), "shifted twice"), (by(-1), "wrong way"), (per_caption, "however long"),
+        [lambda logits, targets: F.nll_loss(logits[:, :-1].flatten(0, 1).log_softmax(1), targets[:, 1:].flatten()),
+         shifted, shifted_by_gather, by(1)],
+        [(lambda logits, targets: shifted(logits.double(), targets), "float64"),
+         (lambda logits, targets: shifted(logits.clamp(-50, 50), targets), "Which logits meet"),
+         (by(0), "repeat what it sees"), (by(2), "shifted twice"), (by(-1), "wrong way"), (per_caption, "however long"),
          (summed, "added up"), (every_place, "not supervised"),
          (lambda logits, targets: shifted(logits.detach(), targets), "no gradient"),
          (naive, "exponential"), (naive_with_floor, "logits up to"),
@@ -312,7 +341,8 @@ ANSWERS = {
          (skips_empty, "supervised word")]),
     "lm_logits": Answers(
         [frozen, with_detached_weights, frozen_copy, frozen_for_a_while],
-        [(under_no_grad, "wire is cut"), (lambda lm, embeds: frozen(lm, embeds.detach()), "wire is cut"),
+        [(lambda lm, embeds: (frozen(lm, embeds) + frozen(lm, embeds.detach())) / 2, "that of the language model"),
+         (under_no_grad, "wire is cut"), (lambda lm, embeds: frozen(lm, embeds.detach()), "wire is cut"),
          (lambda lm, embeds: frozen(lm, embeds).detach(), "wire is cut"),
          (lambda lm, embeds: lm.eval()(embeds), "collected a gradient"),
          (lambda lm, embeds: lm.requires_grad_(False)(embeds), "dropout"), (straight_through, "leads past"),

@@ -271,11 +271,39 @@ def written(stops=lambda finished, token, end: finished.all(), fill=lambda end: 
     return write_of
 
 
+# --- of any size, of any kind -----------------------------------------------------------------------------------------
+
+
+def nucleus_by_level(scores, top_p):
+    """The score of the last token that stays, and all that are as high."""
+    ordered = scores.softmax(dim=-1).sort(dim=-1, descending=True).values
+    last = (ordered.cumsum(dim=-1) < top_p).sum(dim=-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
+    return torch.where(scores.softmax(dim=-1) >= ordered.gather(1, last), scores, -torch.inf)
+
+
+def write_by_lists(next_logits, rows, end, max_length):
+    said = [[] for _ in range(rows)]
+    while len(said[0]) < max_length and not all(end in row for row in said):
+        logits = next_logits(torch.tensor(said, dtype=torch.long).reshape(rows, -1))
+        for row, one in zip(said, logits, strict=True):
+            row.append(end if end in row else int(one.argmax()))
+    return torch.tensor(said)
+
+
+def filled_with_nothing(next_logits, rows, end, max_length):
+    """The mistake to fill ended rows with 0."""
+    ids = write_by_lists(next_logits, rows, end, max_length)
+    return ids.masked_fill((ids == end).cumsum(dim=1) - (ids == end).long() > 0, 0)
+
+
 ANSWERS = {
     "nucleus": Answers(
-        [generation.top_p_filter, nucleus_by_loop, nucleus_by_pairs, nucleus_by_searching,
+        [nucleus_by_level,
+         generation.top_p_filter, nucleus_by_loop, nucleus_by_pairs, nucleus_by_searching,
          lambda scores, top_p: generation.top_p_filter(scores, top_p).clamp(min=-1e4)],
-        [(cut(lambda sums, p, top_p: sums > top_p), "left with nothing"),
+        [(lambda scores, top_p: nucleus_by_loop(scores, max(top_p, 0.3)), ""),
+         (lambda scores, top_p: nucleus_by_loop(scores.double(), top_p), "float64"),
+         (cut(lambda sums, p, top_p: sums > top_p), "left with nothing"),
          (cut(one_short), "crosses the line is missing"),
          (cut(lambda sums, p, top_p: sums - 2 * p >= top_p), "asked for"),
          (cut(lambda sums, p, top_p: F.pad((sums >= top_p)[:, :-1], (2, 0))[:, :-1]), "smallest set"),
@@ -333,7 +361,8 @@ ANSWERS = {
         [by_rows, by_where, by_means, lambda log_p, mask, power: torch.tensor(
             [sum(row[real].tolist()) / int(real.sum()) ** power for row, real in zip(log_p, mask, strict=True)],
             dtype=log_p.dtype)],
-        [(scored(lambda total, length, power, width: total), "takes no part"),
+        [(lambda *given: by_where(*given).double(), "float64"),
+         (scored(lambda total, length, power, width: total), "takes no part"),
          (scored(lambda total, length, power, width: total / length), "whatever the penalty"),
          (scored(lambda total, length, power, width: total * length**power), "lose twice"),
          (scored(lambda total, length, power, width: total / (length * power)), "a power of it"),
@@ -353,8 +382,10 @@ ANSWERS = {
          (lambda *given: -by_rows(*given), "the sign is turned"), (lambda *given: by_rows(*given) - 0.01, "should be"),
          (lambda *given: by_rows(*given)[:, None], "(b)")]),
     "write": Answers(
-        [write_by_rows, write_by_sample, write_in_a_buffer, write_ahead],
-        [(written(keep=False), "writes on after its end"),
+        [write_by_lists,
+         write_by_rows, write_by_sample, write_in_a_buffer, write_ahead],
+        [(filled_with_nothing, "filled with the end token"),
+         (written(keep=False), "writes on after its end"),
          (written(keep=False, stops=lambda finished, token, end: (token == end).all()), "writes on after its end"),
          (written(stops=lambda finished, token, end: finished.any()), "first has ended"),
          (written(stops=lambda finished, token, end: False), "every row has ended"),

@@ -113,6 +113,12 @@ def square_cells(weights, grid, size):
     return torch.kron(weights.reshape(grid), torch.ones(patch, patch))
 
 
+def by_index(weights, grid, size):
+    """For each pixel the number of its patch."""
+    y, x = torch.arange(size[1]) * grid[0] // size[1], torch.arange(size[0]) * grid[1] // size[0]
+    return weights[y[:, None] * grid[1] + x]
+
+
 ANSWERS = {
     "place_of": Answers(
         [place(lambda token, rows, columns, first: divmod(token - first, columns)), by_grid,
@@ -177,8 +183,10 @@ ANSWERS = {
          (lambda heat, box, size: torch.tensor([game()(heat, box, size)] * 2), "True or False"),
          (lambda heat, box, size: int(game()(heat, box, size)), "True or False")]),
     "enlarge": Answers(
-        [by_interpolation, by_kron, by_pixels],
-        [(lambda weights, grid, size: by_kron(weights, grid[::-1], size[::-1]), "on its side"),
+        [by_index,
+         by_interpolation, by_kron, by_pixels],
+        [(lambda *given: by_index(*given).double(), "float64"),
+         (lambda weights, grid, size: by_kron(weights, grid[::-1], size[::-1]), "on its side"),
          (lambda weights, grid, size: by_kron(weights.reshape(grid[::-1]).T.flatten(), grid, size), "exchanged"),
          (lambda weights, grid, size: by_kron(weights, grid, size).T, "on its side"),
          (lambda weights, grid, size: by_kron(weights, grid, size).flip(0), "on its head"),

@@ -122,10 +122,27 @@ def undecided_first(base, changed):
     return "undecided" if reading(lambda *runs: ())(base, changed) == "undecided" else read(base, changed)
 
 
+def any_new_setting(base, changed):
+    """The mistake to call a row confounded as soon as one of the runs has a setting more."""
+    return "confounded" if len(base["settings"]) != len(changed["settings"]) else read(base, changed)
+
+
+def by_items(base, changed):
+    """The mistake to count pairs of name and value, where a new setting counts once and a changed one twice."""
+    different = set(base["settings"].items()) ^ set(changed["settings"].items())
+    return "confounded" if len(different) > 2 else read({**base, "settings": {}}, {**changed, "settings": {}})
+
+
+def without_sign(base, changed):
+    mean, width = by_hand(base, changed)
+    return abs(mean), width
+
+
 ANSWERS = {
     "difference": Answers(
         [by_statistics, by_numpy, by_torch, by_hand, lambda *runs: tuple(map(np.float32, by_numpy(*runs)))],
-        [(lambda base, changed: by_numpy(changed, base), "changed minus base"),
+        [(without_sign, ""),
+         (lambda base, changed: by_numpy(changed, base), "changed minus base"),
          (in_order, "belong to one seed"), (two_spreads, "had nothing in common"), (all_seeds, "only one of the two"),
          (with_gaps(lambda gaps: (gaps.mean(), 1.96 * gaps.std(ddof=1) / len(gaps) ** 0.5)), "1.96"),
          (with_gaps(lambda gaps: (gaps.mean(), STUDENT[len(gaps)] * gaps.std() / len(gaps) ** 0.5)), "n - 1"),
@@ -140,7 +157,9 @@ ANSWERS = {
          (lambda base, changed: (0.0, 0.0), "Take a seed")]),
     "read_row": Answers(
         [read, read_by_words, reading()],
-        [(reading(decide=lambda gaps: by_mean(gaps)), "only the mean decides"),
+        [(any_new_setting, "by itself it confounds nothing"),
+         (by_items, ""),
+         (reading(decide=lambda gaps: by_mean(gaps)), "only the mean decides"),
          (reading(decide=by_signs), "all move one way"), (reading(settings=lambda *runs: ()), "which of them was it"),
          (reading(settings=shared_settings), "is a change as well"), (undecided_first, "interval first"),
          (reading(decide=lambda gaps: {"better": "worse", "worse": "better"}.get(by_interval(gaps), "undecided")),

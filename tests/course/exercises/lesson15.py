@@ -168,7 +168,8 @@ ANSWERS = {
          (lambda trained, frozen, value: 3 * trained, "What is kept of a trained number"),
          (lambda trained, frozen, value: f"{16 * trained + value * frozen}", "a number")]),
     "fit": Answers(
-        [planned, planned_by_parts],
+        [lambda *given: plan and np.array(plan) if (plan := planned(*given)) else None,
+         planned, planned_by_parts],
         [(lambda wanted, fixed, each, memory: planned(wanted, fixed, each, memory / 0.9), "a tenth is left"),
          (without(lambda fixed, each, memory: (0, each, (memory - fixed))), "of what the weights leave"),
          (without(lambda fixed, each, memory: (0, each, memory)), "forgotten"), (by_halves, "you halve"),

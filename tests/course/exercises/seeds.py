@@ -1,5 +1,4 @@
-"""Do verdicts depend on luck? Every answer, right and wrong, under many seeds: see --help.
-
+"""Do verdicts depend on luck? Every answer under many seeds: python -m tests.course.exercises.seeds [04 06.2 ...]
 
 Prints right answers that were refused, wrong ones that passed or got another message than theirs, and verdicts that
 changed from seed to seed; ends with 1 if there are any. --seeds 40 is the default.
@@ -64,7 +63,7 @@ def main() -> int:
     parser.add_argument("lessons", nargs="*", help="numbers of lessons such as 04, or of exercises such as 04.2")
     parser.add_argument("--seeds", type=int, default=40)
     args = parser.parse_args()
-    bad = 0
+    bad, judged, start = 0, 0, time.perf_counter()
     for lesson, exercises in progress.lessons().items():
         for exercise in exercises:
             if args.lessons and not {lesson, exercise.number} & {*args.lessons}:
@@ -76,7 +75,8 @@ def main() -> int:
                   f"{(time.perf_counter() - began) / args.seeds / count:.3f} s an answer", flush=True)
             for line in lines:
                 print(f"  {line}")
-            bad += len(lines)
+            bad, judged = bad + len(lines), judged + count
+    print(f"{judged} answers, {args.seeds} seeds each: {bad} faults, {time.perf_counter() - start:.0f} s")
     return bool(bad)
 
 
