@@ -163,7 +163,8 @@ def test_the_summary_and_the_minutes_are_those_of_today():
 
 
 def test_minutes_are_put_beside_their_lessons():
-    lesson = guide.Lesson("Title", reading=30, computing=9, exercises=tuple(Asked("00.1", "T", "Write", minutes, 1, 1) for minutes in (10, 8)))
+    asked = tuple(Asked("00.1", "T", "Write", minutes, 1, 1) for minutes in (10, 8))
+    lesson = guide.Lesson("Title", reading=30, computing=9, exercises=asked)
     made = readme.with_minutes("| lesson | what | reading | exercises |\n| :- | :- | -: | -: |\n| [00 T](x) | y | | |",
                                {"00": lesson})
     assert [" ".join(line.split()) for line in made.splitlines()[2:]] == ["| [00 T](x) | y | 30 | 18 |",
