@@ -145,6 +145,7 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
     for top_p, meaning in ((0.0, "the likeliest token, and only that one, stays even then"),
                            (1.0, "all of them together hold 1, and no smaller set does")):
         scores = torch.randn(3, 6)
+        scores[range(3), torch.randint(6, (3,))] -= 5  # some token holds hardly anything
         kept = stays(nucleus_of(scores, top_p))
         count = 1 if top_p == 0 else 6
         wrong = [int(one) for one in kept.sum(dim=1) if int(one) != count]

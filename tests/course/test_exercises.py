@@ -163,7 +163,7 @@ def test_where_it_is_graded_only_what_is_done_passes(exercise, answers, monkeypa
         raise NotImplementedError()
 
     exercise(answers.accepted[0])
-    for wrong in (unfinished, *(answer for answer, _ in answers.rejected[::5])):  # a test above judges all
+    for wrong in (unfinished, *(answer for answer, _ in answers.rejected)):
         with pytest.raises(checks.NotDone, match=exercise.number):
             exercise(wrong)
 
