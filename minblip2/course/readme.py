@@ -103,7 +103,8 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float]) -> str:
     lines = sum(layout.code_lines(sources[name]) for name in layout.core(sources))
     said = [
         f"**Drawn scenes**, the bridge that ships: {scenes['stage2_things_seen']:.0f} % of captions have every colour "
-        f"and shape right, {scenes['stage2_things_unseen']:.0f} % with pairs that no caption of its training held; "
+        f"and shape right, {scenes['stage2_things_unseen']:.0f} % where a pair of both is one that no caption of its "
+        "training held; "
         f"another picture's caption {scenes['shuffled_things']:.0f} %.",
         "**Questions that the bridge was never trained on**, answered right: "
         + ", ".join(f"{kind} {scenes[f'ask_{kind}_own']:.0f} %" for kind in ASKED) + "; with another picture "
