@@ -55,6 +55,11 @@ def table(header: Sequence[object], *rows: Sequence[object]) -> None:
     say(markdown(header, *rows))
 
 
+def folded(title: str, header: Sequence[object], *rows: Sequence[object]) -> None:
+    """Display a long table in a notebook behind a line to click on. Raises ValueError for rows of unequal lengths."""
+    say(f"<details><summary>{title}</summary>\n\n{markdown(header, *rows)}\n\n</details>")
+
+
 def difference(one: Tensor, other: Tensor) -> float:
     """Largest difference of two tensors of one shape, as a fraction of the largest value of the `other`."""
     return ((one - other).abs().max() / other.abs().max()).item()
