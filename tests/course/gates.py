@@ -31,6 +31,7 @@ SECOND_EDITION: set[str] = {  # the lessons that are rewritten so far
     "09",
     "10",
     "11",
+    "12",
     "13",
     "16",
 }
