@@ -25,8 +25,8 @@ def decoder_figure() -> Figure:
     """The data flow of a decoder-only language model, and the place where vectors that are no words can enter."""
     return pipeline([Step("text", "“a red star”", viz.TEXT), Step("tokenizer", "ids, b t", viz.TEXT),
                      Step("word table", "vectors, b t e\na soft prompt, b q e,\nenters here", viz.QUERY),
-                     Step("blocks under a\ncausal mask", "states h, b t e", viz.TEXT, frozen=True),
-                     Step("the same word\ntable, transposed", "logits, b t n", viz.TEXT, frozen=True),
+                     Step("blocks, under\na causal mask", "states h, b t e", viz.TEXT, frozen=True),
+                     Step("word table,\ntransposed", "logits, b t n", viz.TEXT, frozen=True),
                      Step("softmax", "probabilities of\nthe next word", viz.TEXT)])
 
 
@@ -197,6 +197,6 @@ def belief_figure(probabilities: Mapping[str, float]) -> Figure:
     panel.bar(list(probabilities), list(probabilities.values()), edgecolor=viz.QUIET,
               color=[np.array(scenes.COLOURS[name]) / 255 for name in probabilities])
     panel.axhline(1 / 7, color=viz.INK, linewidth=1.2, linestyle=(0, (2, 2)))
-    panel.annotate("one in seven", (1, 1 / 7), (0, 3), ha="center", textcoords="offset points", fontsize=9)
-    panel.set(ylabel="probability", title="a picture of a …", ylim=(0, 1.3 * max(probabilities.values())))
+    panel.set(ylabel="probability", title="a picture of a …   (dashed: one in seven)",
+              ylim=(0, 1.15 * max(probabilities.values())))
     return figure

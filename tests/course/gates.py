@@ -24,6 +24,7 @@ SECOND_EDITION: set[str] = {  # the lessons that are rewritten so far
     "01",
     "02",
     "03",
+    "04",
     "05",
     "06",
     "07",
