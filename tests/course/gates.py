@@ -34,6 +34,7 @@ SECOND_EDITION: set[str] = {  # the lessons that are rewritten so far
     "11",
     "12",
     "13",
+    "14",
     "16",
 }
 FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not count
