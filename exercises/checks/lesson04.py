@@ -518,7 +518,7 @@ def write_on(write: Callable[[OPT, list[list[int]], int, int], Tensor]) -> None:
                "your function writes two different texts: the likeliest word is no matter of chance.")
         return wrong, output
 
-    ones = [[row] for row in prompts(*2 * (5, 3, 6, 1, 2, 4))]
+    ones = [[row] for row in prompts(*2 * (5, 3, 6, 1, 2, 4, 7))]  # each of 0, 1, 2 in several lengths
     tried = [(one[0], rows_wrong(one, pad)) for one in ones]
     expect(not any(wrong for _, (wrong, _) in tried) or not all(
         output[0].tolist() == written_alone(model, row, few, ahead=True) for row, (_, output) in tried),
