@@ -23,7 +23,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 def add(commands: Any) -> None:
     """The grammar of the command."""
-    sub = commands.add_parser("demo", help=__doc__, description=__doc__)
+    sub = commands.add_parser("demo", help=run.__doc__, description=run.__doc__)
     sub.add_argument("--port", type=int, default=0, help="where to serve (default: any that is free)")
     sub.add_argument("--page", type=Path, default=PAGE, help=f"the built page (default: {PAGE.as_posix()})")
     sub.add_argument("--no-browser", action="store_true", help="only serve")

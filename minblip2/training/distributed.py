@@ -224,11 +224,12 @@ def process_group(device: torch.device) -> Iterator[None]:
                             store=dist.PrefixStore(f"group {next(_number)}", _store()))
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+    except Exception as error:
+        if isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error):
             raise UserError("another process of this run has ended, so this one stops: see what torchrun says of it, "
                             "then run the same command again, with as many processes as you like; it goes on from the "
                             f"last checkpoint ({str(error).splitlines()[0]})") from None
+        is_first_to_report()  # asked before the others can notice that this one leaves: the cause is told, no sequel
         raise
     finally:
         dist.destroy_process_group()
@@ -240,8 +241,9 @@ def set_local_device() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
 
 
+@cache
 def is_first_to_report() -> bool:
-    """Whether this process is to print an error: it is the first that asks."""
+    """Whether this process is to print an error: it is the first that asks, and asks once."""
     try:
         return env_rank()[1] == 1 or _store().add("said", 1) == 1
     except (RuntimeError, UserError):  # those that could be asked have ended
