@@ -468,8 +468,9 @@ def _weights(weights_of: Callable, b: int, h: int, s: int, k: int, d: int) -> No
                             if close(weights, shares_of(query, key, mask, scale))),
                            "rows sum to one, but the weights are not those of plain loops: what was right in the given "
                            "function, its scores, should stay as it was."))
-    for near, far in (far_off((b, h, s, k, d)), far_off((b, h, s, k, d), -60.0), (6 * query, key)):
-        expect(close(weights_of(near, far, mask), shares_of(near, far, mask), 1e-3), "where scores are small your "
+    for near, far, exactly in ((*far_off((b, h, s, k, d)), 1e-3), (*far_off((b, h, s, k, d), -60.0), 1e-3),
+                               (6 * query, key, 1e-4)):
+        expect(close(weights_of(near, far, mask), shares_of(near, far, mask), exactly), "where scores are small your "
                "weights are right, where they are large, or far below zero, they are not. What stands in for a "
                "forbidden score has to lose against every score that there can be, and a small share is small.")
     same_gradients(lambda query, key: weights_of(query, key, mask), lambda query, key: shares_of(query, key, mask),

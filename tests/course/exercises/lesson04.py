@@ -528,9 +528,9 @@ ANSWERS = {
          (lambda logits, ids, mask: by_selection(logits.detach(), ids, mask), "no gradient"),
          (lambda logits, ids, mask: by_selection(logits, ids, mask).item(), "not a tensor")]),
     "at_the_start": Answers(
-        [lambda vocabulary, width, std: torch.tensor([math.log(vocabulary) + width * std**2 / 2,
+        [starting(lambda flat, spread: flat + spread**2 / 2), by_drawing,
+         lambda vocabulary, width, std: torch.tensor([math.log(vocabulary) + width * std**2 / 2,
                                                       vocabulary * math.exp(width * std**2 / 2)]),
-         starting(lambda flat, spread: flat + spread**2 / 2), by_drawing,
          lambda vocabulary, width, std: np.array([math.log(vocabulary) + std**2 * width / 2,
                                                   vocabulary * math.exp(std**2 * width / 2)]),
          lambda vocabulary, width, std: (loss := np.float32(np.log(vocabulary) + std**2 * width / 2), np.exp(loss)),

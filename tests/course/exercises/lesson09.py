@@ -386,11 +386,10 @@ def by_medians(log, batch):
 
 ANSWERS = {
     "rate": Answers(
-        [as_a_square,
-         rate_of(cosine), of_the_module,
+        [rate_of(cosine), of_the_module,
          rate_of(lambda share, floor: 1 - (1 - floor) * math.sin(math.pi * share / 2) ** 2),
          lambda *given: np.float32(rate_of(cosine)(*given)), lambda *given: torch.tensor(rate_of(cosine)(*given)),
-         lambda *given: np.array(rate_of(cosine)(*given))],
+         lambda *given: np.array(rate_of(cosine)(*given)), as_a_square],
         [(lambda *given: round(rate_of(cosine)(*given), 5), ""),
          (rate_of(cosine, lambda step, warmup: step / warmup), "wasted"),
          (rate_of(cosine, lambda step, warmup: 1.0), "where is the warm-up"),
