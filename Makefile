@@ -4,7 +4,7 @@ WORKERS ?= 2
 # cpu: PyTorch without CUDA, which is most of what is fetched; or another name that `uv pip --torch-backend` knows
 TORCH ?=
 BIN := .venv/bin
-NOTEBOOKS = $(wildcard notebooks/*.ipynb solutions/*.ipynb exercises/*.ipynb)
+NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/bonus/*.ipynb solutions/*.ipynb exercises/*.ipynb)
 
 # Worker processes with one thread each are faster than workers that fight for the same cores.
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS)
@@ -13,6 +13,7 @@ help:
 	@echo "make course   run every notebook, without a window, and print the results"
 	@echo "make test     lint, unit tests, notebooks"
 	@echo "make lab      open the course in JupyterLab, at lesson 00"
+	@echo "make site     the course as web pages, with a bridge that runs in the browser"
 	@echo "make progress list which exercises are done"
 	@echo "make exercises  make exercises/ anew from solutions/"
 	@echo "Each sets up .venv first if need be (a few minutes, once). PYTHON=python3.12 picks the interpreter."
@@ -34,6 +35,11 @@ endif
 
 exercises: .venv/stamp
 	@$(BIN)/python exercises/make.py
+
+site: .venv/stamp
+	@echo "site: the course as web pages, with the live bridge, in site/html"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[site]'
+	@$(BIN)/python -m minblip2.course.site
 
 progress: .venv/stamp
 	@$(BIN)/python exercises/progress.py
@@ -59,5 +65,5 @@ lab: .venv/stamp
 		$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[course,test]'; \
 	fi && touch $@
 
-.PHONY: help course test exercises progress lab
+.PHONY: help course test exercises progress lab site
 .DEFAULT_GOAL := help

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from minblip2.data.progress import forgiving_output
+from minblip2.data.entry import run_command
 
 COMMANDS = (["stage1"], ["stage1", "--draw", "random", "--batch", "16", "--forms", "official recipe"], ["stage2"],
             ["generate"], ["generate", "--batch", "8", "--beams", "1", "--tokens", "1"], ["retrieve"], ["memory"],
@@ -32,5 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    sys.exit(main())
+    raise SystemExit(run_command("benchmarks", main))

@@ -28,8 +28,9 @@ from minblip2 import UserError
 from minblip2.attention import FeedForward, MultiHeadAttention, attend
 from minblip2.data.batches import Batch
 from minblip2.data.coco import CocoCaptions
+from minblip2.data.entry import run_command
 from minblip2.data.files import read_json
-from minblip2.data.progress import forgiving_output, progress_bar
+from minblip2.data.progress import progress_bar
 from minblip2.data.scene_dataset import load_scenes
 from minblip2.data.tokenizer import normalize_caption
 from minblip2.device import autocast
@@ -379,5 +380,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.ablations", main))

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from benchmarks.stage1 import example
 from benchmarks.timing import OURS, case, difference, interleave, keep, options, same, work
 from minblip2.data.coco import CocoCaptions
+from minblip2.data.entry import run_command
 from minblip2.data.features import feature_cache
 from minblip2.data.pictures import load_image
-from minblip2.data.progress import forgiving_output
 from minblip2.data.transforms import Transform
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
@@ -95,5 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.cache", main))

@@ -20,9 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 
 from fetch import Fetcher, Item  # noqa: E402
+from minblip2.data.entry import run_command
 from minblip2.data.files import write_json  # noqa: E402
 from minblip2.data.pictures import check_image  # noqa: E402
-from minblip2.data.progress import forgiving_output
 from tests.coco_server import CocoServer, coco_files  # noqa: E402
 
 CONNECTIONS = 16
@@ -88,5 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.download", main))

@@ -15,7 +15,7 @@ from benchmarks.stage1 import SIZES, example
 from benchmarks.stage2 import END, THEIRS, Pair, pair
 from benchmarks.theirs import their_batch
 from benchmarks.timing import OURS, case, interleave, keep, options, work
-from minblip2.data.progress import forgiving_output
+from minblip2.data.entry import run_command
 from minblip2.lm.packed import PackedLinears
 
 
@@ -69,5 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.generate", main))

@@ -21,8 +21,8 @@ from torch import nn
 from benchmarks.provenance import RESULTS, commit, machine
 from minblip2 import UserError
 from minblip2.data.batches import Batch, PairBatches
+from minblip2.data.entry import run_command
 from minblip2.data.files import read_json, write_json
-from minblip2.data.progress import forgiving_output
 from minblip2.data.transforms import Transform
 from minblip2.device import autocast, best_device, compute_dtype
 from minblip2.stage1 import Stage1
@@ -151,5 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.gpu", main))

@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.stage1 import SIZES
 from benchmarks.timing import interleave, machine, options
+from minblip2.data.entry import run_command
 from minblip2.data.files import write_json
-from minblip2.data.progress import forgiving_output
 from minblip2.stage1 import Stage1
 
 START = dict(batch=8, text=16, queries=32, visual=257)
@@ -85,5 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.growth", main))

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import generate, stage1, stage2
 from benchmarks.timing import OURS, machine, options, store
-from minblip2.data.progress import forgiving_output
+from minblip2.data.entry import run_command
 
 WHAT = ("stage 1, batch 16", "stage 2, OPT-125m size, batch 8", "5 beams, OPT-125m size, batch 8")
 THEIRS = stage1.THEIRS
@@ -96,5 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.memory", main))

@@ -19,8 +19,8 @@ import torch
 
 from minblip2 import UserError
 from minblip2.data.coco import CocoCaptions
+from minblip2.data.entry import run_command
 from minblip2.data.files import read_json, write_json
-from minblip2.data.progress import forgiving_output
 from minblip2.device import best_device, compute_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,5 +117,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    sys.exit(main())
+    raise SystemExit(run_command("benchmarks.provenance", main))

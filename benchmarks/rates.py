@@ -20,8 +20,8 @@ import torch
 from benchmarks.ablations import add, known, word_loss
 from benchmarks.provenance import machine
 from minblip2.data.coco import CocoCaptions
+from minblip2.data.entry import run_command
 from minblip2.data.files import read_json
-from minblip2.data.progress import forgiving_output
 from minblip2.stage2 import Stage2
 from minblip2.training.bridge import Bridge, load_bridge, stage2_losses
 from minblip2.training.loop import train
@@ -77,5 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.rates", main))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.stage1 import OFFICIAL, SAVINGS, SIZES, THEIRS, PlainStage1, composed, example, sharing
 from benchmarks.timing import OURS, case, difference, interleave, keep, options, same, work
-from minblip2.data.progress import forgiving_output
+from minblip2.data.entry import run_command
 from minblip2.weights.retriever import pair_logits
 
 PADDED = 35  # tokens, as LAVIS pads them for retrieval
@@ -71,5 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.retrieve", main))

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from minblip2.data.batches import PairBatches
+from minblip2.data.entry import run_command
 from minblip2.data.files import write_json
-from minblip2.data.progress import forgiving_output
 from minblip2.training.recipes import find_recipe
 
 
@@ -67,5 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.road", main))

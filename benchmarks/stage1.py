@@ -21,7 +21,7 @@ from benchmarks.timing import OURS, case, difference, gradient_difference, inter
 from minblip2 import masks
 from minblip2.attention import MultiHeadAttention, capture_attention
 from minblip2.data.batches import PairBatches
-from minblip2.data.progress import forgiving_output
+from minblip2.data.entry import run_command
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 
@@ -223,5 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.stage1", main))

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks import theirs
 from benchmarks.stage1 import SIZES, example
 from benchmarks.timing import OURS, case, difference, gradient_difference, interleave, keep, options, same, work
-from minblip2.data.progress import forgiving_output
+from minblip2.data.entry import run_command
 from minblip2.lm.opt import OPT, OPTConfig
 from minblip2.lm.t5 import T5, T5Config
 from minblip2.stage1 import Stage1
@@ -148,5 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.stage2", main))

@@ -1,6 +1,6 @@
 """The benchmarks' tables from what runs/benchmarks holds: python -m benchmarks.table [--write]
 
-With --write they go into README.md, between their markers.
+With --write they go into docs/RESULTS.md, between their markers.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from benchmarks.timing import OURS, RESULTS
 from minblip2.course.markers import put
-from minblip2.course.tables import markdown
+from minblip2.data.entry import run_command
 from minblip2.data.files import read_json
-from minblip2.data.progress import forgiving_output
+from minblip2.evaluation.tables import markdown
 
 TITLES = {  # benchmark -> what its cases are called
     "stage1": "stage-1 step", "stage2": "stage-2 step", "generate": "writing", "retrieve": "re-ranking",
@@ -72,7 +72,7 @@ def text(found: Mapping[str, Mapping[str, dict]]) -> str:
 
 
 def main() -> int:
-    """Print the tables, and with --write put them into README.md; 2 when there is nothing to write."""
+    """Print the tables, and with --write put them there; 2 when there is nothing to write."""
     try:
         made = text(loaded())
         print(made)
@@ -85,5 +85,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    sys.exit(main())
+    raise SystemExit(run_command("benchmarks.table", main))

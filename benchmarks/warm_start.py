@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.ablations import KEPT, add, borrow, known
+from minblip2.data.entry import run_command
 from minblip2.data.files import read_json
-from minblip2.data.progress import forgiving_output
 from minblip2.evaluation.measure import evaluate_run
 from minblip2.training.bridge import train_bridge
 from minblip2.training.recipes import Recipe, find_recipe
@@ -48,5 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    main()
+    raise SystemExit(run_command("benchmarks.warm_start", main))

@@ -14,8 +14,12 @@ from pathlib import Path
 import coco
 from fetch import Fetcher
 from minblip2 import UserError
+from minblip2.commands.rules import given_options, never_with, refuse_idle_options
 from minblip2.data.progress import forgiving_output
 from minblip2.weights.hub import MODELS, RECIPE_MODELS
+
+RULES = {"coco": never_with("verify", "nothing is fetched then", "images", "licenses", "seed", "workers", "timeout",
+                            "base_url", "karpathy_url")}
 
 
 def coco_command(args: argparse.Namespace) -> None:
@@ -69,6 +73,7 @@ def main(words: list[str] | None = None) -> int:
     """Run one command; 0 when everything is there, 2 when something is not."""
     args = parser().parse_args(words)
     try:
+        refuse_idle_options(args.command, given_options(parser(), words), RULES)
         args.execute(args)
     except UserError as error:
         print(f"download: {error}", file=sys.stderr)

@@ -67,6 +67,8 @@ class Fetcher:
     def __init__(self, workers: int = 16, timeout: float = 30.0, attempts: int = 6, pause: float = 0.5):
         if workers < 1:
             raise UserError(f"--workers is {workers}: ask for at least 1 connection")
+        if not 0 < timeout < float("inf"):
+            raise UserError(f"--timeout is {timeout:g}: give a number of seconds above 0")
         self.workers, self.attempts, self.pause = workers, attempts, pause
         self.received, self._stopped, self._lock = 0, threading.Event(), threading.Lock()
         self._settings = dict(

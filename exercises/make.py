@@ -15,8 +15,8 @@ from pathlib import Path
 
 import nbformat
 
+from minblip2.data.entry import run_command
 from minblip2.data.files import write_beside
-from minblip2.data.progress import forgiving_output
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
@@ -86,5 +86,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    sys.exit(main())
+    raise SystemExit(run_command("make", main))

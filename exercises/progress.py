@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 from checks import DONE, OPEN, SIGNS, Exercise, progress  # noqa: E402
-from minblip2.data.progress import forgiving_output  # noqa: E402
+from minblip2.data.entry import run_command  # noqa: E402
 
 
 def lessons() -> dict[str, list[Exercise]]:
@@ -35,5 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    sys.exit(main())
+    raise SystemExit(run_command("progress", main))

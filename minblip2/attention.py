@@ -21,13 +21,13 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None, bias: Tensor | None = None,
-                      scale: float | None = None) -> Tensor:
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None,
+                      bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """How much each query takes of each key: softmax(q·k / √d), (b h s k), rows that sum to 1.
 
-    query (b h s d), key (b h k d), mask (b 1 s k) boolean with True = may attend, or None for all. `bias` (b h s k) is
-    added to the scores, which `scale` multiplies in place of 1 / √d: T5 needs both. A query that may attend to nothing
-    (padding on the left) gets zeros. Source: arXiv 1706.03762, §3.2.1.
+    query (b h s d), key (b h k d), mask (b 1 s k) boolean with True = may attend, or None for all.
+    `bias` (b h s k) is added to the scores, which `scale` multiplies in place of 1 / √d: T5 needs
+    both. A query that may attend to nothing gets zeros. Source: arXiv 1706.03762, §3.2.1.
     """
     scores = einsum(query, key, "b h s d, b h k d -> b h s k") * (scale or query.shape[-1] ** -0.5)
     if bias is not None:
@@ -152,9 +152,10 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between them, applied to each token alone: (b s e) -> (b s e)."""
+    """Two linear layers and an activation between them, on each token alone: (b s e) -> (b s e)."""
 
-    def __init__(self, width: int, hidden_width: int, activation: Activation = F.gelu, linear_bias: bool = True):
+    def __init__(self, width: int, hidden_width: int, activation: Activation = F.gelu,
+                 linear_bias: bool = True):
         super().__init__()
         self.up = nn.Linear(width, hidden_width, bias=linear_bias)
         self.down = nn.Linear(hidden_width, width, bias=linear_bias)

@@ -20,7 +20,7 @@ def bidirectional(num_queries: int, text_mask: Tensor) -> Tensor:
 
 
 def unimodal(num_queries: int, text_mask: Tensor) -> Tensor:
-    """Queries see queries, text sees text: two separate encoders, for contrast (ITC). Returns (b 1 s s)."""
+    """Queries see queries, text sees text: two separate encoders, for ITC. Returns (b 1 s s)."""
     place = torch.arange(num_queries + text_mask.shape[1], device=text_mask.device)
     is_text = place >= num_queries
     same_side = rearrange(is_text, "s -> s 1") == rearrange(is_text, "k -> 1 k")
@@ -28,19 +28,19 @@ def unimodal(num_queries: int, text_mask: Tensor) -> Tensor:
 
 
 def multimodal_causal(num_queries: int, text_mask: Tensor) -> Tensor:
-    """Queries see queries; text sees queries and the text before it: a decoder, for generation (ITG): (b 1 s s)."""
+    """Queries see queries; text sees queries and the text before it, for ITG. Returns (b 1 s s)."""
     place = torch.arange(num_queries + text_mask.shape[1], device=text_mask.device)
     row, key = rearrange(place, "s -> s 1"), rearrange(place, "k -> 1 k")
     return bidirectional(num_queries, text_mask) & ((key < num_queries) | (key <= row))
 
 
 def causal(attention_mask: Tensor) -> Tensor:
-    """Each token sees itself and those before it that are not padding. attention_mask (b s). Returns (b 1 s s)."""
+    """Each token sees itself and those before it but for padding. (b s) -> (b 1 s s)."""
     return multimodal_causal(0, attention_mask)
 
 
 def token_positions(attention_mask: Tensor) -> Tensor:
-    """Each token's position (b s): how many tokens that are not padding stand before it. attention_mask (b s).
+    """Each token's position: how many tokens that are no padding stand before it. (b s) -> (b s).
 
     Padding takes no place, on whatever side it stands; what a padded token gets does not matter.
     """

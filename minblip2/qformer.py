@@ -140,6 +140,18 @@ class QFormer(nn.Module):
         positions = torch.arange(first_position, first_position + text_ids.shape[1], device=text_ids.device)
         return self.token_embedding(text_ids) + self.position_embedding(positions)
 
+    def embed(self, image_kv: ImageKV | None, text_ids: Tensor | None, first_position: int = 0) -> Tensor:
+        """What enters the first block (b s e): the queries when an image is given, text when text_ids (b t) are given.
+
+        Raises ValueError when neither is given.
+        """
+        parts = [] if image_kv is None else [repeat(self.query_tokens, "1 q e -> b q e", b=len(image_kv[0][0]))]
+        if text_ids is not None:
+            parts.append(self.embed_text(text_ids, first_position))
+        if not parts:
+            raise ValueError("the Q-Former was given neither an image nor a text: pass image_kv, text_ids or both")
+        return self.dropout(self.norm(torch.cat(parts, dim=1)))
+
     def forward(self, image_kv: ImageKV | None = None, text_ids: Tensor | None = None, mask: Tensor | None = None,
                 cache: KVCache | None = None, first_position: int = 0) -> QFormerOutput:
         """Run the queries (when an image is given), the text (when text_ids (b t) are given), or both together.
@@ -148,15 +160,8 @@ class QFormer(nn.Module):
         stands for them: text run on it sees them without computing them again. `first_position` is that of the first
         text id. Raises ValueError when neither image nor text is given.
         """
-        if image_kv is None and text_ids is None:
-            raise ValueError("the Q-Former was given neither an image nor a text: pass image_kv, text_ids or both")
-        parts = []
-        if image_kv is not None:
-            parts.append(repeat(self.query_tokens, "1 q e -> b q e", b=len(image_kv[0][0])))
-        if text_ids is not None:
-            parts.append(self.embed_text(text_ids, first_position))
+        x = self.embed(image_kv, text_ids, first_position)
         num_queries = self.config.num_queries if image_kv is not None else 0
-        x = self.dropout(self.norm(torch.cat(parts, dim=1)))
         absent = [None] * len(self.blocks)
         for block, image, layer in zip(self.blocks, image_kv or absent, cache.layers if cache else absent, strict=True):
             x = block(x, num_queries, image, mask, layer)

@@ -145,24 +145,22 @@ class Stage1(nn.Module):
 
     def forward(self, image_features: Tensor, text_ids: Tensor, text_mask: Tensor, image_ids: Tensor | None = None,
                 negatives: tuple[Tensor, Tensor] | None = None) -> Stage1Output:
-        """ITC + ITM + ITG of image features (b v image_width) with texts [CLS] ... [SEP], padded on the right.
+        """ITC + ITM + ITG of image features (b v image_width) with texts (b t), [CLS] ... [SEP], padded on the right.
 
-        text_ids and text_mask (b t). Captions with equal `image_ids` (b) are positives of each other. `negatives`
-        replaces the sampled ones. Raises UserError when the batch has no negatives.
+        Captions with equal `image_ids` (b) are positives of each other. `negatives` replaces the sampled ones.
+        Raises UserError when the batch has no negatives.
         """
-        image_ids = torch.arange(len(text_ids), device=text_ids.device) if image_ids is None else image_ids
+        image_ids = torch.arange(len(text_ids)).to(text_ids) if image_ids is None else image_ids
         same_image = rearrange(image_ids, "b -> b 1") == rearrange(image_ids, "n -> 1 n")
         image_kv, cache = self.image_kv(image_features), self.qformer.new_cache()
 
-        image_embeds, text_embeds = self.embed_image(image_kv, cache), self.embed_text(text_ids, text_mask)
-        similarity = self.similarity(image_embeds, text_embeds).float() / self.temperature
-        itc = self.itc_loss(similarity, same_image)
-
+        similarity = self.similarity(self.embed_image(image_kv, cache), self.embed_text(text_ids, text_mask))
+        similarity = similarity.float() / self.temperature
         itg, word_logits = self.itg_loss(text_ids, text_mask, cache)
 
         negatives = self.sample_negatives(similarity, same_image) if negatives is None else negatives
         itm_logits, itm_labels = self.itm_triples(image_kv, text_ids, text_mask, negatives)
-        itm = F.cross_entropy(itm_logits.float(), itm_labels)
+        itc, itm = self.itc_loss(similarity, same_image), F.cross_entropy(itm_logits.float(), itm_labels)
         return Stage1Output(itc + itm + itg, itc, itm, itg, similarity, itm_logits, itm_labels, word_logits,
                             self.temperature)
 

@@ -62,10 +62,11 @@ class Stage2(nn.Module):
 
     @torch.no_grad()
     def match_embedding_scale(self, image_features: Tensor) -> None:
-        """Set the projection's scale and bias so that soft prompts spread like words; features (b v image_width).
+        """Set the projection's scale and bias so that soft prompts spread like words.
 
-        What differs from image to image gets the spread of the word embeddings, around their mean. As PyTorch
-        initialises it, the prompt is several times larger than words and nearly the same for every image.
+        image_features (b v image_width). What differs from image to image gets the spread of the word
+        embeddings, around their mean. As PyTorch initialises it, the prompt is several times larger
+        than words and nearly the same for every image.
         """
         words = self.lm.embed(torch.arange(self.lm.vocab_size, device=image_features.device)).float()
         soft = self.soft_prompt(image_features).float()
@@ -75,17 +76,18 @@ class Stage2(nn.Module):
         self.projection.bias.copy_(shift)
 
     def given(self, image_features: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What the language model is given, [soft prompt ; prompt]: embeddings (b s e) and mask (b s)."""
+        """What the language model is given: [soft prompt ; prompt] (b s e) and its mask (b s)."""
         prompt = self.lm.embed(prompt_ids)
         soft = self.soft_prompt(image_features).to(prompt.dtype)
         return torch.cat([soft, prompt], dim=1), F.pad(prompt_mask, (soft.shape[1], 0), value=True)
 
     def forward(self, image_features: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, text_ids: Tensor,
                 text_mask: Tensor) -> Stage2Output:
-        """Loss of texts (b t), padded on the right, given image features (b v image_width) and prompts (b t).
+        """Loss of texts (b t), padded on the right, given image features and prompts (b t).
 
-        Prompts may be empty, and padded on any side. Every word of a text is learned: each is predicted from what was
-        given and the words before it, and only these states meet the vocabulary.
+        image_features (b v image_width). Prompts may be empty, and padded on any side. Every word of a
+        text is learned: each is predicted from what was given and the words before it, and only these
+        states meet the vocabulary.
         """
         given, given_mask = self.given(image_features, prompt_ids, prompt_mask)
         hidden = self.lm.teacher_forcing(given, given_mask, self.lm.embed(text_ids), text_mask)
@@ -95,9 +97,10 @@ class Stage2(nn.Module):
     @torch.no_grad()
     def generate(self, image_features: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, eos_id: int,
                  **decoding) -> Tensor:
-        """Ids (b t) written after [image ; prompt], filled with `eos_id`; prompts (b t), empty or padded on any side.
+        """Ids (b t) written after [image ; prompt], filled with `eos_id`.
 
-        See `generation.generate` for the ways of decoding, `lm.packed` for speed on a CPU.
+        Prompts (b t) may be empty, or padded on any side. See `generation.generate` for the ways of
+        decoding, `lm.packed` for speed on a CPU.
         """
         cache = self.lm.new_cache()
         first, attention_mask = self.lm.prefill(*self.given(image_features, prompt_ids, prompt_mask), cache)

@@ -53,7 +53,7 @@ CLIP_L = ViTConfig(image_size=224, width=1024, layers=23, heads=16, mlp_width=40
 
 
 class ViTBlock(nn.Module):
-    """Pre-norm transformer block; each branch may be scaled per channel (LayerScale, arXiv 2103.17239)."""
+    """Pre-norm block; each branch may be scaled per channel (LayerScale, arXiv 2103.17239)."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -97,7 +97,7 @@ class ViT(nn.Module):
         self.norm = norm() if config.final_norm else nn.Identity()
 
     def positions_for(self, gh: int, gw: int) -> Tensor:
-        """Position embeddings (1 v e), resized bicubically when the image's patch grid is not the trained one."""
+        """Position embeddings (1 v e), resized bicubically if this is not the trained patch grid."""
         grid, special = self.config.grid, int(self.config.class_token)
         if (gh, gw) == (grid, grid):
             return self.position_embedding
@@ -108,7 +108,10 @@ class ViT(nn.Module):
         return torch.cat([self.position_embedding[:, :special], patches], dim=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode normalised pixels (b c H W), sides divisible by the patch, into (b v e); v = gh·gw (+ 1 class)."""
+        """Encode normalised pixels (b c H W) into (b v e): v = gh·gw patches and any class token.
+
+        Both sides of the picture must be divisible by the patch.
+        """
         patches = self.patches(pixels)
         positions = self.positions_for(*patches.shape[-2:])
         x = rearrange(patches, "b e gh gw -> b (gh gw) e")

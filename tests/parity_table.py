@@ -1,7 +1,7 @@
-"""The README's table of equal numbers, measured now: python -m tests.parity_table [--write]
+"""The table of equal numbers, measured now: python -m tests.parity_table [--write]
 
 Runs every test that compares ours with the originals and lists the largest difference that each has seen. With --write
-the table also goes into README.md, between its markers. Needs the test material; without it the rows say so.
+the table also goes into docs/RESULTS.md, between its markers. Needs the test material; without it the rows say so.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pytest
 
 from minblip2.course.lesson import ROOT
 from minblip2.course.markers import put
-from minblip2.course.tables import markdown
 from minblip2.data.progress import forgiving_output
+from minblip2.evaluation.tables import markdown
 
 SAME = "identical"
 ROWS = [  # what is compared, the tests that do, what they allow
@@ -79,7 +79,7 @@ def table(passed: list[str], others: list[str], measured: dict[str, list[float]]
 
 
 def main() -> int:
-    """Measure, print, and with --write put the table into README.md; pytest's exit code."""
+    """Measure, print, and with --write put the table into docs/RESULTS.md; pytest's exit code."""
     outcomes = Outcomes()
     files = [str(ROOT / "tests" / f"test_{name}.py") for name in FILES]
     code = pytest.main(["-q", "-p", "no:cacheprovider", *files], plugins=[outcomes])

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PINS, SIZES = ROOT / "constraints.txt", ROOT / "benchmarks" / "results" / "fetched.json"
 PYTHONS = ("3.10", "3.11.0", "3.11.2", "3.12", "3.13", "3.14")  # Debian 12 has 3.11.2
 PLATFORMS = {"Linux": "linux", "macOS 14": "aarch64-apple-darwin", "Windows": "windows"}
-HEAD = '''# The exact releases that the tests run on, of everything that the extras course, test and parts install:
+HEAD = '''# The exact releases that the tests run on, of all that the extras course, test, parts and site install:
 #     pip install -e ".[course,test]" -c constraints.txt
 # Compiled, not typed: python -m tests.pins --write
 '''
@@ -43,7 +43,7 @@ def compiled(before: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "constraints.txt"
         out.write_text(before, encoding="utf-8")  # uv keeps what it finds in the file it writes
-        done = uv("--universal", "--python-version", PYTHONS[0], *extras("course", "test", "parts"), "-o", out)
+        done = uv("--universal", "--python-version", PYTHONS[0], *extras("course", "test", "parts", "site"), "-o", out)
         if done.returncode:
             raise ValueError(done.stderr)
         return HEAD + out.read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def resolved(python: str, platform: str) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "pylock.toml"
         done = uv("-c", PINS, "--python-version", python, "--python-platform", PLATFORMS[platform], "--only-binary",
-                  ":all:", *extras("course", "test", "parts"), "--format", "pylock.toml", "-o", out,
+                  ":all:", *extras("course", "test", "parts", "site"), "--format", "pylock.toml", "-o", out,
                   MACOSX_DEPLOYMENT_TARGET="14.0")
         return (False, done.stderr) if done.returncode else (True, out.read_text(encoding="utf-8"))
 

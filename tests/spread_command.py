@@ -39,8 +39,7 @@ def with_trouble(losses):
 if __name__ == "__main__":
     forgiving_output()
     RECIPES["scenes"] = SHORT
-    for name in ("SceneImages", "SceneTexts"):
-        setattr(experts, name, functools.partial(getattr(experts, name), scenes=64))
+    experts.SceneImages = functools.partial(experts.SceneImages, scenes=64)
     bridge.stage1_losses = with_trouble(bridge.stage1_losses)
     torch.set_num_threads(1)
     sys.exit(__main__.main())

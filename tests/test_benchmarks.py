@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import cache, generate, gpu, growth, memory, retrieve, stage1, stage2, table, timing
+from benchmarks import cache, generate, gpu, growth, memory, retrieve, seeds, stage1, stage2, table, timing
 from benchmarks.timing import OURS
 from minblip2 import UserError
 from minblip2.attention import attend
@@ -242,3 +242,21 @@ def test_the_papers_models_are_measured_at_their_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["gpu"])
     with pytest.raises(UserError, match="no CUDA GPU"):
         gpu.main()
+
+
+# --- seeds beside targets ---------------------------------------------------------------------------------------------
+
+
+def test_targets_count_the_seeds_that_reach_them():
+    columns = ("told", "seen", "another", "none", "guess")
+    figures = {f"ask_{kind}_{column}": 100.0 for kind in seeds.KINDS for column in columns}
+    figures |= dict.fromkeys(("stage2_things_seen", "stage2_things_unseen", "stage2_positions_of_right", "binding",
+                              "stage2_size_of_right", "stage2_relations_of_right"), 95.0)
+    worse = figures | {"ask_where_seen": 89.0, "ask_where_another": 60.0, "ask_where_guess": 54.0,
+                       "ask_where_none": 50.0, "binding": 89.9, "ask_relation_told": 90.0}
+    table = seeds.against_targets([{"results": figures}, {"results": worse}])
+    rows = dict(row.strip("| ").split(" | ", 1) for row in map(lambda line: " ".join(line.split()), table.split("\n")))
+    assert rows["asked of a picture, share of the ceiling: where"] == "94.5 (89.0 to 100.0) | ≥ 90 | 1 of 2"
+    assert rows["another's picture above guessing: where"] == "3.0 (0.0 to 6.0) | ≤ 5 | 1 of 2"
+    assert rows["told in text: relation"] == "95.0 (90.0 to 100.0) | ≥ 90 | 2 of 2"
+    assert rows["binding: caption preferred to itself with colours swapped"].endswith("1 of 2")

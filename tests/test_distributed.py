@@ -227,7 +227,8 @@ def test_the_one_that_is_left_says_what_to_do(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                             env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+                             env=environment(TORCHELASTIC_RUN_ID="none", RANK=str(rank), WORLD_SIZE="2",
+                                             MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
                              encoding="utf-8")
             for rank in (0, 1)]
     said = [process.communicate(timeout=60)[1] for process in both]

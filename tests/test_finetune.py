@@ -135,7 +135,7 @@ def test_the_command(tmp_path, monkeypatch, capsys, plenty):
     code, out, _ = run(monkeypatch, capsys, *words, "--dry-run")
     assert code == 0 and "parameters are trained" in out and "GB of memory" in out and not (tmp_path / "out").exists()
     code, out, err = run(monkeypatch, capsys, *words)
-    assert code == 0 and "| CIDEr-D ×100 |" in out and "another picture, the control" in out
+    assert code == 0 and "| CIDEr-D ×100 " in out and "another picture, the control" in out
     assert json.loads((tmp_path / "out" / "results.json").read_text())["held_out"] is True
     assert "held out" in (tmp_path / "out" / "README.md").read_text() and "nothing is held out" not in err
     code, out, _ = run(monkeypatch, capsys, "caption", "--model", tmp_path / "out", tmp_path / "mine" / "0.png")

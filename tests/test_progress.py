@@ -82,8 +82,9 @@ def test_output_that_cannot_be_printed_is_replaced(monkeypatch):
 
 def test_every_entry_point_survives_a_narrow_encoding():
     """A table of results through a pipe that knows ASCII only, as a Windows pipe knows only its code page."""
-    code = ("import sys\nfrom minblip2 import __main__\n__main__.evaluate_command = lambda args: "
-            "__main__.print_table({'itc_i2t_r1': 1.5})\nsys.argv = ['minblip2', 'evaluate']\nsys.exit(__main__.main())")
+    code = ("import sys\nfrom minblip2 import __main__\nfrom minblip2.commands import evaluate\n"
+            "evaluate.run = lambda args: evaluate.print_figures({'itc_i2t_r1': 1.5})\n"
+            "sys.argv = ['minblip2', 'evaluate']\nsys.exit(__main__.main())")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
                           env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert done.returncode == 0 and b"image ? text" in done.stdout, done.stderr

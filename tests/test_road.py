@@ -1,10 +1,12 @@
 """The data road: crops as the originals draw them, worker processes, a cache that survives SIGKILL, a whole epoch."""
 
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +18,19 @@ from PIL import Image
 
 import download
 from minblip2 import UserError
-from minblip2.data import features
+from minblip2.data import features, files
 from minblip2.data.batches import PairBatches
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.features import feature_cache, weights_checksum
+from minblip2.data.files import one_at_a_time
 from minblip2.data.pictures import check_image, load_image
 from minblip2.data.transforms import Transform
 from minblip2.data.workers import prefetch
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 from minblip2.training.bridge import stage1_losses
-from minblip2.training.experts import text_tokenizer
 from minblip2.training.loop import TrainConfig, train
+from minblip2.training.texts import text_tokenizer
 from minblip2.vit import ViT, ViTConfig
 
 from .coco_server import KARPATHY, CocoServer, coco_files
@@ -206,6 +209,101 @@ def test_a_cache_killed_again_and_again_ends_as_if_it_had_not(pictures, tmp_path
     assert done == sorted(done) and 48 <= done[-1] < 80, done
     assert np.array_equal(build(pictures, tmp_path / "killed"), whole)
     assert sorted(path.suffix for path in (tmp_path / "killed").iterdir()) == [".json", ".npy"]
+
+
+def test_of_two_processes_that_ask_at_once_one_builds_and_the_other_reads(pictures, tmp_path):
+    """Each counts what it encodes: together they encode each picture once, and both get all features."""
+    context, folder = multiprocessing.get_context("fork"), tmp_path / "cache"
+    start, results = context.Barrier(2), context.Queue()
+
+    def ask():
+        seen = []
+        start.wait(60)
+        made = feature_cache(lambda images: seen.append(len(images)) or slow(images), Transform(8), pictures, folder,
+                             "key", batch_size=8, workers=1, progress=False)
+        results.put((sum(seen), np.array(made)))
+
+    processes = [context.Process(target=ask) for _ in range(2)]
+    for process in processes:
+        process.start()
+    output = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert sorted(seen for seen, _ in output) == [0, 80]
+    expected = slow(torch.stack([Transform(8)(load_image(path)) for path in pictures])).half().numpy()
+    assert all(np.array_equal(made, expected) for _, made in output)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
+
+
+def test_who_waits_goes_on_where_a_killed_process_stopped(pictures, tmp_path):
+    """The lock dies with its process: the one that waits takes over, and repeats nothing that is counted."""
+    context, folder, seen, waited = multiprocessing.get_context("fork"), tmp_path / "cache", [], []
+
+    def build_and_stop():
+        calls = itertools.count()
+        feature_cache(lambda images: time.sleep(600 if next(calls) == 3 else 0) or slow(images), Transform(8), pictures,
+                      folder, "key", batch_size=8, workers=1, progress=False)
+
+    process = context.Process(target=build_and_stop)
+    process.start()
+    deadline = time.monotonic() + 60
+    while not any(json.loads(note.read_text(encoding="utf-8"))["done"] == 24 for note in folder.glob("*.json")):
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.002)
+
+    def kill():
+        waited.append(process.is_alive())
+        process.kill()
+        process.join()
+
+    with one_at_a_time(next(folder.glob("*.lock")), kill, pause=0.01):
+        assert waited == [True], "nobody had to wait for a process that was building"
+    made = feature_cache(lambda images: seen.append(len(images)) or slow(images), Transform(8), pictures, folder, "key",
+                         batch_size=8, workers=1, progress=False)
+    assert sum(seen) == 56
+    assert np.array_equal(made, build(pictures, tmp_path / "whole"))
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
+
+
+def test_a_lock_is_held_by_one_at_a_time_and_left_by_what_it_raises(tmp_path):
+    """Threads that ask again and again are never two inside, though each removes the file when it leaves."""
+    inside, most, entered = 0, 0, 0
+
+    def work():
+        nonlocal inside, most, entered
+        for _ in range(30):
+            with pytest.raises(KeyError), one_at_a_time(tmp_path / "a.lock", pause=0.0005):
+                inside, entered = inside + 1, entered + 1
+                most = max(most, inside)
+                time.sleep(0.0005)
+                inside -= 1
+                raise KeyError
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (most, entered) == (1, 120) and not list(tmp_path.iterdir())
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    """Between opening and locking, the holder leaves and another takes a new file of the same name."""
+    fcntl, path, others = pytest.importorskip("fcntl"), tmp_path / "a.lock", []
+    real = fcntl.flock
+
+    def flock(file, how):
+        monkeypatch.setattr(fcntl, "flock", real)
+        path.unlink()
+        others.append(files._lock(path))
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert files._lock(path) is None and others[0] is not None
+    others[0].close()
+    last = files._lock(path)
+    assert last is not None
+    last.close()
 
 
 # ---------------------------------------------------------------- from the site to a trained stage 1

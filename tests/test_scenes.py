@@ -14,7 +14,7 @@ from PIL import Image
 
 from minblip2 import UserError
 from minblip2.data import scene_captions, scene_dataset, scenes
-from minblip2.data.scene_captions import _holds, flip_relation, judge, parse, swap_colours
+from minblip2.data.scene_captions import flip_relation, holds, judge, parse, swap_colours
 from minblip2.data.scene_dataset import load_scenes
 from minblip2.data.scenes import HELD_OUT, SHAPES, Scene, Thing
 
@@ -152,9 +152,9 @@ def test_nine_positions_and_four_relations_follow_the_drawing():
         for one in (things := scenes.draw(random.Random(seed))[1].things):
             for other in things:
                 right = (one.box[0] + one.box[2] / 2) - (other.box[0] + other.box[2] / 2)
-                assert _holds(one, "left of", other) == (right < -10) == _holds(other, "right of", one)
+                assert holds(one, "left of", other) == (right < -10) == holds(other, "right of", one)
                 down = (one.box[1] + one.box[3] / 2) - (other.box[1] + other.box[3] / 2)
-                assert _holds(one, "above", other) == (down < -10) == _holds(other, "below", one)
+                assert holds(one, "above", other) == (down < -10) == holds(other, "below", one)
 
 
 @pytest.mark.parametrize(

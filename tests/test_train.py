@@ -36,6 +36,9 @@ def test_learning_rate_rises_then_follows_the_cosine_to_its_floor():
     assert learning_rate(110, config) == pytest.approx(0.2)
     rates = [learning_rate(step, config) for step in range(9, 111)]
     assert all(later <= earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    held = replace(config, steps=140, hold=30)
+    assert [learning_rate(step, held) for step in range(10, 41)] == [2.0] * 31
+    assert [learning_rate(step + 30, held) for step in range(10, 111)] == rates[1:]
 
 
 def test_only_trainable_matrices_decay_and_the_fresh_learn_faster():

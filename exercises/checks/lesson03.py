@@ -281,6 +281,9 @@ BOXES: dict[str, Callable[[Tensor, int, int, int, int], tuple]] = {
         place + len(weights) - gh * gw, gw, patch),
     "a weight was left out where there is none too many: not every encoder has a class token.":
         lambda weights, place, gh, gw, patch: _square(int(weights[1:].argmax()), gw, patch),
+    "the first weight is taken for a class token's wherever it is the largest: count the weights instead.":
+        lambda weights, place, gh, gw, patch: _square(
+            int((weights[1:] if weights.argmax() == 0 else weights).argmax()), gw, patch),
     "across and down are swapped.": lambda weights, place, gh, gw, patch: tuple(
         _square(place, gw, patch)[i] for i in (1, 0, 3, 2)),
     "the four edges stand in another order: asked for is left, top, right, bottom.":

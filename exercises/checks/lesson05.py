@@ -378,7 +378,7 @@ COSTS: dict[str, Callable[[int, int, int, int, int], float]] = {
 }
 
 
-@exercise("05.5", "lesson 05, section 9")
+@exercise("05.5", "lesson 05, section 8")
 def reading_cost(count: Callable[[int, int, int, int, int], int]) -> None:
     """Multiply-adds of one cross-attention."""
     drawn = [(random.randint(2, 60), random.randint(61, 300), random.randint(4, 12), random.randint(100, 700),

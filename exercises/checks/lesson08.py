@@ -187,7 +187,7 @@ WORD_SLIPS = {
 }
 
 
-@exercise("08.3", "lesson 08, sections 1 and 4")
+@exercise("08.3", "lesson 08, sections 2 and 5")
 def next_words(labels_of: Callable[[Tensor, Tensor], Tensor]) -> None:
     """The same text, one place further on; nothing where nothing is asked."""
     shapes = (((6, 3, 5), 0), ((7, 3, 4), None), ((5,), 0), ((2, 6), None), ((3, 3), 0), ((6, 2, 5), 7))
@@ -306,7 +306,7 @@ def asked_somewhere(lengths: Sequence[int], v: int, holes: bool) -> tuple[Tensor
     return 2 * torch.randn(len(lengths), t, v), labels
 
 
-@exercise("08.4", "lesson 08, sections 2 and 4")
+@exercise("08.4", "lesson 08, sections 2 and 5")
 def itg_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Cross-entropy over the words that are asked for."""
     def make() -> list[tuple[Tensor, Tensor, float]]:
@@ -380,7 +380,7 @@ def as_lists(output: Any) -> list[list[int]]:
     return rows
 
 
-@exercise("08.5", "lesson 08, section 3")
+@exercise("08.5", "lesson 08, section 4")
 def until_end(cut: Callable[[Tensor, int], list[list[int]]]) -> None:
     """What was written before the first [SEP]."""
     ends = [2, 0, 102, random.randint(3, 90)]
@@ -472,7 +472,7 @@ MENDED_SLIPS = {
 }
 
 
-@exercise("08.6", "lesson 08, section 4")
+@exercise("08.6", "lesson 08, section 5")
 def mended_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """The loss asks for the next word, and a copier pays for copying."""
     for lengths, pad in (((6, 3, 5), 0), ((6, 3, 5), None), ((4,), 0), ((3, 7), None)):

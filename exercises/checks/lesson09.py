@@ -70,7 +70,7 @@ FALLING: dict[str, Falls] = {  # what slips make of the i-th step behind the war
 }
 
 
-@exercise("09.1", "lesson 09, section 3, 'How fast'")
+@exercise("09.1", "lesson 09, section 1, 'The first loop'")
 def rate(rate_of: Callable[[int, int, int, float, float], float]) -> None:
     """Linear warm-up, then half a cosine."""
     runs = [(random.randint(60, 90), random.randint(7, 20), random.uniform(0.1, 0.3)),
@@ -210,7 +210,7 @@ def draw_rows(shift: float, k: int) -> tuple[Tensor, Tensor, int]:
     return torch.rand(b, 2 * b) + 0.3 * (torch.arange(b)[:, None] == owner) + shift, owner, k
 
 
-@exercise("09.2", "lesson 09, sections 8 and 10, 'Brothers counted as strangers'")
+@exercise("09.2", "lesson 09, sections 4 and 6, 'True captions counted as wrong'")
 def recall(recall_of: Callable[[Tensor, Tensor, int], float]) -> None:
     """The share of pictures with a caption of their own among the first k."""
     def told_of(similarity: Tensor, owner: Tensor, k: int) -> float:
@@ -327,7 +327,7 @@ CLASS_CHANGED = ("another module of the same class no longer follows when the mo
                  "where one module was meant.")
 
 
-@exercise("09.3", "lesson 09, section 10, 'An encoder that is not quite frozen'")
+@exercise("09.3", "lesson 09, section 6, 'An encoder that is not quite frozen'")
 def freeze(freeze_it: Callable[[nn.Module], nn.Module]) -> None:
     """No gradient for its weights, evaluation mode for good, and a gradient through it."""
     for base, training in ((Encoder, True), (Plain, True), (Encoder, False)):
@@ -428,7 +428,7 @@ WRONG_SLIPS: dict[str, Count] = {
 }
 
 
-@exercise("09.4", "lesson 09, sections 2 and 4")
+@exercise("09.4", "lesson 09, section 1, 'A larger batch in the same memory'")
 def accumulated(predict: Callable[[int, int, int], tuple[int, float, int]]) -> None:
     """Whole steps in an epoch, ITC's chance, and how many wrong pictures ITM may draw from."""
     rules: list[tuple[Count, dict[str, Count]]] = [
@@ -515,7 +515,7 @@ def _log(kind: str, batch: int, words: float, long: bool) -> list[dict]:
     return log
 
 
-@exercise("09.5", "lesson 09, sections 7 and 10")
+@exercise("09.5", "lesson 09, sections 3 and 6")
 def diagnose(name_of: Callable[[list[dict], int], str]) -> None:
     """Tell from a log what is the matter."""
     cases = [(kind, *case) for kind in KINDS for case in zip(

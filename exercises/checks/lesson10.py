@@ -27,7 +27,7 @@ IGNORED = -100
 NEAR = {torch.bfloat16: 2e-2, torch.float16: 2e-3}  # of the largest value; for the others 1e-4
 
 
-@exercise("10.1", "lesson 10, sections 1, 2 and 12, 'Two precisions in one sequence'")
+@exercise("10.1", "lesson 10, sections 1 and 2")
 def sequence(join: Callable[[Tensor, nn.Linear, Tensor, Tensor], Tensor]) -> None:
     """[soft prompt ; prompt ; text], as wide as words and of their kind."""
     for b, given, kind in ((3, 2, torch.float32), (1, 0, torch.float32), (2, 0, torch.bfloat16),
@@ -141,7 +141,7 @@ LABEL_SLIPS = {
 }
 
 
-@exercise("10.2", "lesson 10, sections 2 and 12, 'A loss on the prompt'")
+@exercise("10.2", "lesson 10, section 3")
 def labels(labels_of: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
     """-100 for what has no right answer or is given; the words of the text at their own places."""
     def make() -> list[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
@@ -244,7 +244,7 @@ def supervised(b: int, scale: float) -> tuple[Tensor, Tensor]:
     return logits, targets
 
 
-@exercise("10.3", "lesson 10, sections 2 and 12, 'Labels that are not shifted'")
+@exercise("10.3", "lesson 10, sections 3 and 8, 'Labels that are not shifted'")
 def shifted_loss(loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Position i predicts the token at i + 1; the mean over supervised words."""
     draws = telling(lambda: [supervised(3, 3.0), supervised(1, 3.0), supervised(2, 1.0), supervised(2, 300.0)],
@@ -316,7 +316,7 @@ def flat(e: int) -> nn.Module:
     return nn.Sequential(nn.Linear(e, 4 * e), nn.GELU(), nn.Dropout(0.5), nn.Linear(4 * e, e))
 
 
-@exercise("10.4", "lesson 10, sections 3 and 12, 'A frozen model that drops out'")
+@exercise("10.4", "lesson 10, sections 4 and 8, 'A frozen model that drops out'")
 def lm_logits(run: Callable[[nn.Module, Tensor], Tensor]) -> None:
     """Through a frozen model the gradient passes, and leaves nothing behind."""
     for kind, b, s, training in ((flat, 2, 3, True), (Nested, 2, 4, True), (flat, 1, 1, False), (Nested, 3, 2, True)):
@@ -383,7 +383,7 @@ PAID_SLIPS: dict[str, Count] = {
 }
 
 
-@exercise("10.5", "lesson 10, section 2")
+@exercise("10.5", "lesson 10, section 3")
 def places(predict: Callable[[int, int, int], tuple[int, int, int]]) -> None:
     """Length, the position that predicts the first word, and how many positions are paid for."""
     rules: list[tuple[Count, dict[str, Count], str, str]] = [
@@ -455,7 +455,7 @@ def stays_up(losses: Sequence[float]) -> str:
             if len(losses) >= JUDGED and last > FALLEN * first else "")
 
 
-@exercise("10.6", "lesson 10, sections 4 to 6, and lesson 08, section 4")
+@exercise("10.6", "lesson 10, section 5, and lesson 08, section 5")
 def own_bridge(bridge_of: Callable[[], Caption]) -> None:
     """A bridge of the learner's pieces says what is in pictures that it has never seen, and not what is in others."""
     import own  # which itself builds on the checks

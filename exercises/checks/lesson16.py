@@ -239,8 +239,8 @@ def twins(fault: str, width: int) -> tuple[Net, Net, Tensor]:
     x = torch.randn(2, 3, width)
     with torch.no_grad():
         if fault == "norm":  # it shows where variances are small, as here: no weight differs
-            theirs.norm.eps = 2e-6
-            x = x * 0.005
+            theirs.norm.eps = 1e-5
+            x = x * 0.02
         elif fault == "act":
             theirs.act = QuickGELU()
         elif fault == "square":
@@ -335,7 +335,12 @@ def first_wrong(find: Finder) -> None:
         marks: list[int] = []
         marked = [net.square.register_forward_hook(lambda *seen, marks=marks: marks.append(1))
                   for net in (ours, theirs)]
+        fed: list[Tensor] = []
+        marked += [net.register_forward_pre_hook(lambda _, inputs, fed=fed: fed.append(inputs[0]))
+                   for net in (ours, theirs)]
         name = find(ours, theirs, x)
+        expect(all(torch.equal(one, given) for one in fed), "your function runs a model on another input than x: on "
+               "other numbers some differences do not show.")
         expect(name is None or isinstance(name, str), f"your function gives {name!r}; asked for is a name, or None.")
         expect(torch.equal(x, given) and all(torch.equal(value, net.state_dict()[key]) for net, some in zip(
             (ours, theirs), before, strict=True) for key, value in some.items()), "your function changed a weight, or "
@@ -344,7 +349,7 @@ def first_wrong(find: Finder) -> None:
                "than it found it in.")
         del marks[:]
         hooks = [net for net in (ours, theirs) for module in net.modules()
-                 if len(module._forward_hooks) + len(module._forward_pre_hooks) != (module is net.square)]
+                 if len(module._forward_hooks) + len(module._forward_pre_hooks) != (module in (net, net.square))]
         for net in (ours, theirs):
             net(x)
         expect(len(marks) == 2, "your function removed a hook that was there before it came.")

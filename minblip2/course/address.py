@@ -15,8 +15,8 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell
 
+from ..data.entry import run_command
 from ..data.files import write_beside
-from ..data.progress import forgiving_output
 from .markers import fill
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +111,6 @@ def main() -> int:
     parser.add_argument("address", nargs="?", help="of the repository (default: what pyproject.toml says)")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    forgiving_output()
     if args.address and not ADDRESS.fullmatch(args.address):
         print(f"address: {args.address!r} is no address like https://github.com/OWNER/NAME", file=sys.stderr)
         return 2
@@ -138,4 +137,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command("minblip2.course.address", main))

@@ -32,6 +32,7 @@ from .viz import (
 NAMES = {"itc": "ITC", "itm": "ITM", "itg": "ITG", "itm_accuracy": "ITM accuracy"}  # what a log calls its numbers
 UNITS = {**dict.fromkeys(("loss", "itc", "itm", "itg"), "nats"),
          **dict.fromkeys(("accuracy", "itm_accuracy"), "share right")}
+TALLEST = 3  # times as tall as wide is a panel at most; a taller picture leaves room beside it
 
 
 def mask_grid(masks: Mapping[str, Tensor], queries: int, text_labels: Sequence[str] | None = None) -> Figure:
@@ -74,19 +75,21 @@ def mask_grid(masks: Mapping[str, Tensor], queries: int, text_labels: Sequence[s
 
 
 def attention_maps(image: Image.Image | np.ndarray, maps: Mapping[str, Tensor],
-                   boxes: Sequence[Sequence[float]] | None = None) -> Figure:
+                   boxes: Sequence[Sequence[float]] | None = None, notes: Sequence[str] | None = None) -> Figure:
     """The picture, then one panel per map laid over it, its maximum marked with a cross.
 
     image: PIL or (H W c) array; maps: label -> (gh gw), each coloured from 0 to its own maximum, which its title
-    tells; boxes (x, y, width, height) in pixels. The patches are drawn as they are, not smoothed.
+    tells, and before it what `notes` say of each map; boxes (x, y, width, height) in pixels. The patches are drawn
+    as they are, not smoothed, and the picture keeps its proportions.
     """
     picture = as_array(image)
     height, width = picture.shape[:2]
     grey = picture[..., :3].mean(axis=-1) if picture.ndim == 3 else picture  # so that colour means attention only
-    figure, panels = make_panels(1 + len(maps), 4, 2.3, 2.3 * height / width + 0.45)
+    figure, panels = make_panels(1 + len(maps), 4, 2.3, 2.3 * min(height / width, TALLEST) + 0.45)
     draw_picture(panels[0], picture)
     panels[0].set_title("picture")
-    for panel, (label, values) in zip(panels[1:], maps.items(), strict=True):
+    said = [f"{note}, " for note in notes] if notes else [""] * len(maps)
+    for panel, (label, values), before in zip(panels[1:], maps.items(), said, strict=True):
         values = as_array(values)
         if values.ndim != 2:
             raise UserError(f"the map {label!r} has shape {values.shape}: give one (gh, gw) map per label")
@@ -95,7 +98,7 @@ def attention_maps(image: Image.Image | np.ndarray, maps: Mapping[str, Tensor],
         row, column = np.unravel_index(values.argmax(), values.shape)
         place = (column + 0.5) * width / values.shape[1] - 0.5, (row + 0.5) * height / values.shape[0] - 0.5
         panel.plot(*place, marker="X", markersize=10, color=WRONG, markeredgecolor="white", linestyle="")
-        panel.set_title(f"{textwrap.fill(label, 27)}\nmaximum {values.max():.2g}", fontsize=9.5)
+        panel.set_title(f"{textwrap.fill(label, 27)}\n{before}maximum {values.max():.2g}", fontsize=9.5)
     for panel in panels:
         for x, y, box_width, box_height in boxes or []:
             for colour, thickness in (("black", 3.5), ("white", 1.5)):  # two lines: seen on any ground
@@ -187,10 +190,11 @@ def retrieval_sheet(query_text: str, images: Sequence[object], correct: Sequence
 
 
 def modality_gap(image_vectors: Tensor, text_vectors: Tensor) -> Figure:
-    """Images and their texts in one plane, the one in which they vary most (PCA of both clouds), each pair joined.
+    """Images and their texts in one plane, each pair joined: across, the direction from centre to centre.
 
-    image_vectors and text_vectors (n e), row by row a pair. The title tells how many pairs there are, the
-    distance between the two centres and the mean distance within pairs, both in the full space.
+    image_vectors and text_vectors (n e), row by row a pair. Upwards is the direction, at a right angle to the first, in
+    which both clouds vary most. Across, the centres keep their distance; the title has it, and the mean distance within
+    pairs, both in the full space.
     """
     if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape or min(image_vectors.shape) < 2:
         raise UserError(f"the vectors have shapes {tuple(image_vectors.shape)} and {tuple(text_vectors.shape)}: "
@@ -198,20 +202,24 @@ def modality_gap(image_vectors: Tensor, text_vectors: Tensor) -> Figure:
     images, texts = (vectors.detach().double().cpu() for vectors in (image_vectors, text_vectors))
     both = torch.cat([images, texts])
     both = both - both.mean(dim=0)
-    _, spread, directions = torch.linalg.svd(both, full_matrices=False)
-    plane = both @ directions[:2].T
-    plane = plane * torch.where(plane[len(images):].mean(dim=0) < 0, -1, 1)  # a singular vector's sign is arbitrary
-    share = 100 * spread ** 2 / (spread ** 2).sum().clamp_min(1e-30)
-    figure, (panel,) = make_panels(1, 1, 6.2, 4.4)
+    across = texts.mean(dim=0) - images.mean(dim=0)
+    gap, within = across.norm(), (images - texts).norm(dim=1).mean()
+    if gap < 1e-9:  # no difference of the centres: where both clouds vary most
+        across = torch.linalg.svd(both, full_matrices=False)[2][0]
+    across = across / across.norm()
+    rest = both - torch.outer(both @ across, across)
+    upwards = torch.linalg.svd(rest, full_matrices=False)[2][0]
+    upwards = upwards * (-1 if (rest @ upwards)[0] < 0 else 1)  # a singular vector's sign is arbitrary
+    plane = torch.stack([both @ across, rest @ upwards], dim=1)
+    figure, (panel,) = make_panels(1, 1, 6.4, 4.2)
     image_points, text_points = plane[:len(images)].numpy(), plane[len(images):].numpy()
     for pair in zip(image_points, text_points, strict=True):
         panel.plot(*zip(*pair, strict=True), color=QUIET, alpha=0.35, linewidth=0.8, linestyle="-", zorder=1)
     for points, colour, marker, label in ((image_points, IMAGE, "o", "image"), (text_points, TEXT, "^", "text")):
         panel.scatter(*points.T, color=colour, marker=marker, edgecolor="white", linewidth=0.6, s=42, label=label)
-    gap, within = (images.mean(0) - texts.mean(0)).norm(), (images - texts).norm(dim=1).mean()
     panel.set_title(f"{len(images)} pairs: distance of the centres {gap:.2f}, of a pair {within:.2f}")
-    panel.set_xlabel(f"direction 1 ({share[0]:.0f} % of the variance)")
-    panel.set_ylabel(f"direction 2 ({share[1]:.0f} %)")
+    panel.set_xlabel("from the images' centre to the texts' centre")
+    panel.set_ylabel("where they vary most")
     panel.set_aspect("equal", adjustable="datalim")
     figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import nbformat
 
-from ..data.progress import forgiving_output
+from ..data.entry import run_command
+from ..evaluation.tables import markdown
 from .exercises import Asked, asked_in
-from .lesson import ROOT, WORDS_PER_MINUTE
-from .markers import put
-from .tables import markdown
+from .lesson import ROOT
+from .markers import GUIDE, put
 
-GUIDE = ROOT / "notebooks" / "INSTRUCTORS.md"
 SAID = re.compile(r"Reading: about \*\*(\d+) minutes\*\*.*Computing: \*\*(\d+) seconds\*\*")
 MOST = 5  # points of importance that an exercise can have
 
@@ -72,8 +71,7 @@ def timings(known: dict[str, Lesson]) -> str:
     rows = [(number, one.title, one.reading, one.computing, len(one.exercises),
              sum(asked.minutes for asked in one.exercises)) for number, one in known.items()]
     sums = [sum(row[column] for row in rows) for column in range(2, 6)]
-    header = ("lesson", "", f"reading, minutes at {WORDS_PER_MINUTE} words each", "computing, seconds", "exercises",
-              "their minutes")
+    header = ("lesson", "", "reading, minutes", "computing, seconds", "exercises", "their minutes")
     return markdown(header, *rows, ("all", "", *sums))
 
 
@@ -92,8 +90,8 @@ def plans(known: dict[str, Lesson]) -> str:
 def write_guide() -> None:
     """Put both tables into the guide."""
     known = lessons()
-    put(timings(known), "timings", GUIDE)
-    put(plans(known), "plans", GUIDE)
+    put(timings(known), "timings")
+    put(plans(known), "plans")
 
 
 def main() -> int:
@@ -108,5 +106,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgiving_output()
-    sys.exit(main())
+    raise SystemExit(run_command("minblip2.course.guide", main))

@@ -13,13 +13,13 @@ from torch import Tensor
 from ..data.coco import CocoCaptions
 from ..data.files import read_json
 from ..data.scene_dataset import SPLITS
+from ..evaluation.tables import markdown
 from ..training.bridge import load_bridge
 from ..training.recipes import SCENES, default_data
 from ..training.shipping import working_copy
-from .tables import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS_PER_MINUTE = 150  # prose and code are read at about this pace
+WORDS_PER_MINUTE = 83  # prose and code together, as readers of the first edition needed
 
 
 def __getattr__(name: str) -> Path:
@@ -53,6 +53,11 @@ def say(text: str) -> None:
 def table(header: Sequence[object], *rows: Sequence[object]) -> None:
     """Display a table in a notebook; numbers stand to the right. Raises ValueError for rows of unequal lengths."""
     say(markdown(header, *rows))
+
+
+def folded(title: str, header: Sequence[object], *rows: Sequence[object]) -> None:
+    """Display a long table in a notebook behind a line to click on. Raises ValueError for rows of unequal lengths."""
+    say(f"<details><summary>{title}</summary>\n\n{markdown(header, *rows)}\n\n</details>")
 
 
 def difference(one: Tensor, other: Tensor) -> float:

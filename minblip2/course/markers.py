@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..data.files import write_beside
 from .lesson import ROOT
 
-README = ROOT / "README.md"
+README, GUIDE, RESULTS = ROOT / "README.md", ROOT / "notebooks" / "INSTRUCTORS.md", ROOT / "docs" / "RESULTS.md"
+PAGES = {  # part -> the page that holds it
+    **dict.fromkeys(("badges", "picture", "takes", "summary", "course"), README),
+    **dict.fromkeys(("paper", "rooms"), ROOT / "minblip2" / "README.md"),
+    **dict.fromkeys(("results", "parity", "benchmarks", "exercises"), RESULTS),
+    **dict.fromkeys(("timings", "plans", "errors"), GUIDE)}
 
 
 def split(text: str, name: str, file: str = "README.md") -> tuple[str, str, str]:
@@ -29,12 +32,14 @@ def fill(text: str, content: str, name: str, file: str = "README.md") -> str:
     return f"{before}\n{content}\n{after}"
 
 
-def read(name: str, file: Path = README) -> str:
-    """What stands between the markers of a file. Raises ValueError as `split`."""
+def read(name: str) -> str:
+    """What stands between the markers of a part, on its page. Raises ValueError as `split`."""
+    file = PAGES[name]
     return split(file.read_text(encoding="utf-8"), name, file.name)[1]
 
 
-def put(content: str, name: str, file: Path = README) -> None:
-    """Put `content` into a Markdown file between the markers. Raises ValueError as `split`."""
+def put(content: str, name: str) -> None:
+    """Put `content` between the markers of a part, on its page. Raises ValueError as `split`."""
+    file = PAGES[name]
     filled = fill(file.read_text(encoding="utf-8"), content, name, file.name)
     write_beside(file, lambda partial: partial.write_text(filled, encoding="utf-8"))

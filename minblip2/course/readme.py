@@ -1,24 +1,30 @@
-"""The parts of README.md that are computed, put there by `python -m minblip2.course.readme`.
+"""What is computed of README.md, minblip2/README.md and docs/RESULTS.md: `python -m minblip2.course.readme`.
 
-What is where comes from the docstrings of `minblip2`, the results and the picture from what runs left behind; without
-runs these stay as they are. The other tables have commands of their own: `python -m benchmarks.table`,
-`python -m tests.parity_table` and `python -m tests.course.exercises.table`, each with --write.
+What is where comes from the docstrings of `minblip2`, minutes from the notebooks, results and pictures from the bridge
+that ships and from what runs left behind. The other tables have commands of their own, to be called before this one:
+`python -m benchmarks.table`, `python -m tests.parity_table`, `python -m tests.course.exercises.table`, with --write.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.entry import run_command
 from ..data.files import read_json, write_beside
-from ..training.shipping import working_copy
-from . import layout
+from ..evaluation.asking import questions_table
+from ..evaluation.tables import markdown
+from ..training.shipping import SHIPPED, working_copy
+from . import diagram, guide, layout, viz
 from .lesson import ROOT
-from .markers import put
-from .results import columns, kept, provenance, results_table
+from .markers import put, read
+from .results import cell, columns, kept, provenance, results_table, seeds
 
+ASKED = ("count", "colour", "shape", "where", "relation")  # the kinds of questions that the README names
 MEASURED = ROOT / "benchmarks" / "results"  # fetched.json: tests/pins.py; course.json: course.run --write
 
 
@@ -26,7 +32,7 @@ def under_picture(right: Sequence[bool], prompt: str) -> str:
     """What stands below the picture: how many of its captions name every thing of their scene, and nothing else."""
     return (f'*The first {len(right)} scenes of the validation split, not chosen, captioned after the prompt '
             f'"{prompt}":\n{sum(right)} of the {len(right)} captions are right in every colour and shape. How good '
-            "they are on the whole, and what\nfails, is under [Results](#results).*")
+            "they are on the whole, and what\nfails, stands below.*")
 
 
 def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
@@ -37,11 +43,11 @@ def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
     from ..data.scene_dataset import load_scenes
     from ..evaluation.scene_scores import QUESTIONS, write_after
     from ..training.bridge import load_bridge
-    from ..training.recipes import recorded_data
-    from . import figures, viz
+    from ..training.records import recorded_data
+    from . import figures
 
     bridge = load_bridge(run)
-    data = recorded_data(bridge.recipe, run)
+    data = recorded_data(run)
     images = [load_image(record.path) for record in CocoCaptions(data, "val", limit=count).images]
     prompt = QUESTIONS["things"]
     captions = write_after(bridge.blip2, images, prompt)
@@ -51,28 +57,79 @@ def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
 
 
 def write_layout() -> None:
-    """Put the two tables of files and rooms into README.md. Raises ValueError where it has no place for them."""
+    """Put the two tables of files and rooms on their page. Raises ValueError where it has no place for them."""
     sources = layout.module()
     put(layout.paper(sources, layout.shown_in(ROOT / "notebooks")), "paper")
     put(layout.rooms(sources), "rooms")
 
 
 def write_results() -> list[str]:
-    """Put the results of all runs into README.md, and the picture; the titles of the columns, none without runs."""
+    """Put the results of all runs on their page; the titles of the columns, none without runs."""
     found, output = columns(ROOT / "runs"), kept()
     if not found:
         return []
     found = {f"{name}, val": [figures] for name, figures in output.items() if f"{name}, val" not in found} | found
+    found |= seeds()
     recipes = sorted({name.split(",")[0] for name in found}, key=lambda name: (name != "scenes", name))
     tables = [results_table({name: some for name, some in sorted(found.items()) if name.split(",")[0] == recipe})
               for recipe in recipes]  # one for each: what is measured on drawings is not what is on photographs
+    tables += [markdown(*asked) for title, some in found.items()
+               if (asked := questions_table(some, cell, f"questions, {title} (%)"))]
     put("\n\n".join([*tables, *([provenance(output)] if output else [])]), "results")
-    figure = ROOT / "notebooks" / "figures" / "bridge.png"
-    figure.parent.mkdir(exist_ok=True)
+    return list(found)
+
+
+def write_pictures() -> None:
+    """Draw the README's two pictures: the whole of BLIP-2, and captions of the bridge that ships."""
     drawn, sentence = picture(working_copy(ROOT))
     put(sentence, "picture")
-    write_beside(figure, lambda partial: partial.write_bytes(drawn))
-    return list(found)
+    for name, content in (("bridge", drawn), ("blip2", viz.png(diagram.whole()))):
+        write_beside(ROOT / "notebooks" / "figures" / f"{name}.png",
+                     lambda partial, content=content: partial.write_bytes(content))
+
+
+def rows_of(name: str) -> list[list[str]]:
+    """The cells of a table between markers, without its header."""
+    lines = [line for line in read(name).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def headlines(scenes: dict[str, float], photographs: dict[str, float]) -> str:
+    """What the README says of all results, in a few lines: the bridge that ships, photographs, and the tables' ends."""
+    parity = [row for row in rows_of("parity") if re.fullmatch(r"[\d.e-]+", row[2]) and "memory" not in row[0]]
+    largest = max(float(row[2]) for row in parity)
+    step = next(row for row in rows_of("benchmarks") if row[0].startswith("stage-1 step") and row[1] == "transformers")
+    sources = layout.module()
+    lines = sum(layout.code_lines(sources[name]) for name in layout.core(sources))
+    said = [
+        f"**Drawn scenes**, the bridge that ships: {scenes['stage2_things_seen']:.0f} % of captions have every colour "
+        f"and shape right, {scenes['stage2_things_unseen']:.0f} % where a pair of both is one that no caption of its "
+        "training held; "
+        f"another picture's caption {scenes['shuffled_things']:.0f} %.",
+        "**Questions that the bridge was never trained on**, answered right: "
+        + ", ".join(f"{kind} {scenes[f'ask_{kind}_own']:.0f} %" for kind in ASKED) + "; with another picture "
+        + ", ".join(f"{scenes[f'ask_{kind}_another']:.0f}" for kind in ASKED) + " %.",
+        f"**Photographs**, two hours of training on a laptop: CIDEr-D {photographs['stage2_cider']:.0f}, another "
+        f"picture's caption {photographs['shuffled_cider']:.0f}. The Q-Former alone reaches "
+        f"{photographs['stage1_cider']:.0f}: at this size the language model does not help yet.",
+        f"**Same numbers** as transformers and LAVIS, from the originals' own layouts: {len(rows_of('parity')) - 1} "
+        f"kinds of comparison, largest difference {largest:.0e}.",
+        f"**Speed**: a stage-1 step is {float(step[4]):.1f} times as fast as one made of transformers' models, with "
+        "the same gradients.",
+        f"**Small**: the paper's files have {lines} lines of code.",
+        "**Official weights** have never been loaded on the machines where this was written. Names, shapes and "
+        "layouts are checked, and small models in the same layout give transformers' numbers.",
+        "**Several GPUs** were never used; several processes on a CPU were."]
+    return "\n".join(textwrap.fill(f"- {line}", 100, subsequent_indent="  ") for line in said)
+
+
+def with_minutes(table: str, known: dict[str, guide.Lesson]) -> str:
+    """The README's table of lessons with the minutes of each: reading, and its exercises."""
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+    lessons = {re.match(r"\[(\d\d)", row[0])[1]: row[:2] for row in rows if row[0].startswith("[")}
+    minutes = {number: [one.reading, sum(asked.minutes for asked in one.exercises)] for number, one in known.items()}
+    return markdown(rows[0], *([*lessons[number], *each] for number, each in minutes.items()),
+                    ["all", "", *map(sum, zip(*minutes.values(), strict=True))])
 
 
 def takes(fetched: dict[str, float], course: dict[str, Any] | None) -> str:
@@ -92,18 +149,21 @@ def put_takes() -> None:
 
 
 def main() -> int:
-    """Write what there is to write; 2 when README.md has no place for it."""
+    """Write what there is to write; 2 when a page has no place for it."""
     try:
         write_layout()
         put_takes()
+        put(with_minutes(read("course"), guide.lessons()), "course")
+        put(headlines(read_json(SHIPPED / "results-val.json"), read_json(MEASURED / "laptop.json")), "summary")
+        write_pictures()
         results = write_results()
     except ValueError as error:
         print(f"readme: {error}", file=sys.stderr)
         return 2
-    print("README.md: what is where; " + (f"results of {'; '.join(results)}" if results else
+    print("what is where, minutes, summary; " + (f"results of {'; '.join(results)}" if results else
           "no runs/*/results-*.json, so the results stay as they are (make course makes some)"))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command("minblip2.course.readme", main))

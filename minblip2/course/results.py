@@ -15,9 +15,9 @@ from typing import Any
 
 from ..data.files import read_json
 from ..evaluation.measure import LABELS
+from ..evaluation.tables import markdown
 from ..training.recipes import RECIPES
 from .lesson import ROOT
-from .tables import markdown
 
 
 def columns(runs: Path, names: str = r".*") -> dict[str, list[dict[str, float]]]:
@@ -34,6 +34,15 @@ def kept(results: Path = ROOT / "benchmarks" / "results", names: tuple[str, ...]
          ) -> dict[str, dict[str, Any]]:
     """Recipe -> its figures with their provenance, of those that are kept with the code."""
     return {name: read_json(results / f"{name}.json") for name in names if (results / f"{name}.json").exists()}
+
+
+def seeds(results: Path = ROOT / "benchmarks" / "results") -> dict[str, list[dict[str, float]]]:
+    """Column title -> the figures of each seed, as `python -m benchmarks.seeds` has kept them; {} without."""
+    if not (results / "seeds.json").exists():
+        return {}
+    found = read_json(results / "seeds.json")
+    title = f"{found['recipe']}, {found['split']} ({len(found['runs'])} seeds)"
+    return {title: [run["results"] for run in found["runs"]]}
 
 
 def provenance(results: dict[str, dict[str, Any]]) -> str:

@@ -22,8 +22,9 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from ..data.entry import run_command
 from ..data.files import write_beside, write_json
-from ..data.progress import forgiving_output, progress_bar
+from ..data.progress import progress_bar
 from ..training.shipping import run_checksum
 from . import guide, lesson
 from .lesson import ROOT
@@ -90,7 +91,6 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="notebooks that run at once (default: 2)")
     parser.add_argument("--folder", type=Path, default=ROOT / "notebooks", help="where they are (default: notebooks)")
     args = parser.parse_args()
-    forgiving_output()
     os.environ.setdefault("MINBLIP2_SCALE", "fast")  # the form for a CPU; "full" wants a GPU
     if args.write:
         os.environ["MINBLIP2_DRAWN_ONLY"] = "1"  # outputs in git hold no photograph: not all may be handed on
@@ -141,4 +141,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command("minblip2.course.run", main))

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,14 @@ class CocoCaptions:
     A `root` in COCO layout holds annotations/captions_{split}.json, instances_{split}.json if there are boxes (crowds
     are left out), and pictures in images/ or {split}/; the official names, as train2017 and train2014, are found for
     "train", too. Otherwise `root` is a table of file names and captions, or a folder with one: see `read_table`.
-    `limit` keeps the first usable pictures; `check` decodes each of them once. What has no use (empty caption, missing
-    or broken picture, picture without caption) is counted in `.skipped`, or refused if `strict`. Raises UserError for a
-    file that is not what it should be.
+    `limit` keeps the first usable pictures; `check` decodes each of them once, those in `without` are known to be
+    broken. What has no use (empty caption, missing or broken picture, picture without caption) is counted in
+    `.skipped`, or refused if `strict`. Raises UserError for a file that is not what it should be.
     """
 
     def __init__(self, root: str | Path, split: str, limit: int | None = None, strict: bool = False,
-                 check: bool = False):
-        self.root, self.split, self.strict = Path(root), split, strict
+                 check: bool = False, without: Collection[Path] = ()):
+        self.root, self.split, self.strict, self.without = Path(root), split, strict, frozenset(without)
         self.images: list[Record] = []
         self.skipped: Counter[str] = Counter()
         if limit is not None and limit < 1:
@@ -164,6 +165,8 @@ class CocoCaptions:
                 width, height = check_image(path, decode=False)
             if check:
                 load_image(path)
+            if path in self.without:
+                return "unreadable picture", path
         except UserError as error:
             return "unreadable picture", error
         source, licence = entry.get("flickr_url"), licences.get(str(entry.get("license")), {})

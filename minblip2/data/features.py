@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import UserError
-from .files import write_json
+from .files import one_at_a_time, write_json
 from .pictures import load_image
 from .progress import progress_bar
 from .transforms import Transform
@@ -45,7 +45,8 @@ def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, path
     encode: images (b c h w) float32 -> (b v e); `key` names the encoder's weights (`weights_checksum`). The file's name
     hashes key, transform and each picture's name, size and date. A killed build goes on where it stopped; a finished
     file is used only if its note agrees and its length is right. Pictures are decoded and resized by `workers`
-    processes (default: one for each core) and written while the next are encoded. One process at a time may build.
+    processes (default: one for each core) and written while the next are encoded. Of several that ask for the same
+    features at once, one builds, and the others wait and read.
     Raises UserError for a picture that cannot be read, features that float16 cannot hold, and a disk too small.
     """
     if not paths:
@@ -58,13 +59,32 @@ def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, path
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     complete = folder / f"features-{_hash(identity)[:16]}.npy"
-    part, note = complete.with_suffix(".npy.part"), complete.with_suffix(".json")
+
+    def finished() -> np.memmap | None:
+        array, done = _trusted(complete, complete.with_suffix(".json"), identity) or (None, 0)
+        return array if done == len(paths) else None
+
+    def waiting() -> None:
+        if progress:
+            print(f"another process is computing the features in {folder}: waiting for it", flush=True)
+
+    if (ready := finished()) is not None:
+        return ready
+    with one_at_a_time(complete.with_suffix(".lock"), waiting):
+        if (ready := finished()) is None:  # still not, now that nobody else is building
+            _build(encode, transform, paths, complete, identity, batch_size, workers, progress)
+            ready = np.load(complete, mmap_mode="r")
+    return ready
+
+
+def _build(encode: Callable[[Tensor], Tensor], transform: Transform, paths: Sequence[str | Path], complete: Path,
+           identity: dict, batch_size: int, workers: int | None, progress: bool) -> None:
+    """Compute the features that are still missing, and put the finished file in its place: see `feature_cache`."""
+    part, note, folder = complete.with_suffix(".npy.part"), complete.with_suffix(".json"), complete.parent
 
     def write_note(done: int, shape: tuple[int, ...]) -> None:
         write_json(note, {**identity, "shape": list(shape), "done": done})
 
-    if (ready := _trusted(complete, note, identity)) is not None and ready[1] == len(paths):
-        return ready[0]
     array, done = _trusted(part, note, identity, "r+") or (None, 0)
 
     def write(array: np.memmap, start: int, features: np.ndarray) -> None:
@@ -100,7 +120,6 @@ def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, path
         written.result()
     del array  # Windows does not rename a file that is mapped
     os.replace(part, complete)
-    return np.load(complete, mmap_mode="r")
 
 
 def _pixels(transform: Transform, path: str | Path) -> np.ndarray:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .. import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+    fcntl = None
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:
@@ -18,7 +28,8 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
 
     Each process has a name of its own for it: two that write the same at once do not rename each other's away.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = _own(path, "part")
+    _sweep(path, "part")
     try:
         write(partial)
         os.replace(partial, path)
@@ -32,8 +43,8 @@ def write_folder(folder: Path, write: Callable[[Path], object], is_there: Callab
 
     Of two processes that do this at once, each makes a folder of its own, and the later one keeps the first one's.
     """
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _own(folder, "partial")
+    _sweep(folder, "partial")
     try:
         write(partial)
         if not is_there():
@@ -44,6 +55,80 @@ def write_folder(folder: Path, write: Callable[[Path], object], is_there: Callab
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _own(path: Path, kind: str) -> Path:
+    """The name beside `path` under which this process writes."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.{kind}")
+
+
+def _sweep(path: Path, kind: str) -> None:
+    """Remove what processes of this machine were writing beside `path` when they were killed."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.{glob.escape(socket.gethostname())}-*.{kind}"):
+        if not _is_running(left.name.rpartition("-")[2].partition(".")[0]):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _is_running(process: str) -> bool:
+    """Whether a process of this number is there; where that cannot be asked, yes."""
+    if os.name == "nt" or not process.isdecimal():  # in Windows, to ask is to end it
+        return True
+    if int(process) == os.getpid():
+        return False  # an earlier process with our number
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path, waiting: Callable[[], object] = int, pause: float = 0.1) -> Iterator[None]:
+    """Hold a lock, the file `path`: of those who want it one goes on, in this process or another, the others wait.
+
+    The system frees it when its holder ends, however that dies. `waiting` is called once where there is a wait; the
+    lock is asked for again every `pause` seconds. The file is gone afterwards. A disk without locks gives none.
+    """
+    while (file := _lock(path)) is None:
+        waiting()
+        waiting = int
+        time.sleep(pause)
+    try:
+        yield
+    finally:
+        if fcntl:
+            path.unlink(missing_ok=True)  # before the lock is free: whoever gets it next will see that its file is gone
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing would leave it to forked workers
+            file.close()
+        else:
+            file.close()
+            with contextlib.suppress(OSError):  # Windows deletes no file that another process has opened
+                path.unlink()
+
+
+def _lock(path: Path) -> BinaryIO | None:
+    """The open file with the lock on it, or None where another holds it."""
+    file = open(path, "ab")  # noqa: SIM115  (it is open as long as the lock is held)
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):  # the second is how Windows says the same
+        file.close()
+        return None
+    except OSError:
+        return file  # there are no locks on this disk
+    try:
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+    except FileNotFoundError:
+        pass
+    file.close()  # its last holder has removed it since we opened it: a lock on what nobody else will open
+    return None
 
 
 def write_json(path: Path, content: object) -> None:

@@ -18,6 +18,7 @@ from .. import UserError
 MAX_PIXELS = 50_000_000
 MAX_RATIO = 100  # of the sides: the shortest edge of a thread, enlarged to 256 pixels, would be a bomb of its own
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens some others by starting another program
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx",
                                                              b"mif1", b"msf1"), "HEIC")}  # ISO/IEC 23008-12
 LEVELS = (255, 1023, 4095, 16383, 65535)  # the greatest value in 8, 10, 12, 14 and 16 bits

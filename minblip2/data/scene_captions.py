@@ -25,13 +25,14 @@ def phrase(colour: str, shape: str) -> str:
     return _articles(f"a {colour} {shape}")
 
 
-def _holds(one: Thing, relation: str, other: Thing) -> bool:
+def holds(one: Thing, relation: str, other: Thing) -> bool:
     """Relations compare cells of the grid, not pixels: no caption hangs on a shake of three pixels."""
     down, right = (a - b for a, b in zip(one.cell, other.cell, strict=True))
     return {"left of": right < 0, "right of": right > 0, "above": down < 0, "below": down > 0}[relation]
 
 
-def _caption(scene: Scene, kind: str, rng: random.Random) -> str:
+def write_caption(scene: Scene, kind: str, rng: random.Random) -> str:
+    """A true caption of one of the kinds in FRAMES; a relation takes two things or more."""
     things = sorted(scene.things, key=lambda thing: thing.cell)  # as one reads: from the top left to the bottom right
     if kind == "relation":
         rng.shuffle(things)
@@ -44,7 +45,7 @@ def _caption(scene: Scene, kind: str, rng: random.Random) -> str:
     frame = rng.choice(FRAMES[kind]).replace("@", scene.background)
     if kind == "relation":
         (one, a), (other, b), *rest = zip(things, names, strict=True)
-        relation = rng.choice([relation for relation in OPPOSITE if _holds(one, relation, other)])
+        relation = rng.choice([relation for relation in OPPOSITE if holds(one, relation, other)])
         to_the = "to the " if relation.endswith("of") and rng.random() < 0.3 else ""
         text = rng.choice(("{0} {1} {2}", "{1} {2} {0}")).format(a, to_the + relation, b)
         for _, third in rest:  # a comma before it, so that it takes no part in the relation
@@ -67,19 +68,19 @@ def write_captions(scene: Scene, rng: random.Random) -> list[str]:
     kinds = ["plain", "positions", "background", "relation" if many else "size", rng.choice(more)]
     captions: list[str] = []
     for kind in rng.sample(kinds, len(kinds)):
-        caption = _caption(scene, kind, rng)
+        caption = write_caption(scene, kind, rng)
         while caption in captions:
-            caption = _caption(scene, kind, rng)
+            caption = write_caption(scene, kind, rng)
         captions.append(caption)
     return captions
 
 
-def _keywords(scene: Scene, rng: random.Random) -> str:
+def keywords(scene: Scene, rng: random.Random) -> str:
     """A text without grammar, like the tags below a photograph: words of one thing between commas, in any order."""
     groups = [[scene.background]]
     for thing in scene.things:
-        words = [thing.colour, thing.shape] + [thing.size] * (rng.random() < 0.5)
-        groups.append(rng.sample(words, len(words)) + [thing.position] * (rng.random() < 0.8))
+        words = [thing.colour, thing.shape] + [thing.size] * (rng.random() < 0.7)
+        groups.append(rng.sample(words, len(words)) + [thing.position] * (rng.random() < 0.85))
     return ", ".join(" ".join(group) for group in rng.sample(groups, len(groups)))
 
 
@@ -89,7 +90,7 @@ def write_texts(count: int, seed: int) -> list[list[str]]:
     Every colour occurs with every shape here, as in any large corpus; only the captioned pictures lack some pairs.
     """
     undrawn = draw_scenes(count, f"{seed} text")
-    return [write_captions(scene, rng) + [_keywords(scene, rng)] for rng, _, scene in undrawn]
+    return [write_captions(scene, rng) + [keywords(scene, rng)] for rng, _, scene in undrawn]
 
 
 @dataclass
@@ -149,7 +150,7 @@ def judge(caption: str, scene: Scene) -> dict[str, bool | None]:
     meant = {None: None} | {index: truth.get(pair) for index, pair in enumerate(claims.things)}
     verdicts = {
         "positions": [bool(meant[i]) and meant[i].position == position for i, position in claims.positions],
-        "relations": [bool(meant[i] and meant[j]) and _holds(meant[i], r, meant[j]) for i, r, j in claims.relations],
+        "relations": [bool(meant[i] and meant[j]) and holds(meant[i], r, meant[j]) for i, r, j in claims.relations],
         "background": [background == scene.background for background in claims.backgrounds],
         "size": [bool(meant[i]) and meant[i].size == size for i, size in claims.sizes],
     }

@@ -33,6 +33,7 @@ OUTLINES = {  # corners in units of the radius; turned by a little, they stay wi
 }  # fmt: skip
 SHAPES = tuple(OUTLINES)
 HELD_OUT = tuple((colour, SHAPES[(i + 3) % len(SHAPES)]) for i, colour in enumerate(COLOURS))
+UNSEEN = 0.3  # the share of scenes with a held-out pair in what the frozen experts learn from
 SEEN = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in HELD_OUT)
 
 
@@ -92,8 +93,12 @@ def _mask(shape: str, x: float, y: float, radius: float, angle: float) -> Image.
     return fine.reduce(FINE).point(lambda coverage: coverage if coverage >= 32 else 0)
 
 
-def draw(rng: random.Random, unseen: bool = False) -> tuple[Image.Image, Scene]:
-    """Draw one random scene, RGB, 64 x 64; with `unseen` at least one of its pairs is held out of train, else none."""
+Placed = tuple[str, str, str, float, float]  # colour, shape, size, and where the centre is: x, y in pixels
+
+
+def arrange(rng: random.Random, unseen: bool = False) -> tuple[list[Placed], str]:
+    """The things and the background of one random scene; with `unseen` at least one pair is held out of train, else
+    none."""
     count = rng.choices((1, 2, 3), weights=(1, 2, 2))[0]
     pairs = rng.sample(SEEN, count)
     if unseen:
@@ -111,9 +116,15 @@ def draw(rng: random.Random, unseen: bool = False) -> tuple[Image.Image, Scene]:
             for i, (x, y) in enumerate(centres)
             for j, (u, v) in enumerate(centres[:i])
         )
-    background = rng.choice(list(BACKGROUNDS))
+    placed = [(*pair, size, *centre) for pair, size, centre in zip(pairs, sizes, centres, strict=True)]
+    return placed, rng.choice(list(BACKGROUNDS))
+
+
+def draw(rng: random.Random, unseen: bool = False) -> tuple[Image.Image, Scene]:
+    """Draw one random scene, RGB, 64 x 64; `unseen` as in `arrange`."""
+    placed, background = arrange(rng, unseen)
     image, things = Image.new("RGB", (SIDE, SIDE), BACKGROUNDS[background]), []
-    for (colour, shape), size, (x, y) in zip(pairs, sizes, centres, strict=True):
+    for colour, shape, size, x, y in placed:
         mask = _mask(shape, x, y, SIZES[size], rng.uniform(-0.15, 0.15))
         image.paste(tuple(min(max(value + rng.randint(-10, 10), 0), 255) for value in COLOURS[colour]), mask=mask)
         left, top, right, bottom = mask.getbbox()
@@ -121,8 +132,18 @@ def draw(rng: random.Random, unseen: bool = False) -> tuple[Image.Image, Scene]:
     return image, Scene(tuple(things), background)
 
 
+def imagine(rng: random.Random) -> Scene:
+    """A random scene that nobody draws, every colour with every shape; boxes are about those of a drawing."""
+    placed, background = arrange(rng, unseen=rng.random() < UNSEEN)
+    things = []
+    for colour, shape, size, x, y in placed:
+        box = round(x - SIZES[size]), round(y - SIZES[size]), round(2 * SIZES[size]), round(2 * SIZES[size])
+        things.append(Thing(colour, shape, size, box))
+    return Scene(tuple(things), background)
+
+
 def draw_scenes(count: int, name: str) -> Iterator[tuple[random.Random, Image.Image, Scene]]:
     """`count` scenes in which every colour may occur with every shape, each with the random numbers that drew it."""
     for index in range(count):
         rng = random.Random(f"{name} {index}")
-        yield rng, *draw(rng, unseen=rng.random() < 0.3)
+        yield rng, *draw(rng, unseen=rng.random() < UNSEEN)

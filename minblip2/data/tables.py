@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import UserError
+from .pictures import EXTENSIONS
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")  # of a table that is looked for in a folder
-IMAGE = r"\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf])"
+IMAGE = f"(?:{'|'.join(map(re.escape, EXTENSIONS))})"
 COLUMNS = {
     "file_name": {"file_name", "filename", "file", "image", "image_name", "image_file", "image_path", "image_id", "img",
                   "path", "file_path", "filepath", "name", "images"},

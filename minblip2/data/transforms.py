@@ -90,6 +90,14 @@ class Transform:
         image = image.crop((left, top, left + self.size, top + self.size))
         return ImageOps.mirror(image) if self.flip else image
 
+    def part_seen(self, image: Image.Image) -> Image.Image:
+        """The same part as a picture to be looked at: at its own size, and not squeezed into a square."""
+        if self.crop is not None or self.mode == "square":
+            return self._random_crop(image) if self.crop is not None else image.copy()
+        side = min(image.size) * self.size / (self.resize_to or self.size)
+        left, top = ((room - side) / 2 for room in image.size)
+        return image.crop((round(left), round(top), round(left + side), round(top + side)))
+
     def _random_crop(self, image: Image.Image) -> Image.Image:
         random = np.random.default_rng([self.crop, zlib.crc32(image.tobytes())])
         for _ in range(10):

@@ -16,16 +16,17 @@ from .. import UserError, __version__
 from ..data.coco import CocoCaptions
 from ..data.files import read_json, write_beside, write_json
 from ..training.bridge import Bridge, load_bridge
-from ..training.finetune import finetune, load_for_training, measured_loss, settings_for
+from ..training.finetune import Cost, finetune, load_for_training, measured_loss, settings_for
 from ..training.loop import TrainConfig, read_log
 from ..training.recipes import Recipe
+from ..training.records import read_record
 from ..weights.blip2 import Blip2
-from ..weights.checkpoint import open_hub, read_config
 from ..weights.hub import MODELS
-from ..weights.official import is_retrieval
+from ..weights.official import ForRetrieval
 from ..weights.retriever import Retriever
-from .measure import LABELS, caption_scores, of_next_picture
+from .measure import LABELS, TOP, caption_scores, of_next_picture
 from .retrieval import evaluate_retrieval
+from .tables import markdown
 
 KEPT = ("*.safetensors", "*.json", "log.jsonl")  # of each part of a run; checkpoints and caches stay behind
 RESEARCH_ONLY = "research only"
@@ -41,8 +42,8 @@ def caption_figures(captions: Sequence[str], references: Sequence[Sequence[str]]
 
 
 def finetune_and_measure(folder: Path, data: CocoCaptions, held_out: CocoCaptions | None, out: Path,
-                         config: TrainConfig | None = None, prompt: str = "", resume: bool = True
-                         ) -> dict[str, dict[str, float]]:
+                         config: TrainConfig | None = None, prompt: str = "", resume: bool = True,
+                         needed: Cost | None = None) -> dict[str, dict[str, float]]:
     """Go on training a hub folder on captions, and measure it before and after; all is kept in `out`.
 
     Measured are the loss and the captions of `held_out`, or without it of the very pictures that were trained on, each
@@ -50,7 +51,7 @@ def finetune_and_measure(folder: Path, data: CocoCaptions, held_out: CocoCaption
     """
     config = config or settings_for(len(data.pairs))
     measured = held_out or data
-    blip2 = load_for_training(folder, len(data), config.batch_size)
+    blip2 = load_for_training(folder, len(data), config.batch_size, needed=needed)
     features = blip2.cached_features(data.paths, out / "cache")
     features_measured = blip2.cached_features(measured.paths, out / "cache") if held_out else features
 
@@ -67,17 +68,22 @@ def finetune_and_measure(folder: Path, data: CocoCaptions, held_out: CocoCaption
     return results
 
 
-def evaluate_official(folder: Path, data: CocoCaptions, cache: Path, top: int = 16) -> dict[str, float]:
-    """What a BLIP-2 of the hub does on a split: its captions, or with weights for retrieval how it ranks. `LABELS`."""
+def evaluate_official(folder: Path, data: CocoCaptions, cache: Path, top: int | None = None) -> dict[str, float]:
+    """What a BLIP-2 of the hub does on a split: its captions, or with weights for retrieval how it ranks. `LABELS`.
+
+    Raises UserError for a `top`, which is how many are ranked again, with weights that rank nothing.
+    """
     results: dict[str, float] = {"images": len(data)}
-    read_config(folder)  # what this is no folder of is said first
-    if is_retrieval(open_hub(folder)):
+    try:
+        blip2 = Blip2.from_folder(folder)
+    except ForRetrieval:
         retriever = Retriever.from_folder(folder)
         features = torch.from_numpy(np.array(retriever.cached_features(data.paths, cache)))
         results |= {"chance_r1": 100 / len(data)}
         return results | evaluate_retrieval(retriever, features, [caption for _, caption in data.pairs],
-                                            [image for image, _ in data.pairs], top)
-    blip2 = Blip2.from_folder(folder)
+                                            [image for image, _ in data.pairs], top or TOP)
+    if top is not None:
+        raise UserError(f"--top has no effect on {folder}, whose weights write captions and rank nothing: leave it out")
     captions = blip2.caption(blip2.cached_features(data.paths, cache))
     figures = caption_figures(captions, [record.captions for record in data.images])
     return results | {name if name.startswith("shuffled_") else f"stage2_{name}": value
@@ -112,20 +118,14 @@ def described(data: CocoCaptions) -> str:
     if not licences:
         return f"{text} It names no licences of its pictures: ask whoever made it."
     rows = [(licence, f"{count:,}") for licence, count in licences.most_common(20)]
-    return f"{text} Licences of the pictures, as it tells them:\n\n{table(('licence', 'pictures'), rows)}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{text} Licences of the pictures, as it tells them:\n\n{markdown(('licence', 'pictures'), *rows)}"
 
 
 def figures_table(results: Mapping[str, Mapping[str, float]]) -> str:
     """The figures of `finetune_and_measure` before and after, as a table in Markdown."""
     rows = [(label, *(f"{figures[name]:.2f}" if isinstance(figures[name], float) else f"{figures[name]}"
                       for figures in results.values())) for name, label in FIGURES.items()]
-    return table(("", *results), rows)
+    return markdown(("", *results), *rows)
 
 
 def write_card(folder: Path, title: str, licence: str, sections: Sequence[tuple[str, str]]) -> None:
@@ -137,18 +137,18 @@ def write_card(folder: Path, title: str, licence: str, sections: Sequence[tuple[
     write_beside(folder / "README.md", lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def export_run(run: Path, folder: Path) -> None:
+def export_run(run: Path, folder: Path, data: Path | None = None, parts: Path | None = None) -> None:
     """Copy what a finished run has trained to a folder that can be moved, with a model card. `load_bridge` reads it.
 
-    Frozen models of the hub are named with their commit, not copied. Raises UserError for a run that is not finished,
-    and for a folder that holds something else.
+    `data` and `parts` say where the data and the frozen models lie now, if not where they were. Frozen models of the
+    hub are named with their commit, not copied. Raises UserError for a run that is not finished, and for a folder that
+    holds something else.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / "run.json").is_file():
         raise UserError(f"{folder} is there and holds something else: name a new folder")
     if folder.resolve() == run.resolve():
         raise UserError(f"{folder} is the run itself: name another folder")
-    told = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    bridge = load_bridge(run)  # which says what is missing
+    bridge, record = load_bridge(run, parts), read_record(run)  # which say what is missing
     if bridge.stage2 is None:
         raise UserError(f"{run} stopped before the end of stage 2: run `python -m minblip2 train --recipe "
                         f"{bridge.recipe.name} --out {run}` again")
@@ -159,8 +159,9 @@ def export_run(run: Path, folder: Path) -> None:
             write_beside(target, lambda partial, path=path: shutil.copyfile(path, partial))
     for path in run.glob("results-*.json"):
         write_beside(folder / path.name, lambda partial, path=path: shutil.copyfile(path, partial))
-    write_json(folder / "run.json", told | {"data": Path(str(told["data"])).name, "parts": None})
-    write_card(folder, f"minBLIP-2, recipe {bridge.recipe.name}", *_trained(run, bridge, Path(str(told["data"]))))
+    told = read_json(run / "run.json") | {"data": record.data.name if record.data else None, "parts": None}
+    write_json(folder / "run.json", {name: value for name, value in told.items() if name != "from_here"})
+    write_card(folder, f"minBLIP-2, recipe {bridge.recipe.name}", *_trained(run, bridge, data or record.data or run))
 
 
 def licence_of(recipe: Recipe) -> str:
@@ -179,7 +180,7 @@ def _trained(run: Path, bridge: Bridge, root: Path) -> tuple[str, list[tuple[str
             f"recipe `{recipe.name}` of minblip2 {__version__}. It reads pictures by `{loads}`.")
     if frozen:
         what += (" The frozen models are not in this folder; these are needed (`python data/download.py weights "
-                 f"{recipe.name}`):\n\n" + table(("role", "model", "commit", "licence"), frozen))
+                 f"{recipe.name}`):\n\n" + markdown(("role", "model", "commit", "licence"), *frozen))
     else:
         what += " The two frozen models were trained by the recipe as well and are in this folder."
     if any(RESEARCH_ONLY in row[-1] for row in frozen):
@@ -192,12 +193,12 @@ def _trained(run: Path, bridge: Bridge, root: Path) -> tuple[str, list[tuple[str
     except UserError as error:
         data = f"The data are not there any more: {str(error).replace(str(root), root.name)}"
     sections = [("What it is", what), ("Data", data),
-                ("Training", table(("", "steps", "learning rate", "seed", "last loss"), stages))]
+                ("Training", markdown(("", "steps", "learning rate", "seed", "last loss"), *stages))]
     for path in sorted(run.glob("results-*.json")):
         results: dict[str, Any] = read_json(path)
         rows = [(label, f"{results[name]:.1f}" if isinstance(results[name], float) else f"{results[name]}")
                 for name, label in LABELS.items() if name in results]
-        sections.append((f"Results on the split {path.stem.removeprefix('results-')!r}", table(("", ""), rows)))
+        sections.append((f"Results on the split {path.stem.removeprefix('results-')!r}", markdown(("", ""), *rows)))
     if len(sections) == 3:
         sections.append(("Results", "None were measured: `python -m minblip2 evaluate --run FOLDER` does."))
     return licence_of(recipe), [*sections, ("Limits", LIMITS)]

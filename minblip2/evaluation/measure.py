@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from ..data.coco import CocoCaptions
-from ..data.files import read_json, write_json
+from ..data.files import field, read_json, write_json
 from ..data.scene_dataset import load_scenes
 from ..training.bridge import Bridge
-from ..training.recipes import recorded_data
+from ..training.checks import open_split
+from ..training.records import read_record, recorded_data
 from . import metrics
 from .retrieval import evaluate_retrieval
 from .scene_scores import evaluate_scenes
 
+TOP = 16  # so many candidates ITM ranks again
 LABELS = {  # what is told of a run, in this order -> what it is called
     "images": "pictures",
     "candidates": "captions to choose from",
@@ -36,10 +38,22 @@ LABELS = {  # what is told of a run, in this order -> what it is called
     "stage2_things": "captions with every colour and shape right, all (%)",
     "stage1_things": "— by the Q-Former alone, without a language model (%)",
     "shuffled_things": "— of another picture, the control (%)",
+    "told_things": "— by the language model told in text, the ceiling (%)",
     "stage2_positions": "stated absolute positions right (%)",
     "shuffled_positions": "— of another picture, the control (%)",
+    "stage2_positions_of_right": "— among captions whose things are right (%)",
+    "told_positions_of_right": "— among these, told in text: the ceiling (%)",
+    "stage2_size": "stated sizes right (%)",
+    "shuffled_size": "— of another picture, the control (%)",
+    "stage2_size_of_right": "— among captions whose things are right (%)",
+    "told_size_of_right": "— among these, told in text: the ceiling (%)",
     "stage2_relations": "stated relations right (%)",
     "shuffled_relations": "— of another picture, the control (%)",
+    "stage2_relations_of_right": "— among captions whose things are right (%, chance 50)",
+    "told_relations_of_right": "— among these, told in text: the ceiling (%)",
+    "stage2_background": "stated backgrounds right (%)",
+    "shuffled_background": "— of another picture, the control (%)",
+    "told_background": "— told in text, the ceiling (%)",
     "binding": "caption preferred to itself with colours swapped (%, chance 50)",
     "relation_choice": "caption preferred to itself with the relation flipped (%, chance 50)",
     "pointing": "pointing game, gradient-weighted maps (%)",
@@ -79,7 +93,7 @@ def nearest_captions(train_features: np.ndarray, features: np.ndarray, train: Co
 
 
 def evaluate_photos(bridge: Bridge, train: CocoCaptions, data: CocoCaptions, features: np.ndarray,
-                    train_features: np.ndarray, top: int = 16) -> dict[str, float]:
+                    train_features: np.ndarray, top: int = TOP) -> dict[str, float]:
     """Retrieval and captions of a split, beside the nearest training picture's caption and shuffled images."""
     seen = torch.from_numpy(np.array(features))
     results = {"images": len(data.images), "captions": len(data.pairs), "chance_r1": 100 / len(data.images)}
@@ -95,26 +109,41 @@ def evaluate_photos(bridge: Bridge, train: CocoCaptions, data: CocoCaptions, fea
     return results
 
 
-def evaluate_run(out: Path, bridge: Bridge, split: str, top: int = 16,
-                 begun: Callable[[], None] | None = None) -> dict[str, float]:
-    """Measure a run on a split of its own data and keep the figures in results-{split}.json.
+def measure_run(out: Path, bridge: Bridge, split: str, top: int = TOP, begun: Callable[[], None] | None = None,
+                data: Path | None = None) -> dict[str, float]:
+    """Measure a run on a split of its own data, or of other `data`. Nothing is written but features.
 
     `begun` is called when it is known that all can be read, before the long part.
     """
-    root = recorded_data(bridge.recipe, out)
-    data = CocoCaptions(root, split)
+    root = data or recorded_data(out)
+    skip = read_record(out).skip_broken
+    measured = open_split(root, split, out, skip)
+    truths = load_scenes(root, split) if bridge.recipe.name == "scenes" else None
     if begun is not None:
         begun()
-    features = bridge.features(data, out / "cache")
+    features = bridge.features(measured, out / "cache")
     started = time.perf_counter()
-    if bridge.recipe.name == "scenes":
-        results = evaluate_scenes(bridge, data, load_scenes(root, split), features)
+    if truths is not None:
+        results = evaluate_scenes(bridge, measured, truths, features, top=top)
     else:
-        train = CocoCaptions(root, "train")
-        results = evaluate_photos(bridge, train, data, features, bridge.features(train, out / "cache"), top)
+        train = open_split(recorded_data(out), "train", out, skip)
+        results = evaluate_photos(bridge, train, measured, features, bridge.features(train, out / "cache"), top)
     results |= {"seconds_to_evaluate": time.perf_counter() - started}
     for stage in ("vit", "lm", "stage1", "stage2"):
-        if (out / stage / "seconds.json").exists():
-            results[f"seconds_{stage}"] = read_json(out / stage / "seconds.json")["seconds"]
-    write_json(out / f"results-{split}.json", results)
+        if (path := out / stage / "seconds.json").exists():
+            results[f"seconds_{stage}"] = field(read_json(path), "seconds", float, path)
+    return results
+
+
+def keep_results(out: Path, name: str, results: dict[str, float]) -> Path:
+    """Write what was measured to results-{name}.json, which is returned; name: the split, and more if need be."""
+    path = out / f"results-{name}.json"
+    write_json(path, results)
+    return path
+
+
+def evaluate_run(out: Path, bridge: Bridge, split: str, top: int = TOP) -> dict[str, float]:
+    """Measure a run on a split of its own data and keep the figures in results-{split}.json."""
+    results = measure_run(out, bridge, split, top)
+    keep_results(out, split, results)
     return results

@@ -30,8 +30,8 @@ def split_words(text: str) -> list[str]:
 def recall_at_k(similarity: Tensor, positive: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
     """Percent of rows that have a positive among their k most similar columns, for each k.
 
-    similarity (b n), positive (b n) boolean. A positive that ties with negatives (or is NaN) ranks behind them;
-    a row without any positive is a miss.
+    similarity (b n), positive (b n) boolean. A positive that ties with negatives (or is NaN) ranks
+    behind them; a row without any positive is a miss.
     """
     if similarity.ndim != 2 or not similarity.numel() or similarity.shape != positive.shape:
         raise UserError(f"recall needs two equal, non-empty matrices, got similarity {tuple(similarity.shape)} and "
@@ -44,8 +44,8 @@ def recall_at_k(similarity: Tensor, positive: Tensor, ks: Sequence[int] = (1, 5,
 def retrieval(similarity: Tensor, image_of_text: Tensor) -> dict[str, float]:
     """Recall@1, 5, 10 in percent, image to text ("i2t_r1" ...) and text to image ("t2i_r1" ...).
 
-    similarity (b t), one row per image and one column per text; image_of_text (t) is the row of each text's own image.
-    Source: paper §4.4; an image counts as found by any of its captions.
+    similarity (b t), one row per image and one column per text; image_of_text (t) is the row of each text's
+    own image. Source: paper §4.4; an image counts as found by any of its captions.
     """
     image_of_text = torch.as_tensor(image_of_text, device=similarity.device)
     if image_of_text.shape != similarity.shape[1:]:
@@ -138,9 +138,10 @@ def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> f
 
 
 def confidence_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Where the true share lies with 95 % confidence, given this many successes: (low, high) between 0 and 1.
+    """Where the true share lies with 95 % confidence, given this many successes: (low, high).
 
-    No trials tell nothing: (0, 1). Source: Wilson 1927; unlike ± 1.96 standard errors it never leaves 0 to 1.
+    No trials tell nothing: (0, 1). Source: Wilson 1927; unlike ± 1.96 standard errors it never
+    leaves 0 to 1.
     """
     if not 0 <= successes <= trials:
         raise UserError(f"{successes} successes in {trials} trials is impossible: give 0 <= successes <= trials")

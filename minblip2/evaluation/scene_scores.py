@@ -17,6 +17,7 @@ from ..weights.blip2 import Blip2
 from ..weights.reader import Images
 from ..weights.retriever import Retriever
 from . import metrics
+from .asking import captions_from_text, evaluate_questions
 from .retrieval import evaluate_retrieval
 
 # How captions of each kind open in the language of the scenes: the text prompt that asks for what is to be judged.
@@ -30,13 +31,18 @@ def write_after(blip2: Blip2, images: Images, prompt: str) -> list[str]:
 
 
 def scene_accuracy(captions: Sequence[str], truths: Sequence[Scene]) -> dict[str, float]:
-    """Percent of captions that are right: `things` of all; positions, relations, ... of those that state any."""
+    """Percent of captions that are right: `things` of all; positions, relations, ... of those that state any.
+
+    `positions_of_right` and so on look only at captions whose things are right: what is left is placing.
+    """
     verdicts = [judge(caption, scene) for caption, scene in zip(captions, truths, strict=True)]
     results = {}
     for key in ("things", "positions", "relations", "background", "size"):
         stated = [verdict[key] for verdict in verdicts if verdict[key] is not None]
         results[key] = 100 * sum(stated) / len(stated) if stated else float("nan")
         results[f"{key}_coverage"] = 100 * len(stated) / len(verdicts)
+        of_right = [verdict[key] for verdict in verdicts if verdict[key] is not None and verdict["things"]]
+        results[f"{key}_of_right"] = 100 * sum(of_right) / len(of_right) if of_right else float("nan")
     return results
 
 
@@ -74,22 +80,26 @@ def longest_captions(data: CocoCaptions, most: int) -> tuple[list[str], list[int
 
 
 def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene], features: np.ndarray,
-                    candidates: int = 200) -> dict[str, float]:
-    """All that is measured on drawn scenes: retrieval, captions of seen and unseen pairs, pointing, binding."""
+                    candidates: int = 200, top: int = 16) -> dict[str, float]:
+    """All that is measured on drawn scenes: retrieval, captions, answers to questions, pointing, binding."""
     seen = torch.from_numpy(np.array(features))
     unseen = np.array([scene.unseen for scene in truths])
     chosen, rows = longest_captions(data, candidates)
-    found = evaluate_retrieval(bridge.retriever, seen[rows], chosen, list(range(len(chosen))))
+    found = evaluate_retrieval(bridge.retriever, seen[rows], chosen, list(range(len(chosen))), top)
     results = {"images": len(truths), "candidates": len(chosen), **found}
     written = {"stage1": {"things": bridge.retriever.caption(seen)}}
     if bridge.stage2 is not None:
         written["stage2"] = {key: write_after(bridge.blip2, seen, prompt) for key, prompt in QUESTIONS.items()}
         # Every picture gets another one's captions (seen stay seen): what is left is what fluent guessing is worth.
         written["shuffled"] = {key: captions[2:] + captions[:2] for key, captions in written["stage2"].items()}
+        written["told"] = {key: captions_from_text(bridge.blip2, seen, truths, prompt)
+                           for key, prompt in QUESTIONS.items()}
+        results |= evaluate_questions(bridge.blip2, seen, truths)
     for name, kinds in written.items():
         for key, captions in kinds.items():
             judged = scene_accuracy(captions, truths)
-            results |= {f"{name}_{key}": judged[key], f"{name}_{key}_coverage": judged[f"{key}_coverage"]}
+            results |= {f"{name}_{measured}": judged[measured]
+                        for measured in (key, f"{key}_coverage", f"{key}_of_right") if measured != "things_of_right"}
         for side, rows_of in (("seen", ~unseen), ("unseen", unseen)):
             some = [(kinds["things"][i], truths[i]) for i in np.flatnonzero(rows_of)]
             results[f"{name}_things_{side}"] = scene_accuracy(*zip(*some, strict=True))["things"]

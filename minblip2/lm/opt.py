@@ -81,7 +81,7 @@ class OPT(DecoderOnly):
         return self.token_embedding(ids)
 
     def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: KVCache | None = None) -> Tensor:
-        """States (b s e) of embeds (b s e) at `positions` (b s), mask (b 1 s k) over the cache and them."""
+        """States (b s e) of embeds (b s e) at `positions` (b s); mask (b 1 s k), over a cache too."""
         x = self.project_in(embeds) + self.position_embedding(positions + self.POSITION_OFFSET)
         return self.project_out(self.norm(self.run_all(x, mask, cache=cache)))
 

@@ -16,16 +16,17 @@ from .. import UserError
 from ..data.batches import PairBatches
 from ..data.coco import CocoCaptions
 from ..data.features import weights_checksum
-from ..data.files import read_json, write_json
 from ..data.tokenizer import Tokenizer, normalize_caption
-from ..device import best_device, compute_dtype
+from ..device import best_device
 from ..stage1 import Stage1
 from ..stage2 import Stage2
 from ..weights.blip2 import Blip2
 from ..weights.retriever import Retriever
+from .checks import check_precision, find_parts, open_split
 from .distributed import env_rank, prepare_once, process_group, rank_and_size, set_local_device
 from .loop import TrainConfig, load_weights, train
-from .recipes import RECIPES, Backbones, Recipe, default_data, find_recipe
+from .recipes import Backbones, Recipe, default_data
+from .records import read_record, recorded_parts, write_record
 from .stages import stage1_losses, stage2_losses
 
 
@@ -105,16 +106,14 @@ class Bridge:
 
 
 def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, out: Path,
-                 resume: bool = True, stages: int = 2) -> Bridge:
+                 resume: bool = True, stages: int = 2, skip_broken: bool = False) -> Bridge:
     """Run a recipe from its frozen parts to the end of stage 2; all is kept under `out`, and a stopped run goes on.
 
     With `stages` = 1 it ends after stage 1; called again, it goes on from there. With `resume` = False everything is
-    trained anew, the small experts of the scenes as well. Started by torchrun, all processes train together; `out`,
-    data and parts must be folders that all of them see.
+    trained anew, the small experts of the scenes as well. With `skip_broken` pictures that cannot be read are left out.
+    Started by torchrun, all processes train together; `out`, data and parts must be folders that all of them see.
     """
-    if compute_dtype(best_device(recipe.device)) == torch.float16:
-        raise UserError("training in float16 needs scaled gradients, which this loop does not have: choose bfloat16 or "
-                        "float32 (a finished bridge can be used in float16)")
+    check_precision(recipe)
     set_local_device()
     with prepare_once():
         data = default_data(recipe, out, data)
@@ -122,10 +121,8 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
         bridge = Bridge(recipe, backbones, recipe.new_stage1(backbones))
         out.mkdir(parents=True, exist_ok=True)
         if env_rank()[0] == 0:
-            record = dict(recipe=recipe.name, seed=recipe.stage1.seed, data=str(data.resolve()),
-                          parts=str(parts_folder.resolve()) if parts_folder else None)
-            write_json(out / "run.json", record)
-        split = CocoCaptions(data, "train")
+            write_record(out, recipe, data, parts_folder, skip_broken)
+        split = open_split(data, "train", out, True) if skip_broken else CocoCaptions(data, "train")
         views = [bridge.features(split, out / "cache", **view) for view in recipe.views]
     losses = partial(stage1_losses, loss_weights=recipe.loss_weights)
     with process_group(bridge.device):
@@ -144,16 +141,15 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     return bridge
 
 
-def load_bridge(out: Path) -> Bridge:
-    """The bridge that `train_bridge` left in `out`. Raises UserError when there is none."""
-    if not (out / "run.json").exists():
-        recipe = f"--recipe {out.name} " if out.name in RECIPES else ""
-        raise UserError(f"{out.resolve()} holds no trained bridge: run `python -m minblip2 train {recipe}--out {out}` "
-                        "first")
-    record = read_json(out / "run.json")
-    recipe = find_recipe(record["recipe"]).with_seed(record["seed"])
-    data, parts = (Path(record[key]) if record[key] else None for key in ("data", "parts"))
-    backbones = recipe.build(recipe, data, parts, out)
+def load_bridge(out: Path, parts: Path | None = None) -> Bridge:
+    """The bridge that `train_bridge` left in `out`, on its own frozen models or those in the folder `parts`.
+
+    Raises UserError when there is none, or they are not there.
+    """
+    record = read_record(out)
+    recipe = record.recipe
+    parts = find_parts(recipe, parts or recorded_parts(record))
+    backbones = recipe.build(recipe, record.data, parts, out)
     bridge = Bridge(recipe, backbones, recipe.new_stage1(backbones))
     if not (out / "stage1" / "model.safetensors").exists():
         raise UserError(f"{out} stopped before the end of stage 1: run `python -m minblip2 train "

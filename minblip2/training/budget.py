@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,19 +15,28 @@ from torch import nn
 from .. import UserError
 from ..data.coco import CocoCaptions
 from ..data.files import read_json
+from ..data.scene_dataset import write_scenes
 from ..data.transforms import Transform
 from ..device import best_device, compute_dtype
 from ..qformer import QFormerConfig
 from ..stage1 import Stage1
 from ..weights import official, pretrained
-from ..weights.checkpoint import HubConfig
+from ..weights.checkpoint import HubConfig, shards
 from ..weights.hub import MODELS
+from .checks import check_batches, check_folder, check_part, check_precision, check_split, find_parts, why_broken
 from .loop import TrainConfig
-from .recipes import FETCHED_DATA, FETCHED_PARTS, Recipe
+from .recipes import FETCHED_DATA, FETCHED_PARTS, SCENES, Recipe
+from .shipping import SHIPPED
 
 CAPTION = 15  # tokens of an average COCO caption, with its start and end
 CAPTIONS = 5  # of each picture
 SAVED = 34  # values that a transformer layer keeps for its gradient, per token and channel (arXiv 2205.05198 §4)
+
+
+def sizes_of_scenes() -> tuple[nn.Module, nn.Module, QFormerConfig]:
+    """The small experts of the scenes, as they ship, and the sizes of the Q-Former between them."""
+    backbones = SCENES.build(SCENES, None, None, SHIPPED)
+    return backbones.encoder, backbones.lm, backbones.qformer
 
 
 def settings_of(name: str, parts: Path) -> HubConfig:
@@ -106,6 +119,8 @@ class Estimate:
 def outlines(recipe: Recipe, parts: Path, lm_dtype: torch.dtype = torch.float32
              ) -> tuple[nn.Module, nn.Module, QFormerConfig]:
     """A recipe's image encoder and language model, at their true sizes but without memory, and its Q-Former's sizes."""
+    if not recipe.models:
+        return sizes_of_scenes()
     config = {role: settings_of(name, parts) for role, name in recipe.models.items()}
     vit, _ = pretrained.empty_encoder(recipe.models["encoder"], config["encoder"], torch.float32)
     lm, _ = pretrained.empty_lm(recipe.models["lm"], config["lm"], False, lm_dtype)
@@ -116,13 +131,12 @@ def estimate(recipe: Recipe, parts: Path | None = None, value: int = 4) -> Estim
     """The costs of a recipe on pretrained models when a number is computed with in `value` bytes.
 
     Nothing is loaded: models that are not among `parts` have their known sizes. Memory is an estimate from what the
-    layers keep, and the logits. Raises UserError for a recipe without pretrained models.
+    layers keep, and the logits.
     """
-    if not recipe.models:
-        raise UserError(f"the recipe {recipe.name} makes all that it needs in minutes: run it without --dry-run")
     vit, lm, config = outlines(recipe, parts or FETCHED_PARTS)
     first, second = trained_parameters(config, recipe.embed_dim, lm.width)
-    tokens = (Transform().size // vit.config.patch_size) ** 2 + vit.config.class_token
+    size = Transform().size if recipe.models else vit.config.image_size
+    tokens = (size // vit.config.patch_size) ** 2 + vit.config.class_token
     kept, seen = 4 * parameters(vit) + value * parameters(lm), recipe.keep_tokens or tokens
     saved1, saved2 = kept_by_stage1(1, config, seen, value), kept_by_stage2(1, config, lm, seen, value)
     return Estimate(parameters(vit), parameters(lm), StageCost(first, 16 * first + kept, saved1),
@@ -140,28 +154,42 @@ def free_memory(device: torch.device) -> float | None:
         return None
 
 
-def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None) -> str:
-    """A recipe's parts, costs and what is missing, as text. Raises UserError when the scenes' own recipe is asked for.
+def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None, split: str = "val",
+            out: Path | None = None) -> str:
+    """A recipe's parts, costs, and what is missing or cannot be used, as text; nothing is written.
 
-    Memory is an estimate: see `estimate`.
+    Memory is an estimate: see `estimate`. Of a picture no more than the header is read here.
     """
     device = best_device(recipe.device)
     value = compute_dtype(device).itemsize
-    data, parts, missing, absent = data or FETCHED_DATA, parts or FETCHED_PARTS, [], []
-    costs = estimate(recipe, parts, value)
+    given, data, parts, missing, absent = parts, data or usual_data(recipe, out), parts or FETCHED_PARTS, [], []
+    wrong = list(_troubles(recipe, given, parts, out))
     try:
-        split = CocoCaptions(data, "train")
-        images, pairs, of = len(split), len(split.pairs), f"in {data}"
-    except UserError:
+        costs = estimate(recipe, parts, value)
+    except UserError:  # which is among the troubles already
+        costs = estimate(recipe, parts / "nowhere", value)
+    try:
+        train = CocoCaptions(data, "train")
+        images, pairs, of = len(train), len(train.pairs), f"in {data}"
+        wrong += _troubles_of_data(recipe, data, train, split)
+    except UserError as error:
         images, pairs, of = recipe.images, CAPTIONS * recipe.images, "to be fetched"
-        missing = [f"missing: pictures in {data}: python data/download.py coco --images {recipe.images} --out {data}"]
+        if recipe.models:
+            missing = [f"missing: pictures in {data}: python data/download.py coco --images {recipe.images} --out "
+                       f"{data}"]
+        elif data == usual_data(recipe, out):  # which the recipe draws
+            sizes = inspect.signature(write_scenes).parameters
+            images, of = sizes["train"].default, "to be drawn"
+            pairs = CAPTIONS * images
+        else:
+            wrong.append(str(error))
 
     def row(what: str, role: str, count: int, use: str) -> str:
-        folder = parts / recipe.models[role]
-        there = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+        name = recipe.models.get(role, "")
+        there = not name or any((parts / name).glob("*.safetensors")) or any((parts / name).glob("*.bin"))
         if not there:
-            absent.append(recipe.models[role])
-        return f"  {what:16} {recipe.models[role]:24} {count:>15,} {use:8} {'' if there else 'missing'}".rstrip()
+            absent.append(name)
+        return f"  {what:16} {name:24} {count:>15,} {use:8} {'' if there else 'missing'}".rstrip()
 
     def stage(name: str, settings: TrainConfig, cost: StageCost) -> str:
         passes = settings.steps * settings.grad_accum * settings.batch_size / pairs
@@ -169,6 +197,7 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None)
                 f"{passes:.1f} passes over {pairs:,}; about {cost.memory(settings.batch_size) / 1e9:.1f} GB of memory")
 
     views = len(recipe.views)
+    experts = {"vit": "image encoder", "lm": "language model"}
     lines = [
         f"recipe {recipe.name}, on {device} in {str(compute_dtype(device)).removeprefix('torch.')}", "",
         row("image encoder", "encoder", costs.encoder, "frozen"),
@@ -177,7 +206,48 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None)
         f"  {'bridge, stage 2':16} {'':24} {costs.stage2.trained:>15,} trained", "",
         f"  {'features':16} {views} views of {images:,} pictures {of}: {costs.tokens} x {costs.width} in float16, "
         f"{1e-9 * views * images * costs.cached:.1f} GB on disk",
+        *(f"  {experts[name]:16} {config.steps:,} steps of {config.batch_size}, before it is frozen"
+          for name, config in recipe.experts.items()),
         stage("stage 1", recipe.stage1, costs.stage1), stage("stage 2", recipe.stage2, costs.stage2), ""]
     if absent:
         missing.append(f"missing: models in {parts}: python data/download.py weights {' '.join(absent)} --out {parts}")
-    return "\n".join([*lines, *(missing or ["nothing is missing"])])
+    wrong = [f"cannot be used: {said}" for said in wrong]
+    return "\n".join([*lines, *wrong, *(missing or ([] if wrong else ["nothing is missing"]))])
+
+
+def usual_data(recipe: Recipe, out: Path | None) -> Path:
+    """Where a recipe looks for its pictures when none are named."""
+    return FETCHED_DATA if recipe.models else (out or Path("runs") / recipe.name).parent / "scenes-data"
+
+
+def _troubles(recipe: Recipe, given: Path | None, parts: Path, out: Path | None) -> Iterator[str]:
+    """What is wrong with the folder of the run, the precision and the models that are there."""
+    asked = [lambda: check_folder(out) if out else None, lambda: check_precision(recipe)]
+    if not recipe.models:
+        asked.append(lambda: find_parts(recipe, given))
+    for role, name in recipe.models.items():
+        with contextlib.suppress(UserError):  # without weights a model is missing, not wrong
+            if shards(parts / name) and (parts / name / "config.json").is_file():
+                asked.append(partial(check_part, recipe, parts, role))
+    for ask in asked:
+        try:
+            ask()
+        except UserError as error:
+            yield str(error)
+
+
+def _troubles_of_data(recipe: Recipe, data: Path, train: CocoCaptions, split: str) -> Iterator[str]:
+    """What is wrong with the splits, the pictures and the batches that they make."""
+    def measured() -> None:
+        if bad := [path for path in CocoCaptions(data, split).paths if why_broken(path, decode=False)]:
+            raise UserError(f"{len(bad)} pictures of the split {split!r} are no pictures, first {bad[0]}")
+
+    def trained() -> None:
+        if bad := [path for path in train.paths if why_broken(path, decode=False)]:
+            raise UserError(f"{len(bad)} pictures of the split 'train' are no pictures, first {bad[0]}")
+
+    for ask in (lambda: check_split(recipe, data, split), measured, trained, lambda: check_batches(recipe, train)):
+        try:
+            ask()
+        except UserError as error:
+            yield str(error)

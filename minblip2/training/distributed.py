@@ -28,7 +28,9 @@ from ..stage2 import Stage2, Stage2Output
 
 def env_rank() -> tuple[int, int]:
     """The number of this process and how many torchrun has started: (0, 1) without torchrun."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # others leave a RANK and a WORLD_SIZE behind, and nobody to talk to
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -185,8 +187,16 @@ _number = itertools.count()  # all processes come by the same places in the same
 
 @cache
 def _store() -> dist.Store:
-    """Where processes leave notes for each other, before and after there is a group."""
-    return next(dist.rendezvous("env://"))[0]
+    """Where processes leave notes for each other, before and after there is a group.
+
+    Raises UserError when nobody has answered there for two minutes.
+    """
+    where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    try:
+        return next(dist.rendezvous("env://", timeout=timedelta(minutes=2)))[0]
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"this process waited two minutes at {where} for the others of its run, in vain: see what "
+                        f"torchrun says of them, then start all of them again ({str(error).splitlines()[0]})") from None
 
 
 @contextmanager
@@ -214,11 +224,12 @@ def process_group(device: torch.device) -> Iterator[None]:
                             store=dist.PrefixStore(f"group {next(_number)}", _store()))
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+    except Exception as error:
+        if isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error):
             raise UserError("another process of this run has ended, so this one stops: see what torchrun says of it, "
                             "then run the same command again, with as many processes as you like; it goes on from the "
                             f"last checkpoint ({str(error).splitlines()[0]})") from None
+        is_first_to_report()  # asked before the others can notice that this one leaves: the cause is told, no sequel
         raise
     finally:
         dist.destroy_process_group()
@@ -230,6 +241,10 @@ def set_local_device() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
 
 
+@cache
 def is_first_to_report() -> bool:
-    """Whether this process is to print an error: it is the first that asks."""
-    return env_rank()[1] == 1 or _store().add("said", 1) == 1
+    """Whether this process is to print an error: it is the first that asks, and asks once."""
+    try:
+        return env_rank()[1] == 1 or _store().add("said", 1) == 1
+    except (RuntimeError, UserError):  # those that could be asked have ended
+        return True

@@ -1,8 +1,7 @@
 """The two frozen experts of the scenes, trained here, blind to each other: a ViT without words, an LM without images.
 
-The ViT learns from boxes alone: each patch tells which thing covers it. The LM learns from texts of scenes that were
-never drawn: several of one scene in a row, so that it knows how a text depends on what stands before it. A soft prompt
-can steer only a model that has learned to be steered: one trained on single captions ignores it.
+The ViT learns from boxes alone: each patch tells which thing covers it. The LM learns from `texts` of scenes that were
+never drawn, questions and answers among them. A soft prompt can call up only what the model can do with text.
 """
 
 from __future__ import annotations
@@ -18,13 +17,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .. import masks
-from ..data.scene_captions import write_texts
 from ..data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIDE, SIZES, VERSION, Scene, draw_scenes
 from ..data.tokenizer import Tokenizer
 from ..data.transforms import Transform
 from ..lm.opt import OPT, OPTConfig
 from ..vit import ViT, ViTConfig
+from . import texts
+from .binding import LookBack, quiet_start
 from .loop import TrainConfig, train
+from .texts import SceneTexts, TextBatch, lm_tokenizer
 
 TRANSFORM = Transform(size=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 TINY_VIT = ViTConfig(image_size=64, patch_size=8, width=128, layers=2, heads=4, mlp_width=512, class_token=False,
@@ -61,18 +62,6 @@ class ImageBatch:
         return ImageBatch(self.pixels.to(device), self.labels.to(device))
 
 
-@dataclass
-class TextBatch:
-    """ids (b t), mask (b t)."""
-
-    ids: Tensor
-    mask: Tensor
-
-    def to(self, device: torch.device) -> TextBatch:
-        """The same batch on a device."""
-        return TextBatch(self.ids.to(device), self.mask.to(device))
-
-
 def draws(count: int, batch_size: int, seed: int, start: int) -> Iterator[np.ndarray]:
     """Indices (b) of batch `start`, `start` + 1, ...: each epoch a new order, a function of seed and number alone."""
     per_epoch, number = count // batch_size, start
@@ -102,33 +91,8 @@ class SceneImages:
             yield ImageBatch(images[rows], labels[rows])
 
 
-class SceneTexts:
-    """Batches of the captions of one scene in a row, of scenes that nobody drew; half of the rows begin with keywords.
-
-    Each caption but the first can be known from those before it, and keywords without grammar stand in for one: so the
-    model learns to take what it writes from what stands before, in whatever form.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, batch_size: int, seed: int, scenes: int = 6000):
-        self.tokenizer, self.scenes, self.batch_size, self.seed = tokenizer, scenes, batch_size, seed
-
-    def iterate(self, start: int = 0) -> Iterator[TextBatch]:
-        """Batches without end, from number `start` on."""
-        texts = write_texts(self.scenes, self.seed)
-        known = [[[*self.tokenizer.token_ids(text), self.tokenizer.eos_id] for text in six] for six in texts]
-        for number, rows in enumerate(draws(len(known), self.batch_size, self.seed, start), start):
-            random = np.random.default_rng([self.seed, number, 1])
-            batch = []
-            for row in rows:
-                order = random.permutation(len(known[row]) - 1)
-                if random.random() < 0.5:
-                    order[0] = -1  # the keywords
-                batch.append(sum((known[row][i] for i in order), [*self.tokenizer.bos_ids]))
-            yield TextBatch(*self.tokenizer.pad(batch))
-
-
 class PatchReader(nn.Module):
-    """The tiny ViT with linear heads that read off each patch what covers it, and where in the picture that stands."""
+    """The tiny ViT with linear heads that read off each patch what covers it, and where."""
 
     sizes = dict(colour=len(COLOURS) + 1, shape=len(SHAPES) + 1, size=len(SIZES) + 1, row=4, column=4,
                  background=len(BACKGROUNDS))
@@ -145,7 +109,7 @@ class PatchReader(nn.Module):
 
 
 def reading_losses(model: PatchReader, batch: ImageBatch) -> dict[str, Tensor]:
-    """Cross-entropies of what covers each patch, and where in the picture it stands, by name and summed."""
+    """Cross-entropies of what covers each patch, and where it stands, by name and summed."""
     output = model(batch.pixels)
     covered = (batch.labels[..., 0] != NOTHING).float()
     # Most patches are empty; at full weight they would teach "nothing here" before anything else.
@@ -168,31 +132,34 @@ def train_vit(folder: str | Path, config: TrainConfig, resume: bool = True) -> V
     return model.vit.requires_grad_(False).eval()
 
 
-def text_tokenizer() -> Tokenizer:
-    """The words of the small language, as the Q-Former reads them."""
-    return Tokenizer.from_texts(caption for five in write_texts(300, seed=0) for caption in five)
-
-
-def lm_tokenizer() -> Tokenizer:
-    """The same words for the language model: a text begins and ends with the same token, as OPT's do."""
-    words = text_tokenizer()
-    return Tokenizer(words.backend, [words.eos_id], words.eos_id, words.pad_id)
-
-
 def word_loss(model: OPT, batch: TextBatch) -> dict[str, Tensor]:
-    """Mean negative log-likelihood of each word given those before it."""
+    """Mean negative log-likelihood of each word given those before it, weighted where the batch has weights."""
     hidden = model(model.embed(batch.ids), masks.causal(batch.mask), masks.token_positions(batch.mask))
-    supervised = batch.mask[:, 1:]
-    return {"loss": F.cross_entropy(model.lm_logits(hidden[:, :-1][supervised]).float(), batch.ids[:, 1:][supervised])}
+    weights = (batch.mask.float() if batch.weights is None else batch.weights)[:, 1:]
+    supervised = weights > 0
+    each = F.cross_entropy(model.lm_logits(hidden[:, :-1][supervised]).float(), batch.ids[:, 1:][supervised],
+                           reduction="none")
+    return {"loss": (each * weights[supervised]).sum() / weights.sum()}
+
+
+def text_losses(model: LookBack, batch: TextBatch) -> dict[str, Tensor]:
+    """The loss of the words, that of the readers of the first block, and their weighted sum."""
+    states: list[Tensor] = []
+    hook = model.lm.blocks[0].register_forward_hook(lambda block, inputs, output: states.append(output))
+    words = word_loss(model.lm, batch)["loss"]
+    hook.remove()
+    look_back = model(batch.ids, states[0], batch.mask)
+    return {"loss": words + 0.3 * look_back, "words": words, "look_back": look_back}
 
 
 def train_lm(folder: str | Path, config: TrainConfig, resume: bool = True) -> tuple[OPT, Tokenizer]:
     """Train the tiny OPT on text alone, or load it from `folder`; returned frozen."""
     torch.manual_seed(config.seed)
     tokenizer = lm_tokenizer()
-    sizes = OPTConfig(vocab_size=len(tokenizer), width=128, layers=3, heads=4, mlp_width=512, max_positions=128)
-    model = OPT(sizes)
-    batches = SceneTexts(tokenizer, config.batch_size, config.seed)
-    train(model, word_loss, batches, config, folder, {"lm": sizes, "texts": VERSION}, name="LM from text",
+    sizes = OPTConfig(vocab_size=len(tokenizer), width=128, layers=4, heads=4, mlp_width=256, max_positions=256)
+    model = LookBack(OPT(sizes))
+    quiet_start(model.lm)
+    batches = SceneTexts(tokenizer, config.batch_size, config.seed, config.steps)
+    train(model, text_losses, batches, config, folder, {"lm": sizes, "texts": texts.VERSION}, name="LM from text",
           resume=resume)
-    return model.requires_grad_(False).eval(), tokenizer
+    return model.lm.requires_grad_(False).eval(), tokenizer

@@ -21,7 +21,7 @@ from .. import UserError
 from ..data.batches import Batch, PairBatches
 from ..data.coco import CocoCaptions
 from ..data.features import weights_checksum
-from ..data.tokenizer import normalize_caption
+from ..data.tokenizer import Tokenizer, normalize_caption
 from ..device import best_device
 from ..stage2 import Stage2
 from ..weights.blip2 import Blip2
@@ -31,6 +31,7 @@ from ..weights.keymap import KeyMap, within
 from ..weights.names import QFORMER
 from ..weights.official import empty_blip2
 from .budget import free_memory, kept_by_stage2, parameters
+from .checks import long_captions
 from .distributed import rank_and_size
 from .loop import TrainConfig, train
 
@@ -130,13 +131,22 @@ def measured_loss(blip2: Blip2, data: CocoCaptions, features: np.ndarray, prompt
     return total / count
 
 
-def load_for_training(folder: str | Path, pictures: int, batch_size: int, dtype: torch.dtype = HALF) -> Blip2:
+def check_texts(folder: str | Path, data: CocoCaptions, prompt: str) -> list[str]:
+    """What is to be said of captions that are longer than a text may be. Raises UserError for such a prompt."""
+    count = long_captions(data, Tokenizer.from_folder(folder), prompt, MAX_LENGTH)
+    return [f"{count:,} of {len(data.pairs):,} captions are longer than {MAX_LENGTH} ids, with the prompt, and lose "
+            "their last words"] if count else []
+
+
+def load_for_training(folder: str | Path, pictures: int, batch_size: int, dtype: torch.dtype = HALF,
+                      needed: Cost | None = None) -> Blip2:
     """The BLIP-2 of a hub folder, its frozen parts in half precision.
 
-    Raises UserError where training it on batches of that size takes more memory than is free.
+    `needed` is its `cost`, where that is known already. Raises UserError where training it on batches of that size
+    takes more memory than is free.
     """
     device = best_device()
-    needed, free = cost(folder, pictures, batch_size), free_memory(device)
+    needed, free = needed or cost(folder, pictures, batch_size), free_memory(device)
     if free is not None and needed.memory > free:
         raise UserError(f"{folder} takes about {needed.memory / 1e9:.1f} GB of memory to train on batches of "
                         f"{batch_size}, but {free / 1e9:.1f} GB are free: choose a smaller --batch-size")

@@ -30,18 +30,20 @@ from .distributed import over_processes, rank_and_size
 class TrainConfig:
     """Settings of one training run.
 
-    learning_rate rises linearly over `warmup` steps, then falls along a cosine to `min_lr_ratio` times itself. A step
-    adds the gradients of `grad_accum` batches. `precision` is "float32", "bfloat16" (autocast), or "auto": bfloat16
-    where the device computes in it. Parameters whose names begin with `new_params` are newly initialised among trained
-    ones: their learning rate is multiplied by `lr_scale`. Checkpoints are written every `checkpoint_every` steps. How
-    it is computed, not what: `compile` runs the model through torch.compile, `checkpoint_blocks` makes the blocks of
-    the frozen language model keep less for the backward pass and compute it again (see `lm.protocol`).
+    learning_rate rises linearly over `warmup` steps, stays for `hold` more, then falls along a cosine to
+    `min_lr_ratio` times itself. A step adds the gradients of `grad_accum` batches. `precision` is "float32",
+    "bfloat16" (autocast), or "auto": bfloat16 where the device computes in it. Parameters whose names begin with
+    `new_params` are newly initialised among trained ones: their learning rate is multiplied by `lr_scale`.
+    Checkpoints are written every `checkpoint_every` steps. How it is computed, not what: `compile` runs the model
+    through torch.compile, `checkpoint_blocks` makes the blocks of the frozen language model keep less for the
+    backward pass and compute it again (see `lm.protocol`).
     """
 
     steps: int
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup: int = 50
+    hold: int = 0
     min_lr_ratio: float = 0.02
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
@@ -66,10 +68,11 @@ class Batches(Protocol):
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of a step, counted from 0: linear warm-up, then half a cosine (paper §3.4)."""
+    """The rate of a step, counted from 0: linear warm-up, then half a cosine (paper §3.4)."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    top = config.warmup + config.hold
+    progress = max(0, step - top) / max(1, config.steps - top)
     cosine = (1 + math.cos(math.pi * progress)) / 2
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
 
@@ -121,7 +124,10 @@ def load_weights(model: nn.Module, path: Path, fingerprint: str | None = None) -
 def read_log(path: str | Path) -> list[dict]:
     """The records of a JSON-lines training log; a last line that a kill cut short is left out."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is unfinished
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path} is no log of a training ({error}): remove its folder and train again") from None
 
 
 def run_fingerprint(config: TrainConfig, settings: Mapping[str, Any] | None = None) -> str:
@@ -251,10 +257,11 @@ def load_checkpoint(trainer: Trainer, path: Path, fingerprint: str) -> int:
     """Go on from a checkpoint: the number of steps that it has behind it. Raises UserError when it cannot be used."""
     try:
         state = torch.load(path, map_location=trainer.device, weights_only=True)
+        step, known = state["step"], state["fingerprint"]
     except Exception as error:  # a broken archive makes the reader raise almost anything
         raise UserError(f"{path} cannot be read ({error}): remove it to start again") from None
-    if state["fingerprint"] != fingerprint:
+    if known != fingerprint:
         raise UserError(f"{path} belongs to other settings: choose another --out folder, or remove {path.parent}")
     trainer.model.load_state_dict(state["model"], strict=False)
     trainer.optimiser.load_state_dict(state["optimiser"])
-    return state["step"]
+    return step

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from .. import UserError
 from ..data.coco import CocoCaptions
+from ..data.entry import run_command
 from ..data.files import read_json, write_beside, write_folder, write_json
 from .bridge import Bridge
 from .loop import load_weights, read_log, run_fingerprint
@@ -85,7 +86,8 @@ def ship(run: Path, to: Path = SHIPPED) -> None:
     shutil.rmtree(to, ignore_errors=True)
     for part in PARTS:
         (to / part).mkdir(parents=True)
-        lines = "".join(json.dumps(rounded(line)) + "\n" for line in read_log(run / part / "log.jsonl"))
+        records = map(rounded, read_log(run / part / "log.jsonl"))
+        lines = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
         write_beside(to / part / "log.jsonl", lambda path, lines=lines: path.write_text(lines, encoding="utf-8"))
         shutil.copy(run / part / "seconds.json", to / part)
     for part in PARTS[:2]:
@@ -119,4 +121,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command("minblip2.training.shipping", main))

@@ -21,7 +21,9 @@ from .loop import TrainConfig, train
 
 def stage1_losses(model: Stage1, batch: Batch, loss_weights: tuple[float, float, float] = (1, 1, 1)
                   ) -> dict[str, Tensor]:
-    """The three losses of a batch, their weighted sum, and how often matching is right (a constant gives 2/3)."""
+    """The three losses of a batch, their weighted sum, and how often matching is right (a constant
+    gives 2/3).
+    """
     out = model(batch.image_features, batch.text_ids, batch.text_mask, batch.image_ids)
     loss = sum(weight * part for weight, part in zip(loss_weights, (out.itc, out.itm, out.itg), strict=True))
     right = (out.itm_logits.argmax(dim=1) == out.itm_labels).float().mean()
@@ -30,10 +32,10 @@ def stage1_losses(model: Stage1, batch: Batch, loss_weights: tuple[float, float,
 
 
 def prompt_and_target(batch: Batch, tokenizer: Tokenizer, prompt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the language model is given of a batch's texts, and what it learns to write: ids and mask (b t) of each.
+    """What the language model is given of a batch's texts, and what it learns to write.
 
-    All are given the prompt, with which the batch's ids begin. Without one, an encoder-decoder is given the beginning
-    of the text itself: see `split_prefix`.
+    Returns ids and mask (b t) of each. All are given the prompt, with which the batch's ids begin.
+    Without one, an encoder-decoder is given the beginning of the text itself: see `split_prefix`.
     """
     if tokenizer.prompt_end and not prompt:
         return split_prefix(batch.text_ids, batch.text_mask, tokenizer.eos_id)

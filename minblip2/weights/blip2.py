@@ -75,8 +75,10 @@ class Blip2(ImageReader):
         """
         drawn = decoding.get("top_p") is not None or decoding.get("temperature") is not None
         decoding = {"beams": 1 if drawn else self.beams} | decoding
-        one_for_all, rest = isinstance(prompts, str), iter([prompts] if isinstance(prompts, str) else prompts)
+        prompts = prompts if (one_for_all := isinstance(prompts, str)) else list(prompts)
+        rest = iter([prompts] if one_for_all else prompts)
         self.stage2.eval()
+        self._require_positions([prompts] if one_for_all else prompts, decoding.get("max_length", 0))
         texts: list[str] = []
         for features in self.chunks(images, batch_size):
             given = [prompts] * len(features) if one_for_all else list(islice(rest, len(features)))
@@ -92,6 +94,16 @@ class Blip2(ImageReader):
             raise UserError(f"there are {len(texts) + left} prompts for {len(texts)} images: give one for each, or one "
                             "for all")
         return texts
+
+    def _require_positions(self, prompts: Sequence[str], max_length: int) -> None:
+        """Raise UserError where prompt and text go beyond the positions that the language model has learned."""
+        most = getattr(self.stage2.lm.config, "max_positions", None)  # none where positions are only relative
+        longest = max((len(self.tokenizer.encode_prompt(prompt)) for prompt in prompts), default=0)
+        queries = self.stage2.qformer.config.num_queries
+        if most is not None and queries + longest + max_length > most:
+            raise UserError(f"the language model has {most} positions, but {queries} queries, {longest} ids of prompt "
+                            f"and {max_length} of text are {queries + longest + max_length}: shorten the prompt, or "
+                            "ask for a smaller max_length (--max-length)")
 
     def caption(self, images: Images, prompt: str | None = None, **decoding) -> str | list[str]:
         """A caption for each image, or for the one; it goes on from `prompt`, for example "a photo of"."""

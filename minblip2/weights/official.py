@@ -21,6 +21,10 @@ from .keymap import KeyMap, translate
 from .pretrained import empty_lm, empty_vit, eva, rename_settings, with_defaults, wrong_kind
 
 
+class ForRetrieval(UserError):
+    """These weights match texts with pictures, and write none."""
+
+
 def is_retrieval(checkpoint: Checkpoint) -> bool:
     """Whether a BLIP-2's weights are those of `Blip2ForImageTextRetrieval`, which matches texts and writes none."""
     return any(name.startswith("itm_head.") for name in checkpoint.shapes)
@@ -39,9 +43,14 @@ def init_from_bert(qformer: QFormer, folder: str | Path) -> QFormer:
     Queries, cross-attention and the row of [DEC] keep their fresh values, and so does the LM head where the folder has
     none (sentence encoders do not). Source: LAVIS `Blip2Base.init_Qformer` and `Blip2Qformer.__init__`.
     """
-    fresh = tuple(f"blocks.{i}.cross_{part}" for i in range(len(qformer.blocks)) for part in ("attention", "norm"))
-    load_into(qformer, open_hub(folder).tensors, names.BERT, str(folder), optional=("query_tokens", "lm_head", *fresh))
+    load_into(qformer, open_hub(folder).tensors, names.BERT, str(folder), optional=fresh_beside_bert(qformer))
     return qformer
+
+
+def fresh_beside_bert(qformer: QFormer) -> tuple[str, ...]:
+    """What a Q-Former has that a BERT has not, or not always: the beginnings of its names."""
+    cross = (f"blocks.{i}.cross_{part}" for i in range(len(qformer.blocks)) for part in ("attention", "norm"))
+    return ("query_tokens", "lm_head", *cross)
 
 
 def stage1_sizes(source: object, shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> tuple[QFormerConfig, int]:
@@ -113,7 +122,7 @@ def empty_blip2(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dtype) 
     if hub.get("model_type") != "blip-2":
         raise wrong_kind(folder, hub.get("model_type"), "give the folder of a blip-2")
     if is_retrieval(checkpoint):
-        raise UserError(f"{folder} holds a BLIP-2 for retrieval, which has no language model to write with: use it "
+        raise ForRetrieval(f"{folder} holds a BLIP-2 for retrieval, which has no language model to write with: use it "
                         "with `retrieve --model` or `attend --model`, or give one with a language model")
     config, _ = eva(folder, hub)
     text = HubConfig({"model_type": "opt"} | section(hub, "text_config"))

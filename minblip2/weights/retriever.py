@@ -147,6 +147,10 @@ class Retriever(ImageReader):
     def caption(self, images: Images, batch_size: int = 50, **decoding) -> list[str]:
         """What the Q-Former alone, without a language model, says of each image; see `generation.generate`."""
         self.stage1.eval()
+        most, asked = self.stage1.qformer.config.max_positions, decoding.get("max_length", 0)
+        if asked > most:
+            raise UserError(f"the Q-Former has positions for {most} ids, not for {asked}: ask for a smaller max_length "
+                            "(--max-length)")
         captions = []
         for features in self.chunks(images, batch_size):
             with autocast(self.device, self.precision):

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from minblip2.course.address import CELL_ID
 from minblip2.course.exercises import Asked, Call
 from minblip2.course.layout import HEADER, OPEN, ROOMS, room
 from minblip2.course.run import STAMP, source_hash
 
 CORE_LINES = 900
-SECOND_EDITION: set[str] = set()  # lessons such as "06" that are rewritten: they call their exercises
 LETTERS = set("b h d e q t v s k c n p1 p2 gh gw".split())
 EINOPS = {"rearrange", "reduce", "repeat", "einsum", "Rearrange", "Reduce"}
 MAGICS = {"matplotlib", "config", "time", "timeit"}
 LARGEST, LARGEST_WEIGHTS = 2**20, 2 * 10**6  # bytes; weights are those of the bridge that ships
+LESSON_SIZES = {"cells": 60, "code lines": 300, "lines of one cell": 20, "words": 2800, "columns": 100,
+                "cells of imports before the first idea": 2}
+SECOND_EDITION: set[str] = {  # the lessons that are rewritten so far
+    "00",
+    "01",
+    "02",
+    "03",
+    "04",
+    "05",
+    "06",
+    "07",
+    "08",
+    "09",
+    "10",
+    "11",
+    "12",
+    "13",
+    "14",
+    "16",
+}
 FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not count
     "a path of one machine": re.compile(r"(?<![\w.~/])/(?:home|Users|root|work)/[\w.-]+|[A-Z]:\\+Users\\+\w"),
     "a package index": re.compile(r"--(?:extra-)?index-url|find-links|registry[ =:]+https?:"),
@@ -56,7 +74,7 @@ def layering(sources: Mapping[str, str]) -> list[str]:
             mine, theirs = room(name), room(other)
             rooms = ("", *ROOMS)
             if theirs == "course" and mine not in OPEN:
-                problems.append(f"{name}.py, line {line}: imports {other}, but only __main__ may import `course`")
+                problems.append(f"{name}.py, line {line}: imports {other}, but only `commands` may import `course`")
             elif theirs == "__main__" or (mine not in OPEN and theirs not in OPEN
                                           and rooms.index(theirs) > rooms.index(mine)):
                 below = ", ".join(("the paper's files", *ROOMS)[:rooms.index(mine)]) if mine in rooms else "all rooms"
@@ -68,26 +86,6 @@ def layering(sources: Mapping[str, str]) -> list[str]:
     problems += [f"{name}.py, line {line}: imports {other}, which leads back to it: a circle"
                  for name, others in arrows.items() for other, line in others.items() if other in arrows]
     return problems
-
-
-def core(sources: Mapping[str, str]) -> list[str]:
-    """The paper's files: those at the top and the language models, without what only serves or restates them."""
-    serving = {"device", "reference", "lm/packed"}
-    return [name for name in sources if not room(name) and "__init__" not in name and name not in serving]
-
-
-def code_lines(source: str) -> int:
-    """Lines that hold code: no comments, no docstrings, no blank lines."""
-    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    lines, statement = set(), []
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in silent:
-            statement.append(token)
-        elif token.type == tokenize.NEWLINE:
-            if not all(part.type == tokenize.STRING for part in statement):  # a statement that is but a string
-                lines |= {line for part in statement for line in range(part.start[0], part.end[0] + 1)}
-            statement = []
-    return len(lines)
 
 
 def einops_letters(source: str) -> list[str]:
@@ -153,10 +151,9 @@ def unencoded(source: str | ast.Module) -> list[tuple[int, ast.Call]]:
             and not any(word.arg in ("encoding", None) for word in node.keywords)]
 
 
-def silent_streams(source: str) -> bool:
-    """Whether a file is run as a command but never lets its output replace what it cannot print."""
-    return (bool(re.search(r"^if __name__ == .__main__.", source, re.MULTILINE))
-            and "forgiving_output()" not in source and 'sys.stdout.reconfigure(errors="replace")' not in source)
+def bare_command(source: str) -> bool:
+    """Whether a file is run as a command but does not end in sentences, as those that `run_command` runs do."""
+    return bool(re.search(r"^if __name__ == .__main__.", source, re.MULTILINE)) and "run_command(" not in source
 
 
 def docstrings(source: str) -> list[str]:
@@ -194,6 +191,25 @@ def broken_links(text: str, folder: Path) -> list[str]:
 def code_cells(notebook) -> list:
     """The code cells that hold code."""
     return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def code_of(source: str) -> list[str]:
+    """The lines of a cell that are code: not empty, no comment."""
+    return [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def sizes(notebook) -> list[str]:
+    """A lesson fits into an evening: what it has more of than LESSON_SIZES allows."""
+    codes = [cell.source for cell in code_cells(notebook)]
+    first = next((number for number, source in enumerate(codes) if "import" not in source), 0)
+    found = {"cells": len(notebook.cells), "code lines": sum(len(code_of(source)) for source in codes),
+             "lines of one cell": max((len(source.splitlines()) for source in codes), default=0),
+             "words": len(markdown_of(notebook).split()),
+             "columns": max((len(line) for cell in code_cells(notebook) if cell.get("id") != CELL_ID
+                            for line in cell.source.splitlines()), default=0),
+             "cells of imports before the first idea": first}
+    return [f"{count} {what}, and {LESSON_SIZES[what]} are the most" for what, count in found.items()
+            if count > LESSON_SIZES[what]]
 
 
 def executed(notebook) -> list[str]:
@@ -287,10 +303,10 @@ def headed(notebook) -> Iterator[tuple[str, str | None, str]]:
 
 
 def meaning(node: ast.stmt) -> str:
-    """What a definition says, wherever it stands: without comments, line breaks, and the indentation of docstrings."""
+    """What a definition says, wherever it stands: without comments, and however its code and docstrings are wrapped."""
     for part in ast.walk(node):
         if isinstance(part, DEFINITIONS) and ast.get_docstring(part, clean=False) is not None:
-            part.body[0].value.value = ast.get_docstring(part)
+            part.body[0].value.value = " ".join(ast.get_docstring(part).split())
     return ast.dump(node)
 
 
@@ -333,7 +349,8 @@ def identity(notebook, sources: Mapping[str, str]) -> list[str]:
 
 def unheaded(notebook, sources: Mapping[str, str]) -> list[str]:
     """No cell defines under a name of the module what nothing compares with the module."""
-    owner = {name: file for file, source in sources.items() for name in public(source)}
+    # what `course` draws with and `commands` do is no part of what lessons build
+    owner = {name: file for file, source in sources.items() if room(file) not in OPEN for name in public(source)}
     problems = []
     for cell in code_cells(notebook):
         if HEADER.fullmatch(cell.source.splitlines()[0].rstrip()):

@@ -1,5 +1,6 @@
 """The rules of the house hold; and no rule is blind: each sees what breaks it."""
 
+import re
 import subprocess
 
 import nbformat
@@ -14,8 +15,9 @@ from minblip2.training.shipping import SHIPPED, run_checksum
 from . import gates
 
 MODULE = layout.module()
-NOTEBOOKS = [path for folder in ("notebooks", "solutions", "exercises")
+NOTEBOOKS = [path for folder in ("notebooks", "notebooks/bonus", "solutions", "exercises")
              for path in sorted((ROOT / folder).glob("*.ipynb"))]
+LESSONS = ("notebooks", "bonus")
 # files whose lesson is written: notebooks show all that they define
 SHOWN = ("attention", "masks", "vit", "lm/protocol", "lm/opt", "lm/llama", "lm/t5", "data/tokenizer", "generation",
          "qformer", "stage1", "stage2", "training/distributed", "data/features", "data/batches", "training/loop",
@@ -40,7 +42,7 @@ def test_imports_go_down():
 
 
 def test_core_is_small():
-    lines = {name: gates.code_lines(MODULE[name]) for name in gates.core(MODULE)}
+    lines = {name: layout.code_lines(MODULE[name]) for name in layout.core(MODULE)}
     assert sum(lines.values()) < gates.CORE_LINES, lines
 
 
@@ -76,6 +78,14 @@ def test_pins_are_exact_and_whole():
     assert "torch==2.13.0" in pins
 
 
+def test_every_command_ends_in_a_sentence():
+    """But for two that run before anything is installed, and the download, which says more of the disk."""
+    bare = [path.relative_to(ROOT).as_posix() for folder in ("minblip2", "benchmarks", "data", "exercises")
+            for path in sorted((ROOT / folder).rglob("*.py")) if gates.bare_command(path.read_text(encoding="utf-8"))]
+    assert bare == ["minblip2/course/setup_size.py", "minblip2/course/start.py", "data/download.py"]
+    assert gates.bare_command('if __name__ == "__main__":\n    main()') and not gates.bare_command("x = 1")
+
+
 # --- notebooks --------------------------------------------------------------------------------------------------------
 
 
@@ -100,13 +110,28 @@ def test_what_is_shown_was_computed_with_the_bridge_that_ships(path):
 def test_what_a_notebook_shows_is_the_module(path):
     nb = nbformat.read(path, 4)
     assert gates.identity(nb, MODULE) == []
-    if path.parent.name == "notebooks":  # an exercise may well ask for a function of the module
+    if path.parent.name in LESSONS:  # an exercise may well ask for a function of the module
         assert gates.unheaded(nb, MODULE) == []
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.parent.name == "notebooks"
+                                  and path.name[:2] in gates.SECOND_EDITION], ids=lambda path: path.name)
+def test_a_lesson_fits_into_an_evening_and_says_where_it_stands(path):
+    nb = nbformat.read(path, 4)
+    assert gates.sizes(nb) == []
+    assert re.search(r"^here\(", gates.python_of(nb), re.MULTILINE), "the lesson does not show where it stands"
+    assert "$$" in gates.markdown_of(nb), "the lesson has no formula"
+
+
+def test_each_bonus_notebook_is_named_in_a_lesson():
+    prose = {path: gates.markdown_of(nbformat.read(path, 4)) for path in NOTEBOOKS if path.parent.name == "notebooks"}
+    assert [path.name for path in NOTEBOOKS if path.parent.name == "bonus"
+            and not any(f"](bonus/{path.name})" in text for text in prose.values())] == []
 
 
 @pytest.mark.parametrize("file", SHOWN)
 def test_lessons_show_all_of_the_module(file):
-    lessons = [nbformat.read(path, 4) for path in NOTEBOOKS if path.parent.name == "notebooks"]
+    lessons = [nbformat.read(path, 4) for path in NOTEBOOKS if path.parent.name in LESSONS]
     assert gates.shown(lessons, file, MODULE[file])[1] == []
 
 
@@ -160,7 +185,7 @@ def test_circles_are_noticed():
 def test_code_lines_are_counted():
     source = '"""Doc\n\nstring."""\n\n# comment\nx = [1,  # one\n     2]\n'
     source += 'def f():\n    """Doc."""\n    return """a\nb"""\n'
-    assert gates.code_lines(source) == 5  # two of the list, def, return and the string's second line
+    assert layout.code_lines(source) == 5  # two of the list, def, return and the string's second line
 
 
 BAD_RUN = notebook("x", output=new_output("error", ename="E", evalue="", traceback=[]))
@@ -192,6 +217,7 @@ def test_what_breaks_a_rule_is_noticed(problems):
     (DOUBLE.replace(".py", ".py, shortened"), "heads nothing")])
 def test_what_is_not_the_module_is_noticed(source, said):
     assert gates.identity(notebook(DOUBLE, OPEN), REAL) == []
+    assert gates.identity(notebook(DOUBLE.replace("Twice x.", "Twice\n    x.")), REAL) == []  # wrapped, as code may be
     (problem,) = gates.identity(notebook(source), REAL)
     assert said in problem
 
@@ -199,3 +225,16 @@ def test_what_is_not_the_module_is_noticed(source, said):
 def test_what_no_lesson_shows_is_noticed():
     assert gates.shown([notebook(DOUBLE)], "a", REAL["a"]) == (["double"], ["Box"])
     assert gates.shown([notebook(OPEN)], "a", REAL["a"]) == (["Box"], ["double"])  # all its methods are the class
+
+
+def test_sizes_see_what_is_too_large():
+    assert gates.sizes(notebook("import a\nimport b", "a.run()")) == []
+    assert gates.sizes(notebook("import a", "a.run()\n" * 21)) == ["21 lines of one cell, and 20 are the most"]
+    assert gates.sizes(notebook(*["a = 1"] * 60)) == ["61 cells, and 60 are the most"]
+    assert gates.sizes(notebook(*["import a"] * 3, "a.run()")) == [
+        "3 cells of imports before the first idea, and 2 are the most"]
+    assert gates.sizes(notebook("a = 1  # " + "x" * 92)) == ["101 columns, and 100 are the most"]
+    assert gates.sizes(notebook(*["# why\n\n" + "a = 1\n" * 16] * 19)) == ["304 code lines, and 300 are the most"]
+    long = notebook("a = 1")
+    long.cells[0].source = "word " * 2801
+    assert gates.sizes(long) == ["2801 words, and 2800 are the most"]

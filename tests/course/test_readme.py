@@ -1,4 +1,4 @@
-"""The README says what is so: what is where, results, questions, commands; its tables are written by commands."""
+"""The pages say what is so: what is where, results, questions, commands; their tables are written by commands."""
 
 import json
 import re
@@ -9,77 +9,91 @@ import pytest
 
 from minblip2.__main__ import parser
 from minblip2.course import guide, layout, markers, readme, results
+from minblip2.course.exercises import Asked
 from minblip2.course.lesson import ROOT
-from minblip2.course.tables import markdown, plain_text
+from minblip2.evaluation.tables import markdown, plain_text
+from minblip2.training.shipping import SHIPPED
 
 from . import gates
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-QUESTIONS = [row.strip("|").split(" | ") for row in README.splitlines()
-             if re.match(r"\| [^|]+ \| \[\d\d\]\(notebooks/", row)]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+         for path in (ROOT / "README.md", ROOT / "minblip2" / "README.md", ROOT / ".github" / "CONTRIBUTING.md",
+                      *sorted((ROOT / "docs").glob("*.md")))}
+README = PAGES["README.md"]
+QUESTIONS = [row.strip("|").split(" | ") for row in PAGES["docs/FAQ.md"].splitlines()
+             if re.match(r"\| [^|]+ \| \[\d\d\]\(\.\./notebooks/", row)]
 
 
 # --- what is where ----------------------------------------------------------------------------------------------------
 
 
 def test_what_is_where_is_read_from_the_module():
-    sources, stale = layout.module(), "README.md is older than the module: run python -m minblip2.course.readme"
+    sources, stale = layout.module(), "the page is older than the module: run python -m minblip2.course.readme"
     assert markers.read("paper") == layout.paper(sources, layout.shown_in(ROOT / "notebooks")), stale
     assert markers.read("rooms") == layout.rooms(sources), stale
 
 
 def test_every_file_of_the_module_is_in_the_tables_once():
-    linked = re.findall(r"\]\(minblip2/([\w/]+)\.py\)", markers.read("paper") + markers.read("rooms"))
+    linked = re.findall(r"\]\(([\w/]+)\.py\)", markers.read("paper") + markers.read("rooms"))
     assert sorted(linked) == [name for name in sorted(layout.module()) if not name.endswith("__init__")]
 
 
 def test_a_file_without_docstring_or_lesson_has_its_row():
     made = layout.paper({"a": '"""What a is\n(as told). More."""', "b": "", "lm/__init__": '"""All."""', "lm/c": ""},
-                        {"lm/c": ["04_x.ipynb"]})
+                        {"lm/c": ["04_x.ipynb"], "b": ["bonus/01_y.ipynb"]})
     rows = [" ".join(line.split()) for line in made.splitlines()[2:]]
-    assert rows == ["| [`lm/`](minblip2/lm) | All: [c](minblip2/lm/c.py) | [04](notebooks/04_x.ipynb) |",
-                    "| [`a.py`](minblip2/a.py) | What a is (as told) | |", "| [`b.py`](minblip2/b.py) | | |"]
+    assert rows == ["| [`lm/`](lm) | All: [c](lm/c.py) | [04](../notebooks/04_x.ipynb) |",
+                    "| [`b.py`](b.py) | | [01+](../notebooks/bonus/01_y.ipynb) |",
+                    "| [`a.py`](a.py) | What a is (as told) | |"]
 
 
 # --- links, questions, commands ---------------------------------------------------------------------------------------
 
 
-def test_readme_links():
-    assert gates.broken_links((ROOT / "README.md").read_text(encoding="utf-8"), ROOT) == []
-
-
-def test_sections_that_the_readme_names_are_there():
-    named = re.findall(r"\]\((notebooks/\w+\.ipynb)\)((?:,? §\d+)+)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(named) > 20
-    for path, sections in named:
-        prose = gates.markdown_of(nbformat.read(ROOT / path, 4))
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_sections_that_pages_name_are_there(name):
+    folder = (ROOT / name).parent
+    assert gates.broken_links(PAGES[name], folder) == []
+    for path, sections in re.findall(r"\]\(((?:\.\./)?notebooks/\w+\.ipynb)\)((?:,? §\d+)+)", PAGES[name]):
+        prose = gates.markdown_of(nbformat.read(folder / path, 4))
         for number in re.findall(r"\d+", sections):
-            assert re.search(rf"^## {number} · ", prose, re.MULTILINE), f"{path} has no section {number}"
+            assert re.search(rf"^## {number}(?: ·|\.) ", prose, re.MULTILINE), f"{path} has no section {number}"
+
+
+def test_the_landing_page_takes_three_minutes():
+    words = re.sub(r"```.*?```|\]\([^)]*\)|<!--.*?-->", " ", README, flags=re.DOTALL)
+    assert len(re.findall(r"\w[\w'’-]*", words)) <= 900
+    for name, text in PAGES.items():
+        wide = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
+                if len(line) > 90]
+        assert wide == [], f"{name}: GitHub shows 90 columns of code"
 
 
 @pytest.mark.parametrize("question, answer", QUESTIONS, ids=lambda text: text.strip()[:60])
 def test_every_question_has_an_answer_that_is_there(question, answer):
-    named = re.findall(r"\[(\d\d)\]\((notebooks/\w+\.ipynb)\)((?:,? §\d+)+|, opening)", answer)
+    named = re.findall(r"\[(\d\d)\]\(\.\./(notebooks/\w+\.ipynb)\)((?:,? §\d+)+|, opening)", answer)
     assert named and len(named) == answer.count("]("), f"a lesson without a section: {answer}"
     for number, path, where in named:
         prose = gates.markdown_of(nbformat.read(ROOT / path, 4))
         assert path.startswith(f"notebooks/{number}_")
         for section in re.findall(r"\d+", where):
-            assert re.search(rf"^## {section} · ", prose, re.MULTILINE), f"{path} has no section {section}"
+            assert re.search(rf"^## {section}(?: ·|\.) ", prose, re.MULTILINE), f"{path} has no section {section}"
 
 
 def test_the_readme_lists_every_lesson_and_guide():
     assert len(QUESTIONS) > 25
     for path in [*sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), guide.GUIDE, guide.GUIDE.with_name("PAPER.md")]:
         assert f"](notebooks/{path.name})" in README, f"README does not lead to {path.name}"
-    assert "](CHANGELOG.md)" in README
+    pages = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
+    for other in ("CHANGELOG.md", "minblip2/README.md", *pages):
+        assert f"]({other})" in README, f"README does not lead to {other}"
 
 
-def test_every_command_of_the_readme_is_one():
-    shown = re.findall(r"^python -m minblip2 (\w+)((?: --?[\w-]+)*)", README, re.MULTILINE)
-    assert {name for name, _ in shown} == {"train", "caption", "retrieve", "attend", "evaluate", "ask", "export"}
-    grammar = parser()
-    for line in re.findall(r"^python -m minblip2 (.+?)(?:\s+#.*)?$", README, re.MULTILINE):
+def test_every_command_of_the_pages_is_one():
+    text, grammar = "\n".join(PAGES.values()), parser()
+    shown = set(re.findall(r"^python -m minblip2 (\w+)", text, re.MULTILINE))
+    assert shown == {"train", "caption", "retrieve", "attend", "evaluate", "ask", "export", "demo"}
+    for line in re.findall(r"^python -m minblip2 (.+?)(?:\s+#.*)?$", text, re.MULTILINE):
         grammar.parse_args(shlex.split(line))
 
 
@@ -94,6 +108,14 @@ def test_results_table(tmp_path):
     assert list(found) == ["scenes, val (2 seeds)"]
     made = results.results_table(found)
     assert "| 92.0 ± 2.8 |" in " ".join(made.split()) and "secret" not in made
+
+
+def test_kept_seeds_are_a_column_of_means(tmp_path):
+    assert results.seeds(tmp_path) == {}
+    runs = [{"seed": seed, "results": {"pointing": value}} for seed, value in ((0, 90.0), (1, 94.0))]
+    (tmp_path / "seeds.json").write_text(json.dumps({"recipe": "scenes", "split": "test", "runs": runs}))
+    found = results.seeds(tmp_path)
+    assert list(found) == ["scenes, test (2 seeds)"] and "92.0 ± 2.8" in results.results_table(found)
 
 
 def test_the_sentence_under_the_picture_counts_and_has_its_place():
@@ -128,10 +150,25 @@ def test_a_readme_without_markers_is_refused(text):
 
 
 def test_every_command_that_writes_a_table_has_its_place():
-    for name in ("paper", "rooms", "results", "picture", "benchmarks", "parity", "exercises"):
-        assert markers.read(name)
-    for name in ("timings", "plans", "errors"):
-        assert markers.read(name, guide.GUIDE)
+    for name in markers.PAGES:
+        assert markers.read(name) or name == "badges"  # until the address is known
+
+
+def test_the_summary_and_the_minutes_are_those_of_today():
+    stale = "README.md is older than what it tells: run python -m minblip2.course.readme"
+    assert markers.read("course") == readme.with_minutes(markers.read("course"), guide.lessons()), stale
+    shipped, photographs = (json.loads(path.read_text(encoding="utf-8")) for path in (
+        SHIPPED / "results-val.json", readme.MEASURED / "laptop.json"))
+    assert markers.read("summary") == readme.headlines(shipped, photographs), stale
+
+
+def test_minutes_are_put_beside_their_lessons():
+    asked = tuple(Asked("00.1", "T", "Write", minutes, 1, 1) for minutes in (10, 8))
+    lesson = guide.Lesson("Title", reading=30, computing=9, exercises=asked)
+    made = readme.with_minutes("| lesson | what | reading | exercises |\n| :- | :- | -: | -: |\n| [00 T](x) | y | | |",
+                               {"00": lesson})
+    assert [" ".join(line.split()) for line in made.splitlines()[2:]] == ["| [00 T](x) | y | 30 | 18 |",
+                                                                        "| all | | 30 | 18 |"]
 
 
 def test_numbers_stand_to_the_right_and_words_to_the_left():

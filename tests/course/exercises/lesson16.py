@@ -215,7 +215,7 @@ ANSWERS = {
          (split(cut=lambda weight, heads: weight.chunk(3, dim=1)), "asked for is (e e)")]),
     "first_wrong": Answers(
         [first, by_lists, finder()],
-        [(of_another_input, ""),
+        [(of_another_input, "another input than x"),
          (finder(order=lambda names: names[::-1]), "the last layer"), (in_the_models_order, "they run in another"),
          (by_weights, "you compare weights"), (finder(same=torch.equal), "round"),
          (finder(same=lambda one, other: torch.allclose(one, other, rtol=0, atol=1e-6)), ""),

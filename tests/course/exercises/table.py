@@ -1,4 +1,4 @@
-"""README's table of tested checks and the guide's common errors: python -m tests.course.exercises.table [--write]"""
+"""Tables of tested checks and of common errors, into their pages: python -m tests.course.exercises.table [--write]"""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import sys
 from collections import Counter
 from importlib import import_module
 
-from minblip2.course.guide import GUIDE
 from minblip2.course.lesson import ROOT
 from minblip2.course.markers import put
-from minblip2.course.tables import markdown
 from minblip2.data.progress import forgiving_output
+from minblip2.evaluation.tables import markdown
 
 sys.path.insert(0, str(ROOT / "exercises"))
 
@@ -48,12 +47,12 @@ def commonest(messages: list[tuple[str, str]]) -> str:
 
 
 def main() -> None:
-    """Print the first table; with --write put it into README.md, and the common errors into the guide."""
+    """Print the first table; with --write put it there, and the common errors into the guide."""
     made, errors = tables()
     print(made)
     if "--write" in sys.argv:
         put(made, "exercises")
-        put(errors, "errors", GUIDE)
+        put(errors, "errors")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""attend: where in a picture a text is found."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .. import UserError
+from ..data.files import write_beside
+from ..data.pictures import load_image
+from ..evaluation.tables import plain_text
+from .models import note_unread, open_retriever
+from .options import add_model_choice, command
+
+SHOWN = 800  # pixels of the longer side in the figure
+
+
+def add(commands: Any) -> None:
+    """The grammar of the command."""
+    sub = command(commands, "attend", run)
+    sub.add_argument("image", type=Path)
+    sub.add_argument("texts", nargs="+", help='for example "a dog" "the grass"')
+    sub.add_argument("--to", type=Path, default=Path("attention.png"),
+                     help="the figure to write, a PNG (default %(default)s)")
+    add_model_choice(sub)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw which parts of a picture make each text match it."""
+    from ..course import figures, viz  # only here: what draws is slow to load
+
+    if args.to.suffix.lower() != ".png":
+        raise UserError(f"the figure is a PNG: give --to a name that ends in .png, not {args.to}")
+    if args.to.is_symlink() or args.to.exists() and (not args.to.is_file() or args.to.samefile(args.image)):
+        raise UserError(f"--to {args.to} is there and is no figure of an earlier run: give it a new name")
+    image, texts = load_image(args.image), list(dict.fromkeys(args.texts))
+    retriever = open_retriever(args)
+    note_unread(retriever, texts)
+    features = retriever.encode_images(image)
+    match = retriever.match(features, texts)[0].tolist()
+    maps = retriever.attention_maps(features, texts)
+    said = [f"matches to {probability:.0%}" for probability in match]
+    shown = retriever.transform.part_seen(image)
+    shown.thumbnail((SHOWN, SHOWN))
+    figure = figures.attention_maps(shown, dict(zip(texts, maps, strict=True)), notes=said)
+    args.to.parent.mkdir(parents=True, exist_ok=True)
+    write_beside(args.to, lambda path: path.write_bytes(viz.png(figure)))
+    print(plain_text(*((text, one) for text, one in zip(texts, said, strict=True))))
+    print(f"wrote {args.to}; each map is coloured up to its own maximum, so look first whether its text matches at all")

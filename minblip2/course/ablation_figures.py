@@ -1,0 +1,43 @@
+"""The figure of lesson 14: paired differences of runs, with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .viz import INK, QUIET, TEXT
+
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # 97.5 % quantile for the mean of so many values
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean of paired differences and half the width of its 95 % interval, of two to six of them."""
+    gaps = np.asarray(differences, dtype=float)
+    return gaps.mean(), STUDENT[len(gaps)] * gaps.std(ddof=1) / len(gaps) ** 0.5
+
+
+def forest(rows: Mapping[str, Sequence[Sequence[float]]], titles: Sequence[str]) -> Figure:
+    """A forest plot: `rows` gives for each kind of run, and each of the `titles`, the differences within a seed.
+
+    A dot is a seed, the line the 95 % interval of the mean; a diamond is filled where that excludes zero.
+    """
+    figure = Figure(figsize=(9.2, 1.15 + 0.36 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for place, panel in enumerate(panels):
+        panel.axvline(0, color=INK, linewidth=1, linestyle=(0, (2, 2)))
+        for height, differences in enumerate(some[place] for some in reversed(rows.values())):
+            mean, half = interval(differences)
+            sure = abs(mean) > half
+            colour = TEXT if sure else QUIET
+            panel.plot([mean - half, mean + half], [height, height], color=colour, linewidth=1.6, linestyle="-")
+            panel.plot(mean, height, marker="D", markersize=6, color=colour,
+                       markerfacecolor=colour if sure else "white")
+            panel.plot(differences, [height + 0.27] * len(differences), marker="o", markersize=3.2, linestyle="",
+                       color=colour, alpha=0.8)
+        panel.set_title(titles[place], fontsize=9)
+        panel.set_ylim(-0.5, len(rows) - 0.3)
+    panels[0].set_yticks(range(len(rows)), list(rows)[::-1])
+    figure.supxlabel("difference from the base, in points", fontsize=9)
+    return figure

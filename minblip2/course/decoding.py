@@ -1,0 +1,206 @@
+"""What lesson 11 draws and counts: the loop of decoding, calls, nuclei, search trees, and claims that luck makes."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from torch import Tensor
+
+from ..data.scene_captions import OPPOSITE, judge, parse
+from ..data.scenes import BACKGROUNDS, SIZES, Scene, position_phrase
+from ..evaluation.metrics import confidence_interval
+from ..generation import top_p_filter
+from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_picture, make_panels
+
+Words = tuple[int, ...]
+Candidate = tuple[float, Words]  # sum of log-probabilities, ids
+POSITIONS = tuple(dict.fromkeys(position_phrase([row, column]) for row in ("top", "middle", "bottom")
+                                for column in ("left", "middle", "right")))
+
+
+def shares(captions: Sequence[str], truths: Sequence[Scene], key: str = "things") -> tuple[float, str, int]:
+    """How many captions that make a claim of this kind are right: percent, with its 95 % interval as a text, and
+    how many make one. Without any, percent is nan."""
+    verdicts = [judge(caption, truth)[key] for caption, truth in zip(captions, truths, strict=True)]
+    made = [verdict for verdict in verdicts if verdict is not None]
+    low, high = confidence_interval(sum(made), len(made))
+    share = 100 * sum(made) / len(made) if made else float("nan")
+    return share, f"{share:.1f} % ({100 * low:.1f} to {100 * high:.1f})", len(made)
+
+
+def marked(caption: str, truth: Scene) -> str:
+    """The caption with a ✓ if it names exactly the things of the scene, else a ✗."""
+    return f"{'✓' if judge(caption, truth)['things'] else '✗'} {caption}"
+
+
+def by_luck(caption: str, kind: str, rng: random.Random) -> str:
+    """The caption with every claim of a kind drawn anew: "positions", "background", "size" among all values there are,
+    "relations" between the one that is told and its opposite."""
+    pattern, values = {"positions": (r"(?:top|middle|bottom) (?:left|middle|right)|middle", POSITIONS),
+                       "relations": ("left of|right of|above|below", ()),
+                       "background": (rf"(?:{'|'.join(BACKGROUNDS)})(?= background)", tuple(BACKGROUNDS)),
+                       "size": ("|".join(SIZES), tuple(SIZES))}[kind]
+    return re.sub(rf"\b(?:{pattern})\b",
+                  lambda found: rng.choice(values or (found[0], OPPOSITE[found[0]])), caption)
+
+
+def judged_pairs(captions: Sequence[Sequence[str]], truths: Sequence[Scene], scores: Tensor) -> dict[str, list[bool]]:
+    """Whether the right caption scores above a wrong one of the same picture, for every such pair, by what is wrong.
+
+    captions: several lists, each with one caption for each of the b pictures; scores (b n) of them.
+    """
+    kinds: dict[str, list[bool]] = {"right colours and shapes in wrong pairs": [], "something not in the picture": []}
+    for texts, truth, row in zip(zip(*captions, strict=True), truths, scores.tolist(), strict=True):
+        score = dict(zip(texts, row, strict=True))
+        right = [text for text in score if judge(text, truth)["things"]]
+        there = [sorted(words) for words in zip(*((thing.colour, thing.shape) for thing in truth.things), strict=True)]
+        for wrong in (text for text in score if text not in right):
+            named = [sorted(map(str, words)) for words in zip(*parse(wrong).things, strict=True)]
+            kinds[list(kinds)[named != there]] += [score[text] > score[wrong] for text in right]
+    return kinds
+
+
+def loop() -> Figure:
+    """How a language model writes: what is given, one distribution, one decision, one word, and round again."""
+    figure = Figure(figsize=(9.2, 2.75))
+    panel = figure.add_axes((0, 0, 1, 1))
+    panel.set(xlim=(0, 92), ylim=(0, 27.5))
+    panel.axis("off")
+    boxes = {"soft prompt (b q e)": (1, 18, 17, 5, QUERY), "text prompt (b t)": (1, 10, 17, 5, TEXT),
+             "prefill": (23, 13, 11, 7, TEXT), "logits (b vocab)": (40, 13, 15, 7, TEXT),
+             "decide": (61, 13, 11, 7, WRONG), "word (b)": (78, 13, 12, 7, TEXT), "step": (61, 1, 11, 6, TEXT),
+             "cache: keys and values\nof all that was read": (23, 1, 24, 6, IMAGE)}
+    for label, (x, y, width, height, colour) in boxes.items():
+        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8",
+                                       facecolor=colour, alpha=0.25, edgecolor="none"))
+        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8",
+                                       facecolor="none", edgecolor=colour, linewidth=1.5))
+        panel.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=9, color=INK,
+                   weight="bold" if label == "decide" else "normal")
+    for points in ([(18, 20.5), (23, 18)], [(18, 12.5), (23, 15)], [(34, 16.5), (40, 16.5)], [(55, 16.5), (61, 16.5)],
+                   [(72, 16.5), (78, 16.5)], [(84, 13), (84, 4), (72, 4)], [(61, 4), (47, 4)], [(28, 13), (28, 7)],
+                   [(64, 7), (64, 9.5), (51, 9.5), (51, 13)]):
+        panel.plot(*zip(*points[:-1], strict=True), color=QUIET, linewidth=1, linestyle="-")
+        panel.add_patch(FancyArrowPatch(points[-2], points[-1], mutation_scale=9, color=QUIET, linewidth=1,
+                                        arrowstyle="<|-|>" if points == [(61, 4), (47, 4)] else "-|>",
+                                        shrinkA=0, shrinkB=0))
+    panel.text(66.5, 22, "greedy, sampling, beam search:\nthis lesson", ha="center", va="bottom", fontsize=9,
+               color=WRONG)
+    panel.text(85, 9, "until ‹end›", fontsize=9, ha="left", va="center", color=QUIET)
+    return figure
+
+
+def bars(panel: Axes, scores: Tensor, name: Callable[[int], str], top: int = 6) -> None:
+    """The `top` likeliest words of logits (k) as bars, best on top; words below half a percent are left out."""
+    best, order = scores.softmax(dim=0).topk(top)
+    seen = max(1, int((best > 0.005).sum()))
+    panel.barh([name(index) for index in order[:seen].tolist()], best[:seen], color=TEXT)
+    panel.set(xlim=(0, 1), xlabel="probability", ylim=(top - 0.5, -0.5))
+
+
+def first_words(image: object, scores: Mapping[str, Tensor], name: Callable[[int], str]) -> Figure:
+    """A picture, and for each title the likeliest next words of logits (k)."""
+    figure, panels = make_panels(1 + len(scores), 4, 2.3, 2.7)
+    draw_picture(panels[0], image)
+    for panel, (title, values) in zip(panels[1:], scores.items(), strict=True):
+        bars(panel, values, name)
+        panel.set_title(title)
+    return figure
+
+
+def calls(shapes: Mapping[str, Sequence[tuple[int, int]]], queries: int) -> Figure:
+    """Each call of a model as a bar: tokens computed (blue) and tokens that are only looked at (grey).
+
+    shapes: title -> (tokens, keys) of each call; the first `queries` places are the soft prompt.
+    """
+    figure = Figure(figsize=(9.2, 3.3), layout="constrained")
+    for panel, (title, pairs) in zip(figure.subplots(1, len(shapes), sharey=True, squeeze=False)[0], shapes.items(),
+                                       strict=True):
+        for line, (tokens, keys) in enumerate(pairs):
+            panel.barh(line, keys, color=FORBIDDEN, height=0.72)
+            panel.barh(line, tokens, left=keys - tokens, color=TEXT, height=0.72)
+        panel.axvline(queries, color=QUERY, linewidth=1.5, linestyle="--")
+        panel.set_title(f"{title}: {sum(tokens for tokens, _ in pairs)} tokens computed")
+        panel.set(xlabel="place in the sequence (dashed: end of the soft prompt)", ylabel="call of the model",
+                  ylim=(len(pairs) - 0.4, -0.6))
+    return figure
+
+
+def endings(rows: Sequence[Sequence[int]], end: int, name: Callable[[int], str]) -> Figure:
+    """Texts that were written together, a column for each step: the end of each in red, what fills it up on grey."""
+    figure = Figure(figsize=(9.2, 0.32 * len(rows) + 0.7), layout="constrained")
+    panel = figure.subplots()
+    for line, ids in enumerate(rows):
+        length = ids.index(end) + 1 if end in ids else len(ids)
+        for place, index in enumerate(ids):
+            last = place == length - 1
+            panel.text(place, line, name(index), ha="center", va="center", fontsize=9,
+                       color=WRONG if last else INK if place < length else "#767676",
+                       weight="bold" if last else "normal")
+        panel.barh(line, len(ids) - length, left=length - 0.5, color=FORBIDDEN, height=0.8)
+    panel.set(xlim=(-0.7, len(rows[0]) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel="step", ylabel="picture",
+              xticks=range(len(rows[0])), yticks=[], xticklabels=range(1, len(rows[0]) + 1))
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    return figure
+
+
+def nuclei(scores: Mapping[str, Tensor], top_p: float, name: Callable[[int], str]) -> tuple[Figure, list[int]]:
+    """The ten likeliest words of logits (k) for each title, the nucleus in blue, the sum so far; and the sizes."""
+    figure, panels = make_panels(len(scores), 3, 3.05, 2.75)
+    sizes = []
+    for panel, (title, values) in zip(panels, scores.items(), strict=True):
+        best, order = values.softmax(dim=0).topk(10)
+        sizes.append(int(top_p_filter(values[None], top_p).isfinite().sum()))
+        panel.bar([name(index) for index in order.tolist()], best,
+                  color=[TEXT if rank < sizes[-1] else "#ABABAB" for rank in range(10)])
+        panel.plot(range(10), best.cumsum(0), color=INK, marker=".", linestyle="-", linewidth=1)
+        panel.axhline(top_p, color=WRONG, linewidth=1.2, linestyle="--")
+        panel.tick_params(axis="x", rotation=60)
+        panel.set_title(f"{title}: {sizes[-1]} kept")
+        panel.set_ylim(0, 1.08)
+    panels[0].set_ylabel("probability; line: sum so far")
+    return figure, sizes
+
+
+def search_tree(notes: Sequence[Sequence[Candidate]], winner: Words, greedy: Sequence[Candidate], beams: int, end: int,
+                name: Callable[[int], str], root: str) -> Figure:
+    """A beam search: in each column the best candidates of a step with their scores, and what greedy writes below.
+
+    notes: for each step its candidates, the best first; greedy: its beginnings with their scores, the shortest first.
+    """
+    columns = max(len(notes), len(greedy))
+    figure = Figure(figsize=(min(9.4, 1.02 * columns + 1.4), 0.62 * (2 * beams + 1) + 0.75), layout="constrained")
+    panel, place = figure.subplots(), {(): (-1.15, 0.0)}
+
+    def cell(x: float, y: float, text: str, colour: str | None, bold: bool = False) -> None:
+        panel.text(x, y, text, ha="center", va="center", fontsize=8.5, color="white" if colour else QUIET, zorder=3,
+                   linespacing=1.1, weight="bold" if bold else "normal",
+                   bbox=dict(boxstyle="round,pad=0.25", linewidth=0, facecolor=colour or FORBIDDEN))
+
+    panel.text(-1.15, 0, root, ha="center", va="center", fontsize=9, zorder=3,
+               bbox=dict(facecolor=PAPER, edgecolor="none", pad=1.5))
+    for length, best in enumerate(notes):
+        running = [words for _, words in best if words[-1] != end][:beams] if best is not notes[-1] else []
+        for rank, (score, words) in enumerate(best):
+            colour = IMAGE if words[-1] == end and rank < beams else TEXT if words in running else None
+            wins = words == winner[:length + 1]
+            place[words] = (length, float(rank))
+            panel.plot(*zip(place[words[:-1]], place[words], strict=True), color=colour or "#A0A0A0", zorder=1,
+                       linewidth=3.2 if wins else 1, linestyle="-" if colour else ":")
+            cell(length, rank, f"{name(words[-1])}\n{score:.2f}", colour, wins)
+    below = 2 * beams + 0.35
+    panel.axhline(below - 0.62, color=QUIET, linewidth=0.8, linestyle="-")
+    panel.text(-1.15, below, "greedy", ha="center", va="center", fontsize=9, color=WRONG, weight="bold")
+    for length, (score, words) in enumerate(greedy):
+        cell(length, below, f"{name(words[-1])}\n{score:.2f}", WRONG)
+    panel.set(xlim=(-1.7, columns - 0.4), ylim=(below + 0.55, -0.6), xticks=range(columns), yticks=[],
+              xticklabels=range(1, columns + 1), xlabel="step")
+    panel.spines[:].set_visible(False)
+    panel.tick_params(length=0)
+    return figure

@@ -1,0 +1,114 @@
+"""BLIP-2 drawn whole, and where in it a lesson stands: the figure that opens every lesson."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from .. import UserError
+from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, show
+
+# name -> (left, bottom, width, height, what stands in the box, whose colour it has); one unit is a tenth of an inch
+BOXES: dict[str, tuple[float, float, float, float, str, str]] = {
+    "image": (0, 9, 9, 8, "image", IMAGE),
+    "vit": (12, 8, 13, 10, "image encoder\n(ViT)\nfrozen", IMAGE),
+    "queries": (31, 24.5, 13, 4, "learned queries", QUERY),
+    "text": (47, 24.5, 13, 4, "caption", TEXT),
+    "self-attention": (30, 18.5, 31, 4, "self-attention, under a mask", QUERY),
+    "cross-attention": (30, 13, 15.5, 4, "cross-attention", QUERY),
+    "feed-forward": (30, 7.5, 31, 4, "feed-forward", QUERY),
+    "itc": (31, 0, 8, 4, "ITC", QUERY),
+    "itm": (41.5, 0, 8, 4, "ITM", QUERY),
+    "itg": (52, 0, 8, 4, "ITG", QUERY),
+    "projection": (67, 10, 10.5, 6, "linear\nprojection", QUERY),
+    "lm": (80.5, 8, 14, 10, "language\nmodel (LLM)\nfrozen", TEXT),
+    "answer": (98, 10, 11, 6, "caption,\nanswer", TEXT),
+}
+PARTS: dict[str, tuple[str, ...]] = {  # names for several boxes at once
+    "attention": ("self-attention", "cross-attention"),
+    "qformer": ("queries", "text", "self-attention", "cross-attention", "feed-forward"),
+    "losses": ("itc", "itm", "itg"),
+    "stage 1": ("queries", "text", "self-attention", "cross-attention", "feed-forward", "itc", "itm", "itg"),
+    "stage 2": ("queries", "self-attention", "cross-attention", "feed-forward", "projection"),
+    "frozen": ("vit", "lm"),
+}
+ARROWS = (("image", "vit"), ("vit", "cross-attention"), ("feed-forward", "projection"), ("projection", "lm"),
+          ("lm", "answer"))
+WIDE, HIGH = 110, 34
+
+
+def _names(parts: Iterable[str]) -> set[str]:
+    """The boxes that the parts stand for. Raises UserError for a part that is none."""
+    parts = list(parts)
+    unknown = [part for part in parts if part not in BOXES and part not in PARTS]
+    if unknown:
+        raise UserError(f"{unknown[0]!r} is no part of the diagram: there are {', '.join([*BOXES, *PARTS])}")
+    return {name for part in parts for name in PARTS.get(part, (part,))}
+
+
+def draw(panel: Axes, lit: Iterable[str] = tuple(BOXES)) -> None:
+    """Draw BLIP-2 into a panel; boxes that are not `lit` are pale. Raises UserError for a part that is none."""
+    lit = _names(lit)
+    panel.set(xlim=(-1, WIDE), ylim=(-1.5, HIGH), aspect="equal")
+    panel.axis("off")
+    around = FancyBboxPatch((28, 6), 35, 24, boxstyle="round,pad=0,rounding_size=1", facecolor="none",
+                            edgecolor=QUIET, linestyle=(0, (4, 3)), linewidth=0.9)
+    panel.add_patch(around)
+    panel.text(45.5, 32.3, "Q-Former, trained in both stages", ha="center", va="center", fontsize=8.5, color=INK)
+    for name, (x, y, width, height, label, colour) in BOXES.items():
+        on = name in lit
+        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8", linewidth=1.3,
+                                       facecolor=colour if on else PAPER, alpha=0.25 if on else 1,
+                                       edgecolor="none", zorder=1))
+        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8",
+                                       linewidth=1.5 if on else 0.8, facecolor="none", zorder=2,
+                                       edgecolor=colour if on else "#BBBBBB",
+                                       linestyle="-" if name not in ("vit", "lm") else (0, (1, 1))))
+        panel.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=8, zorder=3,
+                   color=INK if on else "#8A8A8A", fontweight="bold" if on else "normal", linespacing=1.15)
+    for start, end in ARROWS:
+        x, y, width, height, *_ = BOXES[start]
+        to_x, to_y, _, to_height, *_ = BOXES[end]
+        level = to_y + to_height / 2 if start != "feed-forward" else y + height / 2
+        if start == "feed-forward":  # round the corner
+            middle, corner = (x + width + to_x) / 2, to_y + to_height / 2
+            panel.plot([x + width, middle, middle], [level, level, corner], color=QUIET, linewidth=1, linestyle="-",
+                       zorder=0)
+            _arrow(panel, (middle, corner), (to_x, corner))
+        else:
+            _arrow(panel, (x + width, level), (to_x, level))
+    for x, y, to in ((37.5, 24.5, 22.5), (53.5, 24.5, 22.5), (37.75, 18.5, 17), (37.75, 13, 11.5), (53.5, 18.5, 11.5),
+                     (35, 7.5, 4), (45.5, 7.5, 4), (56, 7.5, 4)):
+        _arrow(panel, (x, y), (x, to))
+    panel.text(29.3, 2, "stage 1:", ha="right", va="center", fontsize=8.5, color=INK)
+    panel.text(72.25, 19, "stage 2:", ha="center", va="center", fontsize=8.5, color=INK)
+    panel.text(72.25, 17.2, "also trained", ha="center", va="center", fontsize=7.5, color=QUIET)
+
+
+def _arrow(panel: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """A thin arrow in data units."""
+    panel.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color=QUIET, linewidth=1,
+                                    shrinkA=0, shrinkB=0, zorder=0))
+
+
+def whole(lit: Iterable[str] = tuple(BOXES)) -> Figure:
+    """The figure of the whole; boxes that are not `lit` are pale. Raises UserError for a part that is none."""
+    figure = Figure(figsize=(9.2, 9.2 * (HIGH + 1.5) / (WIDE + 1)))
+    draw(figure.add_axes((0, 0, 1, 1)), lit)
+    return figure
+
+
+def here(*lit: str) -> None:
+    """Show the whole of BLIP-2 in a notebook with the parts of this lesson lit: "you are here".
+
+    Parts are boxes ("vit", "queries", "itc", "projection", ...) or several at once ("qformer", "stage 1").
+    Raises UserError for a part that is none.
+    """
+    what = f"; this lesson is about {', '.join(lit)}" if lit else ""
+    show(whole(lit or tuple(BOXES)), f"""BLIP-2 from left to right: an image goes through a frozen image encoder; the \
+queries of the Q-Former read it by cross-attention and share self-attention with a caption; stage 1 trains the Q-Former
+with ITC, ITM and ITG; stage 2 projects its queries into a frozen language model, which writes a caption or an \
+answer{what}.""".replace("\n", " "))

@@ -1,0 +1,202 @@
+"""What the lesson on the language model measures and draws: losses by place, soft prompts without a picture, labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .. import generation, masks
+from ..data import scene_captions, scenes
+from ..data.scenes import Scene
+from ..data.tokenizer import Tokenizer
+from ..lm.opt import OPT
+from . import viz
+from .pipeline import Step, pipeline
+
+
+def decoder_figure() -> Figure:
+    """The data flow of a decoder-only language model, and the place where vectors that are no words can enter."""
+    return pipeline([Step("text", "“a red star”", viz.TEXT), Step("tokenizer", "ids, b t", viz.TEXT),
+                     Step("word table", "vectors, b t e\na soft prompt, b q e,\nenters here", viz.QUERY),
+                     Step("blocks, under\na causal mask", "states h, b t e", viz.TEXT, frozen=True),
+                     Step("word table,\ntransposed", "logits, b t n", viz.TEXT, frozen=True),
+                     Step("softmax", "probabilities of\nthe next word", viz.TEXT)])
+
+
+def states(model: OPT, embeds: Tensor, mask: Tensor) -> Tensor:
+    """States (b t e) of embeds (b t e) under a causal mask; mask (b t) is True where a token is no padding."""
+    return model(embeds, masks.causal(mask), masks.token_positions(mask))
+
+
+def row_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    """Ids of texts one after another: start, a text, end, the next text, end, ..."""
+    return sum(([*tokenizer.token_ids(text), tokenizer.eos_id] for text in texts), [*tokenizer.bos_ids])
+
+
+def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Ids as the tokens that they stand for, one line for each text of a row."""
+    return re.sub(r" (?=\[SEP\])", "\n    ", " ".join(tokenizer.backend.id_to_token(int(i)) for i in ids))
+
+
+@torch.no_grad()
+def word_losses(model: OPT, tokenizer: Tokenizer, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each next word of rows of ids, whether it is real, and which text of its row it is in, from 1: (b t)."""
+    ids, mask = tokenizer.pad(rows)
+    logits = model.lm_logits(states(model, model.embed(ids), mask))
+    losses = F.cross_entropy(rearrange(logits[:, :-1], "b t n -> b n t"), ids[:, 1:], reduction="none")
+    return losses, mask[:, 1:], (ids[:, :-1] == tokenizer.eos_id).cumsum(dim=1)
+
+
+def loss_by_place(model: OPT, tokenizer: Tokenizer, texts: Sequence[Sequence[str]], count: int) -> list[float]:
+    """Mean loss of a word in the first text of a row, the second, ..., over rows of the first `count` texts of each."""
+    losses, real, place = word_losses(model, tokenizer, [row_of(tokenizer, some[:count]) for some in texts])
+    return [losses[real & (place == number)].mean().item() for number in range(1, count + 1)]
+
+
+def prompted_loss(model: OPT, tokenizer: Tokenizer, soft: Tensor, texts: Sequence[str]) -> Tensor:
+    """Mean loss of a word of each text behind its own soft prompt (b q e) and the start token."""
+    ids, mask = tokenizer.pad([row_of(tokenizer, [text]) for text in texts])
+    given = torch.cat([soft, model.embed(ids[:, :1])], dim=1)
+    words, real = ids[:, 1:], mask[:, 1:]
+    hidden = model.teacher_forcing(given, torch.ones(given.shape[:2], dtype=torch.bool), model.embed(words), real)
+    return F.cross_entropy(model.lm_logits(hidden[real]), words[real])
+
+
+def fit_soft_prompts(model: OPT, tokenizer: Tokenizer, texts: Sequence[Sequence[str]], vectors: int = 4,
+                     steps: int = 25) -> tuple[Tensor, list[dict[str, float]]]:
+    """Soft prompts (b q e), one for each scene, that lower the loss of its first four captions; and the log.
+
+    The model stays as it is. The log has the loss of those four captions and of the fifth, which nothing is fitted to.
+    """
+    table, generator = model.token_embedding.weight.detach(), torch.Generator().manual_seed(0)
+    soft = table.mean(dim=0) + table.std() * torch.randn(len(texts), vectors, model.width, generator=generator)
+    soft.requires_grad_()  # spread as words are, around their mean
+    optimiser, log = torch.optim.Adam([soft], lr=0.03), []
+    four, fifth = [text for some in texts for text in some[:4]], [some[4] for some in texts]
+    for step in range(steps + 1):
+        loss = prompted_loss(model, tokenizer, repeat(soft, "b q e -> (b n) q e", n=4), four)
+        with torch.no_grad():
+            unfitted = prompted_loss(model, tokenizer, soft, fifth).item()
+        log.append({"step": step, "four captions": loss.item(), "a fifth": unfitted})
+        soft.grad, = torch.autograd.grad(loss, [soft])
+        optimiser.step()
+    return soft.detach(), log
+
+
+@torch.no_grad()
+def written(model: OPT, tokenizer: Tokenizer, contexts: Sequence[Sequence[int]], soft: Tensor | None = None,
+            top_p: float | None = None, side: str = "left", seed: int = 0) -> list[str]:
+    """What the model writes behind ids and, before them, a soft prompt (b q e): greedily, or from the nucleus."""
+    ids, mask = tokenizer.pad(contexts, side)
+    embeds = model.embed(ids)
+    if soft is not None:
+        embeds, mask = torch.cat([soft, embeds], dim=1), F.pad(mask, (soft.shape[1], 0), value=True)
+    cache = model.new_cache()
+    first, mask = model.prefill(embeds, mask, cache)
+
+    def step(ids: Tensor, mask: Tensor, cache) -> Tensor:
+        position = masks.token_positions(mask)[:, -1:]
+        return model.lm_logits(model(model.embed(ids), rearrange(mask, "b k -> b 1 1 k"), position, cache)[:, -1])
+
+    found = generation.greedy_or_sample(step, model.lm_logits(first), mask, cache, eos_id=tokenizer.eos_id,
+                                        top_p=top_p, generator=torch.Generator().manual_seed(seed))
+    return [tokenizer.decode(row) for row in found]
+
+
+def share_right(captions: Sequence[str], truths: Sequence[Scene]) -> float:
+    """Share of captions that name exactly the things of their scene, as `scene_captions.judge` finds."""
+    return float(np.mean([bool(scene_captions.judge(text, scene)["things"])
+                          for text, scene in zip(captions, truths, strict=True)]))
+
+
+def lies(texts: Sequence[str], truths: Sequence[Scene]) -> list[tuple[str, str, str, str]]:
+    """True colour, false colour, true text, and the text with one replaced by the other, of each scene that allows it.
+
+    The true colour is that of the first thing and of no other; the scene has nothing of the false one.
+    """
+    found = []
+    for text, scene in zip(texts, truths, strict=True):
+        have = [thing.colour for thing in scene.things]
+        if have.count(have[0]) == 1:
+            false = next(colour for colour in scenes.COLOURS if colour not in have)
+            found.append((have[0], false, text, re.sub(rf"\b{have[0]}\b", false, text)))
+    return found
+
+
+def slopes(model: OPT, ids: Tensor) -> Tensor:
+    """Largest derivative of each state by each word's vector, (s k), for one row of ids (1 s)."""
+    embeds = model.embed(ids).detach().clone().requires_grad_()
+    hidden = states(model, embeds, torch.ones_like(ids, dtype=torch.bool))
+    direction = torch.randn(hidden.shape[-1], generator=torch.Generator().manual_seed(1))
+    rows = [torch.autograd.grad(row @ direction, embeds, retain_graph=True)[0][0] for row in hidden[0]]
+    return reduce(torch.stack(rows).abs(), "s k e -> s k", "max")
+
+
+def slope_figure(values: Tensor, tokens: Sequence[str]) -> Figure:
+    """Derivatives (s k) on a scale of powers of ten; cells that are exactly zero are grey and say 0."""
+    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+    panel = figure.subplots()
+    drawn = panel.imshow(viz.as_array(values.log10().where(values > 0, torch.nan)), cmap="viridis")
+    panel.set_facecolor(viz.FORBIDDEN)
+    for row, column in (values == 0).nonzero().tolist():
+        panel.text(column, row, "0", ha="center", va="center", fontsize=9, color=viz.QUIET)
+    panel.set_xticks(range(len(tokens)), tokens, rotation=90)
+    panel.set_yticks(range(len(tokens)), tokens)
+    panel.set(title="row depends on column", xlabel="word", ylabel="state at")
+    figure.colorbar(drawn, ax=panel, shrink=0.8, label="derivative, power of ten")
+    return figure
+
+
+def shift_figure(ids: Tensor, mask: Tensor, tokenizer: Tokenizer) -> Figure:
+    """Padded rows as they are read, and below each token the next one, which it must predict."""
+    figure = Figure(figsize=(8.8, 1.8 * len(ids)))
+    panel = figure.add_axes((0.085, 0, 0.91, 1))
+    for row in range(len(ids)):
+        for place in range(ids.shape[1]):
+            for line, at in ((2 * row, place), (2 * row + 1, place + 1)):
+                if at == ids.shape[1]:
+                    continue  # behind the last token stands nothing to predict
+                real = bool(mask[row, at])
+                colour = viz.FORBIDDEN if not real else viz.QUERY if line % 2 else viz.TEXT
+                panel.text(place, -line - 0.35 * row, tokenizer.backend.id_to_token(int(ids[row, at])), ha="center",
+                           va="center", fontsize=10, color=viz.INK if line % 2 or not real else "white",
+                           bbox=dict(boxstyle="round,pad=0.35", facecolor=colour, edgecolor="none"))
+                if line % 2 and real:
+                    panel.annotate("", (place, -line + 0.3 - 0.35 * row), (place, -line + 0.7 - 0.35 * row),
+                                   arrowprops=dict(arrowstyle="->", color=viz.QUIET))
+        for line, name in ((0, "reads"), (1, "predicts")):
+            panel.text(-1.05, -2 * row - line - 0.35 * row, name, ha="center", va="center", color=viz.QUIET)
+    panel.set(xlim=(-0.6, ids.shape[1] - 0.5), ylim=(-2.35 * len(ids) + 0.8, 0.5))
+    panel.axis("off")
+    return figure
+
+
+def mixing_figure(share: Tensor, red: Tensor, blue: Tensor, title: str) -> Figure:
+    """Probabilities of two colours while the vector that stands for the colour moves from one to the other."""
+    figure = Figure(figsize=(6.2, 3), layout="constrained")
+    panel = figure.subplots()
+    for values, name, colour, dash in ((red, "red", viz.WRONG, "--"), (blue, "blue", viz.TEXT, "-")):
+        panel.plot(share, values, color=colour, linestyle=dash, label=f"probability of “{name}”")
+    panel.set(xlabel="share of blue in the vector", ylim=(-0.03, 1.03), title=title)
+    panel.legend(loc="center left")
+    panel.grid(axis="y")
+    return figure
+
+
+def belief_figure(probabilities: Mapping[str, float]) -> Figure:
+    """How likely each colour is as the next word, each bar in its colour; dashed: one in seven."""
+    figure = Figure(figsize=(6.2, 2.6), layout="constrained")
+    panel = figure.subplots()
+    panel.bar(list(probabilities), list(probabilities.values()), edgecolor=viz.QUIET,
+              color=[np.array(scenes.COLOURS[name]) / 255 for name in probabilities])
+    panel.axhline(1 / 7, color=viz.INK, linewidth=1.2, linestyle=(0, (2, 2)))
+    panel.set(ylabel="probability", title="a picture of a …   (dashed: one in seven)",
+              ylim=(0, 1.15 * max(probabilities.values())))
+    return figure

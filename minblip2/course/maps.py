@@ -1,0 +1,191 @@
+"""What lesson 13 draws and plays: walls of maps on one scale, the pointing game at scale, and maps put to the test."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from torch import Tensor
+
+from ..attention import attention_weights
+from ..data.scene_captions import phrase
+from ..data.scenes import SEEN, SIDE, Scene, Thing
+from ..evaluation.metrics import _inside
+from ..stage1 import Stage1
+from ..weights.retriever import Retriever
+from .viz import IMAGE, INK, QUERY, QUIET, TEXT, WRONG, draw_picture
+
+
+@dataclass
+class Asked:
+    """Everything in a split that a phrase can ask for: its picture's row, its phrase, and the cells of its box (n v).
+
+    `anything` (n v) are the cells of all things of the same picture, `chance` the share of cells in the box.
+    """
+
+    rows: Tensor
+    things: list[Thing]
+    phrases: list[str]
+    boxes: Tensor
+    anything: Tensor
+
+    @classmethod
+    def of(cls, truths: Sequence[Scene], grid: int) -> Asked:
+        """All things of these scenes, on a grid of so many cells a side."""
+        def cells(things: Sequence[Thing]) -> Tensor:
+            return _inside([thing.box for thing in things], (SIDE, SIDE), (grid, grid)).flatten()
+
+        pairs = [(row, thing) for row, scene in enumerate(truths) for thing in scene.things]
+        covered = [cells(scene.things) for scene in truths]
+        return cls(torch.tensor([row for row, _ in pairs]), [thing for _, thing in pairs],
+                   [phrase(thing.colour, thing.shape) for _, thing in pairs],
+                   torch.stack([cells([thing]) for _, thing in pairs]), torch.stack([covered[row] for row, _ in pairs]))
+
+    @property
+    def chance(self) -> float:
+        """Percent of cells that lie in the box asked for."""
+        return 100 * self.boxes.float().mean().item()
+
+    def hits(self, heat: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Who wins the pointing game (n), for maps (n v): all cells that tie for the maximum are wanted ones."""
+        return ((self.boxes if wanted is None else wanted) | (heat < heat.amax(dim=1, keepdim=True))).all(dim=1)
+
+    def interval(self, hit: Tensor, draws: int = 1000) -> str:
+        """Percent of hits (n), with a 95 % interval over *pictures* drawn again with replacement."""
+        pictures = int(self.rows.max()) + 1
+        ones = torch.zeros(pictures).index_add(0, self.rows, hit.float())
+        counts = torch.bincount(self.rows, minlength=pictures)
+        again = torch.randint(pictures, (draws, pictures), generator=torch.Generator().manual_seed(0))
+        shares = 100 * ones[again].sum(dim=1) / counts[again].sum(dim=1)
+        low, high = shares.quantile(torch.tensor([0.025, 0.975])).tolist()
+        return f"{100 * hit.float().mean():.1f} % ({low:.1f} to {high:.1f})"
+
+
+def in_batches(make: Callable[[Tensor, Tensor, Tensor], Tensor], retriever: Retriever, features: Tensor, rows: Tensor,
+               texts: Sequence[str], some: int = 100) -> Tensor:
+    """make(image, text_ids, text_mask) of every picture of `rows` with its text, as one tensor."""
+    ids, mask = retriever.text_ids(texts)
+    return torch.cat([make(features[part], ids[place], mask[place]) for part, place in
+                      zip(rows.split(some), torch.arange(len(rows)).split(some), strict=True)])
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Spearman's correlation of maps (n v), row by row: (n)."""
+    ranks = [heat.argsort(dim=1).argsort(dim=1).float() for heat in (one, other)]
+    return F.cosine_similarity(*(some - some.mean(dim=1, keepdim=True) for some in ranks), dim=1)
+
+
+def nudged_match(model: Stage1, reading: int, where: tuple[int, int, int, int], by: float, image: Tensor,
+                 text_ids: Tensor, text_mask: Tensor) -> float:
+    """The logits of "match", summed, when one attention weight `where` (b, h, q, v) of a reading is raised by `by`.
+
+    A second implementation of the layer: the weight is raised after the softmax, its neighbours stay.
+    """
+    layer = model.qformer.cross_attentions[reading]
+
+    def forward(x, mask=None, context=None, cache=None):
+        query = rearrange(layer.query(x), "b s (h d) -> b h s d", h=layer.heads)
+        weights = attention_weights(query, context[0]).clone()
+        weights[where] += by
+        mixed = einsum(weights, context[1], "b h s k, b h k d -> b h s d")
+        return layer.out(rearrange(mixed, "b h s d -> b s (h d)"))
+
+    layer.forward = forward  # hides the class's own
+    try:
+        with torch.no_grad():
+            return model.itm_logits(model.image_kv(image), text_ids, text_mask)[:, 1].sum().item()
+    finally:
+        del layer.forward
+
+
+def lacking(scene: Scene, seed: int) -> str:
+    """The phrase for a colour and a shape that never stand together in this scene, drawn by the seed."""
+    there = {(thing.colour, thing.shape) for thing in scene.things}
+    return phrase(*random.Random(seed).choice([pair for pair in SEEN if pair not in there]))
+
+
+def grey_out(image: Tensor, order: Tensor, count: int, nothing: Tensor) -> Tensor:
+    """Features (b v e) with the first `count` tokens of `order` (b v) replaced by the feature `nothing` (e)."""
+    cut = image.clone()
+    cut[torch.arange(len(image))[:, None], order[:, :count]] = nothing
+    return cut
+
+
+def wall(image: object, shown: Tensor | Sequence[Tensor], titles: Sequence[str], columns: int = 8, side: float = 0.95,
+         things: Sequence[Thing] = ()) -> Figure:
+    """Small maps (n gh gw) on ONE scale, which a colour bar tells, and the picture beside them, if there is one."""
+    rows, top = math.ceil(len(titles) / columns), max(float(values.max()) for values in shown)
+    wide = 0 if image is None else min(rows, 2)
+    figure = Figure(figsize=((columns + wide) * side + 0.7, rows * (side + 0.24)), layout="constrained")
+    places = figure.add_gridspec(rows, columns + wide)
+    panels = [figure.add_subplot(places[k // columns, wide + k % columns]) for k in range(len(titles))]
+    for panel, values, title in zip(panels, shown, titles, strict=True):
+        drawing = panel.imshow(values, vmin=0, vmax=top, extent=(-0.5, SIDE - 0.5, SIDE - 0.5, -0.5),
+                               interpolation="nearest")
+        panel.set_title(title, fontsize=9, weight="normal")
+    figure.colorbar(drawing, ax=panels, label="weight", shrink=0.9)
+    if wide:
+        panels.append(figure.add_subplot(places[:, :wide]))
+        draw_picture(panels[-1], image)
+    for panel in panels:
+        panel.set(xticks=[], yticks=[])
+        for x, y, width, height in (thing.box for thing in things):
+            panel.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor="white", linewidth=1))
+    return figure
+
+
+def flow() -> Figure:
+    """How the map of a phrase is made: a fused pass forward, gradients back, weight times positive gradient."""
+    figure = Figure(figsize=(9.2, 2.5))
+    panel = figure.add_axes((0, 0, 1, 1))
+    panel.set(xlim=(0, 92), ylim=(0, 25))
+    panel.axis("off")
+    boxes = {"image features\n(b v e)": (1, 14, 14, 8, IMAGE), "phrase\n(b t)": (1, 3, 14, 7, TEXT),
+             "Q-Former, fused pass:\nattention A (b h q v)\nin each reading": (21, 7, 22, 12, QUERY),
+             "ITM head:\nlogit “match” y": (50, 9, 15, 8, QUERY),
+             "map (b v)\nΣ A · relu(∂y/∂A)": (73, 8, 18, 10, WRONG)}
+    for label, (x, y, width, height, colour) in boxes.items():
+        for face, edge, alpha in ((colour, "none", 0.25), ("none", colour, 1)):
+            panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8", alpha=alpha,
+                                           facecolor=face, edgecolor=edge, linewidth=1.5))
+        panel.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=9, color=INK)
+    for start, end, style in (((15, 18), (21, 15), "-"), ((15, 6.5), (21, 10), "-"), ((43, 15), (50, 15), "-"),
+                              ((50, 11), (43, 11), (0, (3, 2))), ((65, 13), (73, 13), "-")):
+        panel.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color=QUIET, linewidth=1.1,
+                                        linestyle=style, shrinkA=0, shrinkB=0))
+    panel.text(46.5, 16, "forward", ha="center", va="bottom", fontsize=8, color=QUIET)
+    panel.text(46.5, 9.6, "∂y/∂A", ha="center", va="top", fontsize=8, color=QUIET)
+    return figure
+
+
+def deletion(fall: Mapping[str, Tensor], counts: Sequence[int]) -> Figure:
+    """Score lost, mean and 95 % interval, against how many patches are greyed out; values (counts n) for each order."""
+    figure = Figure(figsize=(6.6, 3.2), layout="constrained")
+    panel = figure.subplots()
+    for (name, values), colour, marker in zip(fall.items(), (IMAGE, WRONG, QUIET), "oXs", strict=True):
+        panel.errorbar(range(len(counts)), values.mean(dim=1), 1.96 * values.std(dim=1) / values.shape[1] ** 0.5,
+                       label=name, color=colour, marker=marker, capsize=3)
+    panel.axhline(0, color=INK, linewidth=1, linestyle="-")
+    panel.set(xlabel="patches greyed out", ylabel="score lost, mean (± 95 %)")
+    panel.set_xticks(range(len(counts)), counts)
+    panel.legend()
+    return figure
+
+
+def on_things(shares: Tensor, base: float) -> Figure:
+    """Share of each query's attention that falls on things (n q), a panel for each reading; dashed: share of cells."""
+    figure = Figure(figsize=(8.8, 2.7), layout="constrained")
+    for number, (panel, values) in enumerate(zip(figure.subplots(1, len(shares), sharey=True), shares, strict=True)):
+        panel.bar(range(1, len(values) + 1), values, color=QUERY)
+        line = panel.axhline(base, color=INK, linewidth=1.2, linestyle="--", label="share of cells on things")
+        panel.set(title=f"reading {number + 1}", xlabel="query", ylim=(0, 1))
+    figure.axes[0].set_ylabel("attention on things")
+    figure.legend(handles=[line], loc="outside lower center")
+    return figure

@@ -1,0 +1,136 @@
+"""The figures of lesson 02: who sees whom, what depends on what, and what a forgotten mask does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from torch import Tensor
+
+from . import figures
+from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, show
+
+USES = {  # name of a mask -> (from queries to text?, from text to queries?, what the text sees of itself)
+    "uni-modal (ITC)": (False, False, "every word"),
+    "bi-directional (ITM)": (True, True, "every word"),
+    "multimodal causal (ITG)": (True, False, "the words\nbefore it"),
+}
+
+
+def three_uses() -> Figure:
+    """One self-attention under three masks: arrows lead from what is seen to those who see it."""
+    figure = Figure(figsize=(9.2, 2.9), layout="constrained")
+    for panel, (name, (to_text, to_queries, sees)) in zip(figure.subplots(1, 3), USES.items(), strict=True):
+        panel.set(xlim=(0, 30), ylim=(0, 24), aspect="equal", title=name)
+        panel.axis("off")
+        for (x, y, text), colour in zip(((1, 11, "queries"), (18, 11, "text"), (1, 0.5, "image")),
+                                        (QUERY, TEXT, IMAGE), strict=True):
+            for face, edge, alpha in ((PAPER, "none", 1), (colour, "none", 0.2), ("none", colour, 1)):
+                panel.add_patch(FancyBboxPatch((x, y), 11, 5, boxstyle="round,pad=0,rounding_size=0.8", alpha=alpha,
+                                               facecolor=face, edgecolor=edge, linewidth=1.4))
+            panel.text(x + 5.5, y + 2.5, text, ha="center", va="center", fontsize=9.5)
+        lines = [((6.5, 5.5), (6.5, 11), QUIET)]
+        lines += [((12, 14.6), (18, 14.6), QUERY)] if to_text else []
+        lines += [((18, 12.4), (12, 12.4), TEXT)] if to_queries else []
+        for start, end, colour in lines:
+            panel.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=colour, linewidth=2,
+                                            shrinkA=1, shrinkB=1))
+        panel.text(7.5, 8.2, "cross-attention", ha="left", va="center", fontsize=9, color=QUIET)
+        panel.text(6.5, 17, "a query sees\nevery query", ha="center", va="bottom", fontsize=9, color=QUIET)
+        panel.text(23.5, 17, f"a word sees\n{sees}", ha="center", va="bottom", fontsize=9, color=QUIET)
+    return figure
+
+
+def show_three_uses() -> None:
+    """Display `three_uses`."""
+    show(three_uses(), "The same self-attention under three masks. Uni-modal, for ITC: queries and text see only their "
+         "own side. Bi-directional, for ITM: both see everything. Multimodal causal, for ITG: text sees the queries "
+         "and the words before it, queries see no text. In all three, only queries read the image.")
+
+
+def _frame(panel: Axes, names: Sequence[str], queries: int, title: str) -> None:
+    """Names of rows and columns, a thin grid, and lines between queries and words."""
+    for line in (panel.axhline, panel.axvline):
+        for edge in range(1, len(names)):
+            line(edge - 0.5, color=PAPER, linewidth=1, linestyle="-", zorder=1.5)
+        line(queries - 0.5, color=INK, linewidth=1.2, linestyle="-", zorder=2)
+    panel.set_xticks(range(len(names)), names, rotation=90)
+    panel.set_yticks(range(len(names)), names)
+    panel.tick_params(length=0, labeltop=True, labelbottom=False)
+    panel.spines[:].set_visible(False)
+    panel.set_xlabel(title)
+
+
+def _derivatives(panel: Axes, values: Tensor, scale: Normalize) -> None:
+    """The size of each derivative as a colour; exact zeros are grey and say 0."""
+    panel.set_facecolor(FORBIDDEN)
+    panel.imshow(values.log10().where(values > 0, torch.nan), cmap="viridis", norm=scale)
+    for row, column in (values == 0).nonzero().tolist():
+        panel.text(column, row, "0", ha="center", va="center", fontsize=9, color=QUIET)
+
+
+def _common_scale(maps: Sequence[Tensor]) -> Normalize:
+    """From the smallest to the largest power of ten in any of the maps."""
+    powers = torch.cat([values[values > 0] for values in maps]).log10()
+    return Normalize(powers.min().item(), powers.max().item())
+
+
+def dependence_maps(masks: Mapping[str, Tensor], maps: Mapping[str, Mapping[int, Tensor]], names: Sequence[str],
+                    queries: int) -> Figure:
+    """Each mask (s s) in a row of its own, beside the derivatives (s s) of outputs by inputs through some blocks.
+
+    maps: name of a mask -> number of blocks -> derivatives; all have one colour scale.
+    """
+    blocks = len(next(iter(maps.values())))
+    scale = _common_scale([values for both in maps.values() for values in both.values()])
+    figure = Figure(figsize=(9, 3.25 * len(masks)), layout="constrained")
+    side = 1 + (torch.arange(len(names)) >= queries).int()  # 1: a query is looked at, 2: a word is
+    for line, (name, mask) in zip(figure.subplots(len(masks), 1 + blocks, squeeze=False), masks.items(), strict=True):
+        _frame(line[0], names, queries, f"{name}:\nthe mask")
+        line[0].imshow(mask * side, cmap=ListedColormap([FORBIDDEN, QUERY, TEXT]), vmin=0, vmax=2)
+        line[0].xaxis.label.set_weight("bold")
+        for panel, (count, values) in zip(line[1:], maps[name].items(), strict=True):
+            _frame(panel, names, queries, f"derivative through\n{count} block{'s' * (count > 1)}")
+            _derivatives(panel, values, scale)
+    figure.colorbar(ScalarMappable(scale, "viridis"), ax=figure.axes, location="bottom", shrink=0.5, aspect=40,
+                    label="size of the derivative, as a power of ten; grey with a 0: exactly zero")
+    return figure
+
+
+def leak(maps: Mapping[int, Tensor], names: Sequence[str], queries: int) -> Figure:
+    """Derivatives (s s) under a leaky mask through some numbers of blocks, the words among themselves framed."""
+    scale, size = _common_scale(list(maps.values())), len(names) - queries
+    figure = Figure(figsize=(9, 4.3), layout="constrained")
+    for panel, (count, values) in zip(figure.subplots(1, len(maps)), maps.items(), strict=True):
+        _frame(panel, names, queries, f"queries see text: derivative through {count} block{'s' * (count > 1)}")
+        _derivatives(panel, values, scale)
+        panel.add_patch(Rectangle((queries - 0.42, queries - 0.42), size - 0.16, size - 0.16, fill=False,
+                                  edgecolor=WRONG, linewidth=2.5, zorder=5))
+    figure.colorbar(ScalarMappable(scale, "viridis"), ax=figure.axes, shrink=0.8, label="derivative, power of ten")
+    return figure
+
+
+def rows_of_words(mask: Tensor, queries: int, labels: Sequence[str]) -> Figure:
+    """A mask (s s) with a frame around the rows of the words."""
+    figure = figures.mask_grid({"the rows of the words": mask}, queries, labels)
+    words = len(mask) - queries
+    figure.axes[0].add_patch(Rectangle((-0.5, queries - 0.5), len(mask), words, fill=False, edgecolor=WRONG,
+                                       linewidth=3, clip_on=False, zorder=5))
+    return figure
+
+
+def drift(lengths: Sequence[int], changes: Mapping[str, Sequence[float]]) -> Figure:
+    """How much a caption's vector changes with the longest caption of its batch: the wrong way, then the right."""
+    figure = Figure(figsize=(6.2, 3), layout="constrained")
+    panel = figure.subplots()
+    for (name, values), colour, marker in zip(changes.items(), (WRONG, TEXT), "Xo", strict=True):
+        panel.plot(lengths, values, color=colour, marker=marker, linestyle="-", label=name)
+    panel.set(xlabel="length of the longest caption in the batch", ylabel="relative change of [CLS]")
+    panel.grid(axis="y")
+    panel.legend()
+    return figure

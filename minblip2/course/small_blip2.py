@@ -1,0 +1,107 @@
+"""A BLIP-2 of the official architecture, but small enough to be trained in seconds: lesson 16 and its bonus notebook.
+
+It learns eight drawn scenes by heart, all of it, the image encoder and the language model too. That is not how BLIP-2
+is trained; it is how one gets a language model that says something within seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tokenizers
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+from ..data.files import write_json
+from ..data.scene_captions import write_captions
+from ..data.scenes import draw_scenes
+from ..data.tokenizer import Tokenizer
+from ..data.transforms import Transform
+from ..lm.opt import OPT, OPTConfig
+from ..qformer import QFormer, QFormerConfig
+from ..stage1 import Stage1
+from ..stage2 import Stage2
+from ..vit import EVA_G, ViT
+from ..weights.blip2 import Blip2
+from ..weights.keymap import spell_out
+from ..weights.names import EVA, STAGE1
+
+SIZES = dict(width=48, layers=2, heads=3, mlp_width=96)
+PIXELS = 56
+
+
+@dataclass(frozen=True)
+class EightScenes:
+    """Eight pictures (`pixels`: b c h w) with their captions, as text and as ids.
+
+    `given` (b 1) is the id that starts a text, `text` (b t) what is to be learned, True in `text_mask` (b t).
+    """
+
+    images: list[Image.Image]
+    captions: list[str]
+    backend: tokenizers.Tokenizer
+    words: Tokenizer
+    transform: Transform
+    pixels: Tensor
+    given: Tensor
+    text: Tensor
+    text_mask: Tensor
+
+
+def eight_scenes() -> EightScenes:
+    """Draw eight scenes, write their captions, and make a byte-level tokenizer of them, laid out as OPT's."""
+    drawn = list(draw_scenes(8, "lesson 16"))
+    images = [image for _, image, _ in drawn]
+    captions = [write_captions(scene, random)[0] for random, _, scene in drawn]
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.train_from_iterator([f"{caption}\n" for caption in captions], trainers.BpeTrainer(
+        vocab_size=180, special_tokens=["<s>", "<pad>", "</s>", "<image>"], initial_alphabet=["Ċ"],
+        show_progress=False))
+    start, pad, line_end = (backend.token_to_id(token) for token in ("</s>", "<pad>", "Ċ"))
+    words, transform = Tokenizer(backend, [start], line_end, pad), Transform(size=PIXELS)
+    ids, mask = words.pad([words.encode(caption) for caption in captions])
+    return EightScenes(images, captions, backend, words, transform,
+                       torch.stack([transform(image) for image in images]), ids[:, :1], ids[:, 1:], mask[:, 1:])
+
+
+def learn_by_heart(scenes: EightScenes, steps: int = 240) -> Blip2:
+    """Train all of a small BLIP-2 on the eight scenes; it comes back in evaluation mode, its frozen parts frozen."""
+    torch.manual_seed(0)
+    vit = ViT(replace(EVA_G, image_size=PIXELS, **SIZES))
+    qformer = QFormer(QFormerConfig(**SIZES, num_queries=8, image_width=SIZES["width"], vocab_size=10,
+                                    max_positions=8, dropout=0.0))
+    lm = OPT(OPTConfig(vocab_size=len(scenes.words) + 4, max_positions=64, **SIZES))  # spare ids, as on the hub
+    stage2 = Stage2(nn.LayerNorm(SIZES["width"], eps=vit.config.eps), qformer, lm)
+    lm.requires_grad_(True)
+    optimiser = torch.optim.AdamW([*vit.parameters(), *stage2.parameters()], lr=3e-3)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = 3e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
+        loss = stage2(vit(scenes.pixels), scenes.given, torch.ones_like(scenes.given, dtype=torch.bool), scenes.text,
+                      scenes.text_mask).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    lm.requires_grad_(False)
+    vit.eval().requires_grad_(False)
+    return Blip2(vit=vit, stage2=stage2.eval(), transform=scenes.transform, tokenizer=scenes.words)
+
+
+def save_stage1(stage1: Stage1, folder: Path) -> None:
+    """Write what a stage 1 has a place for in transformers' `Blip2ForImageTextRetrieval`: no LM head, no temperature.
+
+    The folder's settings tell of EVA's encoder, whose weights are not in it.
+    """
+    state, config = stage1.state_dict(), stage1.qformer.config
+    used = {theirs: state[ours[0]].clone() for theirs, ours in spell_out(STAGE1.tensors, layers=config.layers)
+            if all(name in state for name in ours)}
+    folder.mkdir()
+    save_file(used, folder / "model.safetensors", {"format": "pt"})
+    vision = {theirs: getattr(EVA_G, ours) for theirs, ours in EVA.settings.items()} | {"layer_norm_eps": 1e-5}
+    sizes = dict(num_attention_heads=config.heads, hidden_size=config.width, num_hidden_layers=config.layers,
+                 intermediate_size=config.mlp_width, encoder_hidden_size=config.image_width)
+    write_json(folder / "config.json", dict(model_type="blip-2", vision_config=vision, qformer_config=sizes))

@@ -1,0 +1,229 @@
+"""Figures of lessons 06 to 08: how data flow through the three losses of stage 1, and what is measured of each."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from torch import Tensor
+
+from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_picture
+
+GREY = "#9A9A9A"
+Box = tuple[float, float, float, float, str, str]  # left, bottom, width, height, what stands in it, its colour
+
+
+def flow(boxes: Mapping[str, Box], arrows: Sequence[tuple[str, str]], notes: Sequence[tuple[float, float, str]] = (),
+         size: tuple[float, float] = (110, 34)) -> Figure:
+    """A diagram of boxes and arrows; one unit is a twelfth of an inch, notes are (x, y, text).
+
+    An arrow goes from the right side of its first box to the left side of the second, or straight up or down where
+    the second lies above or below.
+    """
+    wide, high = size
+    figure = Figure(figsize=(9.2, 9.2 * high / wide))
+    panel = figure.add_axes((0, 0, 1, 1))
+    panel.set(xlim=(0, wide), ylim=(0, high), aspect="equal")
+    panel.axis("off")
+    for x, y, width, height, label, colour in boxes.values():
+        style = "round,pad=0,rounding_size=0.8"
+        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, alpha=0.25,
+                                       edgecolor="none", zorder=1))
+        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor="none", edgecolor=colour,
+                                       linewidth=1.4, zorder=2))
+        panel.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=8, color=INK, zorder=3,
+                   linespacing=1.2)
+    for start, end in arrows:
+        panel.add_patch(FancyArrowPatch(*_ends(boxes[start], boxes[end]), arrowstyle="-|>", mutation_scale=9,
+                                        color=QUIET, linewidth=1.1, shrinkA=0, shrinkB=0, zorder=0))
+    for x, y, text in notes:
+        panel.text(x, y, text, ha="center", va="center", fontsize=8, color=QUIET, linespacing=1.2)
+    return figure
+
+
+def _ends(start: Box, end: Box) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Where an arrow leaves one box and reaches another."""
+    x, y, width, height, *_ = start
+    to_x, to_y, to_width, to_height, *_ = end
+    if to_x >= x + width:
+        low, high = max(y, to_y), min(y + height, to_y + to_height)
+        if low < high:  # level where the two overlap
+            return (x + width, (low + high) / 2), (to_x, (low + high) / 2)
+        return (x + width, y + height / 2), (to_x, to_y + to_height / 2)
+    middle = x + width / 2 if to_x <= x + width / 2 <= to_x + to_width else to_x + to_width / 2
+    return ((middle, y), (middle, to_y + to_height)) if to_y < y else ((middle, y + height), (middle, to_y))
+
+
+def itc_flow() -> Figure:
+    """ITC: images and captions apart, all cosines, the largest over queries, temperature, softmax both ways."""
+    boxes = {"features": (1, 19, 13, 8, "image features\n(b v i), frozen", IMAGE),
+             "queries": (19, 19, 16, 8, "Q-Former,\nqueries alone", QUERY),
+             "vectors": (40, 19, 16, 8, "linear, length 1:\ng (b q e)", QUERY),
+             "text": (1, 4, 13, 8, "captions\n[CLS] ...", TEXT),
+             "encoder": (19, 4, 16, 8, "Q-Former,\ntext alone", TEXT),
+             "vector": (40, 4, 16, 8, "[CLS], linear,\nlength 1: t (b e)", TEXT),
+             "cosine": (61, 8, 13, 15, "all cosines\n(b n q)", GREY),
+             "best": (78, 8, 13, 15, "largest over\nthe queries,\n÷ temperature\n(b n)", GREY),
+             "loss": (95, 8, 14, 15, "cross-entropy\nof rows and\nof columns", GREY)}
+    arrows = [("features", "queries"), ("queries", "vectors"), ("text", "encoder"), ("encoder", "vector"),
+              ("vectors", "cosine"), ("vector", "cosine"), ("cosine", "best"), ("best", "loss")]
+    return flow(boxes, arrows, [(27, 15.5, "uni-modal mask: no arrow between the two rows")], size=(110, 29))
+
+
+def itm_flow() -> Figure:
+    """ITM: pairs by number, one fused pass, a yes or no from every query, the mean."""
+    boxes = {"image": (1, 17, 17, 8, "keys and values of b\nimages, picked: 3b", IMAGE),
+             "text": (1, 3, 17, 8, "b captions,\npicked: 3b", TEXT),
+             "fused": (26, 3, 20, 22, "Q-Former,\nqueries and words\nsee each other", QUERY),
+             "states": (54, 17, 15, 8, "query states\n(3b q e)", QUERY),
+             "words": (54, 3, 15, 8, "word states,\nunused", TEXT),
+             "head": (75, 17, 14, 8, "linear, 2 logits;\nmean over q", GREY),
+             "loss": (95, 17, 14, 8, "cross-entropy:\nmatch or not", GREY)}
+    arrows = [("image", "fused"), ("text", "fused"), ("fused", "states"), ("fused", "words"), ("states", "head"),
+              ("head", "loss")]
+    return flow(boxes, arrows, [(36, 27, "bi-directional mask")], size=(110, 29))
+
+
+def itg_flow() -> Figure:
+    """ITG: the queries read first, the words are written on top of their cache, each state asked for the next word."""
+    boxes = {"image": (1, 18, 15, 7, "image features\n(b v i)", IMAGE),
+             "queries": (22, 18, 18, 7, "Q-Former,\nqueries alone", QUERY),
+             "cache": (48, 18, 20, 7, "cache: keys and values\nof the queries", QUERY),
+             "in": (1, 2, 15, 9, "goes in:\n[DEC] a red circle", TEXT),
+             "text": (48, 2, 20, 9, "Q-Former, words:\neach sees the queries and\nthe words before it", TEXT),
+             "head": (75, 2, 12, 9, "LM head\n(b t vocabulary)", TEXT),
+             "out": (93, 2, 16, 9, "asked for:\na red circle [SEP]", TEXT)}
+    arrows = [("image", "queries"), ("queries", "cache"), ("cache", "text"), ("in", "text"), ("text", "head"),
+              ("head", "out")]
+    return flow(boxes, arrows, [(82, 22, "multimodal causal mask")], size=(110, 27))
+
+
+def _queries(panel: Axes, values: Sequence[float] | Tensor, title: str, colour: str = QUERY) -> None:
+    """A bar for each query."""
+    panel.bar(range(1, len(values) + 1), values, color=colour, zorder=2)
+    panel.set(title=title, xlabel="query")
+    panel.grid(axis="y", zorder=0)
+    panel.set_axisbelow(True)
+
+
+def winners(wins: Tensor, each: Sequence[float], best: float, mean: float) -> Figure:
+    """How often each query fits its image's own caption best, and how well each finds images alone, in percent."""
+    figure = Figure(figsize=(9, 2.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _queries(left, wins, f"fits its image's own caption best, times of {int(wins.sum())}")
+    _queries(right, each, "finds the image alone, % at rank 1")
+    right.axhline(best, color=INK, linestyle="-", linewidth=1.4, label=f"largest of all: {best:.0f}")
+    right.axhline(mean, color=WRONG, linestyle="--", linewidth=1.4, label=f"mean of all: {mean:.0f}")
+    right.set(ylim=(0, 100))
+    figure.legend(loc="outside lower right", ncols=2)
+    return figure
+
+
+def alone(runs: Mapping[str, Sequence[float]]) -> Figure:
+    """How well each query finds images alone, one panel for each way to train."""
+    figure = Figure(figsize=(9, 2.4), layout="constrained")
+    for panel, (name, each) in zip(figure.subplots(1, len(runs), sharey=True), runs.items(), strict=True):
+        _queries(panel, each, f"trained with the {name}")
+        panel.set(ylim=(0, 100))
+    figure.axes[0].set_ylabel("finds the image alone, %")
+    return figure
+
+
+def temperatures(row: Tensor, values: Sequence[float], log: Sequence[Mapping[str, float]]) -> Figure:
+    """Softmax of one image's cosines (n) at several temperatures, best first, and the temperature over training."""
+    figure = Figure(figsize=(9, 2.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    places, width = torch.arange(1, 7), 0.8 / len(values)
+    for k, (value, colour) in enumerate(zip(values, (QUIET, QUERY, TEXT), strict=True)):
+        shares = (row / value).softmax(dim=0).sort(descending=True).values[:6]
+        left.bar(places + (k - 1) * width, shares, width=width, color=colour, hatch=("..", "//", "")[k],
+                 edgecolor=PAPER, label=f"temperature {value:.3g}")
+    left.set(title=f"one image chooses among {len(row)} captions", xlabel="caption, likeliest first",
+             ylabel="probability")
+    left.legend()
+    right.plot([line["step"] for line in log], [line["temperature"] for line in log], color=TEXT, linestyle="-")
+    right.set(title="the temperature in stage 1", xlabel="step", ylim=(0, None))
+    right.grid(axis="y")
+    return figure
+
+
+def against_batch_size(sizes: Sequence[int], curves: Mapping[str, Sequence[float]]) -> Figure:
+    """ITC against the number of candidates: ln B, a fresh model, a trained one, the floor."""
+    figure = Figure(figsize=(7.4, 3.1), layout="constrained")
+    panel = figure.subplots()
+    looks = ((INK, "", "--"), (WRONG, "X", ""), (TEXT, "o", "-"), (QUIET, "", ":"))
+    for (name, values), (colour, marker, line) in zip(curves.items(), looks, strict=True):
+        panel.plot(sizes, values, color=colour, marker=marker, linestyle=line, label=name)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(sizes, sizes)
+    panel.set(xlabel="batch size B", ylabel="ITC, nats")
+    panel.grid(axis="y")
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def matrices(named: Mapping[str, Tensor]) -> Figure:
+    """Probabilities (b n) with which images pick captions, side by side on one scale."""
+    figure = Figure(figsize=(9, 3.3), layout="constrained")
+    for panel, (name, matrix) in zip(figure.subplots(1, len(named)), named.items(), strict=True):
+        drawn = panel.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+        panel.set(title=name, xlabel=f"caption; its own gets {matrix.diagonal().mean():.2f}", ylabel="image",
+                  xticks=[], yticks=[])
+    figure.colorbar(drawn, ax=figure.axes, shrink=0.7, label="probability in a row")
+    return figure
+
+
+def verdicts(picture: object, said: Mapping[str, Tensor]) -> Figure:
+    """For each query how much it favours a match (match − no match), by caption; the first is the true one."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    image, panel = figure.subplots(1, 2, width_ratios=(1, 3))
+    draw_picture(image, picture)
+    for k, ((caption, values), colour) in enumerate(zip(said.items(), (TEXT, WRONG), strict=True)):
+        panel.bar(torch.arange(1, len(values) + 1) + 0.4 * k - 0.2, values, width=0.4, color=colour,
+                  hatch="//" if k else "", edgecolor=PAPER, label=f"{'✓✗'[k]} {caption}")
+    panel.set(xlabel="query", ylabel="match − no match")
+    panel.axhline(0, color=INK, linewidth=1, linestyle="-")
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure
+
+
+def base_rate(loss: Sequence[float], accuracy: Sequence[float], constant: float) -> Figure:
+    """ITM and its accuracy over stage 1 beside what the best constant answer pays and gets right."""
+    figure = Figure(figsize=(9, 2.9), layout="constrained")
+    for panel, values, line, title in zip(figure.subplots(1, 2), (loss, accuracy), (constant, 2 / 3),
+                                          ("ITM in our stage 1, nats", "its accuracy"), strict=True):
+        panel.plot(values, color=TEXT, linestyle="-", label="stage 1, mean of 25 steps")
+        panel.axhline(line, color=INK, linestyle="--", linewidth=1.2, label="best constant answer")
+        panel.set(title=title, xlabel="step")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def wrong_images(pairs: Sequence[tuple[object, object, str, float]]) -> Figure:
+    """Pairs (own image, likeliest wrong image, caption, probability): the own above, the wrong one below."""
+    figure = Figure(figsize=(9.2, 5.2), layout="constrained")
+    for (own, other, caption, chance), panels in zip(pairs, figure.subplots(2, len(pairs)).T, strict=True):
+        for panel, picture, colour, dash in ((panels[0], own, IMAGE, "-"), (panels[1], other, WRONG, ":")):
+            draw_picture(panel, picture)
+            panel.spines[:].set(visible=True, color=colour, linewidth=3, linestyle=dash)
+        panels[0].set_title(textwrap.fill(f"✓ {caption}", 34), fontsize=8.5, fontweight="normal")
+        panels[1].set_title(f"✗ drawn with probability {chance:.2f}", fontsize=8.5, fontweight="normal")
+    return figure
+
+
+def word_costs(words: Sequence[str], own: Tensor, other: Tensor) -> Figure:
+    """−ln p of each word of a caption, with its own image and with another's."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    panel, place = figure.subplots(), torch.arange(len(words))
+    panel.bar(place - 0.2, own, width=0.4, color=IMAGE, label="with its own image")
+    panel.bar(place + 0.2, other, width=0.4, color=WRONG, hatch="//", edgecolor=PAPER, label="with another's")
+    panel.set_xticks(place, words)
+    panel.set(ylabel="−ln p, nats", xlabel="the word asked for")
+    panel.grid(axis="y")
+    panel.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure

@@ -1,0 +1,217 @@
+"""Everything that could end a run late, asked before it begins: folders, splits, pictures, frozen models, batches."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import UserError
+from ..data.batches import PairBatches
+from ..data.coco import CocoCaptions
+from ..data.features import PROCESSES_FROM
+from ..data.files import read_json, write_json
+from ..data.pictures import check_image, load_image
+from ..data.progress import progress_bar
+from ..data.scene_dataset import load_scenes
+from ..data.tokenizer import Tokenizer, normalize_caption
+from ..data.transforms import Transform
+from ..data.workers import prefetch
+from ..device import best_device, compute_dtype
+from ..qformer import QFormer
+from ..weights import names, official, pretrained
+from ..weights.checkpoint import load_into, open_hub, read_config
+from .distributed import rank_and_size
+from .recipes import FETCHED_PARTS, Recipe, default_data
+
+SHOWN = 5  # broken pictures that are named; of more, only the number is told
+
+
+def check_folder(out: Path) -> None:
+    """Raise UserError where no run can be kept in `out`, as it is, or stands below, a file."""
+    for path in (out, *out.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise UserError(f"--out {out} cannot be made, for {path} is a file: name another folder")
+            return
+
+
+def check_precision(recipe: Recipe) -> None:
+    """Raise UserError for a precision that training does not have."""
+    if compute_dtype(best_device(recipe.device)) == torch.float16:
+        raise UserError("training in float16 needs scaled gradients, which this loop does not have: choose bfloat16 or "
+                        "float32 (a finished bridge can be used in float16)")
+
+
+def foreign_group() -> str | None:
+    """What is to be said where the environment speaks of several processes that torchrun has not started."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ or size in ("", "1"):
+        return None
+    return (f"WORLD_SIZE={size} is in the environment, but torchrun has not started this process, so it trains alone: "
+            "for several start it with `torchrun --nproc-per-node N -m minblip2 train ...`")
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def why_broken(path: Path, decode: bool = True) -> str | None:
+    """What is wrong with a picture, if anything; without `decode` only its header is read."""
+    try:
+        load_image(path) if decode else check_image(path, decode=False)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def broken_pictures(paths: Sequence[Path], notes: Path | None = None) -> dict[Path, str]:
+    """The pictures that cannot be read, and why. All are decoded, once: `notes` is a folder that remembers them."""
+    listing = [(str(path), (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in paths]
+    name = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+    note = None if notes is None else notes / f"read-{name}.json"
+    if note is not None:
+        with contextlib.suppress(UserError):
+            return {Path(path): str(why) for path, why in read_json(note).items()}
+    found = prefetch(why_broken, paths, os.cpu_count() or 1, processes=len(paths) >= PROCESSES_FROM)
+    bar = progress_bar(zip(paths, found, strict=True), total=len(paths), desc="read pictures", unit="image",
+                       leave=False)
+    broken = {path: why for path, why in bar if why is not None}
+    if note is not None:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, {str(path): why for path, why in broken.items()})
+    return broken
+
+
+def open_split(root: Path, split: str, out: Path | None, skip_broken: bool = False) -> CocoCaptions:
+    """A split all of whose pictures can be read; those that cannot are left out and counted, to `skip_broken`.
+
+    What has been read is remembered below `out`. Raises UserError naming broken pictures, all at once.
+    """
+    data = CocoCaptions(root, split)
+    if not (broken := broken_pictures(data.paths, None if out is None else out / "cache")):
+        return data
+    if skip_broken:
+        return CocoCaptions(root, split, without=broken.keys())
+    more = f" (and {len(broken) - SHOWN} more)" if len(broken) > SHOWN else ""
+    first = next(iter(broken.values()))
+    raise UserError(f"{len(broken)} of {len(data)} pictures of the split {split!r} cannot be read: "
+                    f"{', '.join(str(path) for path in list(broken)[:SHOWN])}{more}; replace them, or add "
+                    f"--skip-broken to go without ({first.partition('cannot be read')[2].strip(' (:') or first})")
+
+
+def check_split(recipe: Recipe, root: Path, split: str) -> None:
+    """Raise UserError where a recipe cannot be measured on a split: the scenes need the truth about each drawing."""
+    if recipe.name != "scenes":
+        return
+    try:
+        load_scenes(root, split)
+    except UserError:
+        raise UserError(f"{root} holds no drawn scenes with the split {split!r}, and the recipe scenes is for them "
+                        "alone: leave --data out, or choose --recipe laptop or gpu for photographs") from None
+
+
+# --- frozen models ----------------------------------------------------------------------------------------------------
+
+
+def find_parts(recipe: Recipe, parts: Path | None) -> Path | None:
+    """Where a recipe's frozen models lie; None for one that makes its own. Raises UserError without a folder."""
+    if not recipe.models:
+        if parts is not None:
+            raise UserError(f"the recipe {recipe.name} trains its frozen models itself: leave --parts out")
+        return None
+    if parts is None and not FETCHED_PARTS.is_dir():
+        raise UserError(f"the recipe {recipe.name} needs pretrained models: name their folder with --parts, or fetch "
+                        f"them with `python data/download.py weights {recipe.name}`")
+    return parts or FETCHED_PARTS
+
+
+def check_part(recipe: Recipe, parts: Path, role: str) -> None:
+    """Ask of one frozen model what its loader will ask, but for the numbers. Raises UserError as the loader does."""
+    folder = parts / recipe.models[role]
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: put the model's hub folder there, name another with --parts, or "
+                        f"fetch it with `python data/download.py weights {recipe.name}`")
+    config, checkpoint = read_config(folder), open_hub(folder)
+    shapes = ((name, torch.empty(shape, device="meta")) for name, shape in checkpoint.shapes.items())
+    if role == "encoder":
+        vit, key_map = pretrained.empty_encoder(folder, config, torch.float32)
+        load_into(vit, shapes, key_map, str(folder))
+        if config["model_type"] != "clip":
+            Transform.from_folder(folder)
+        return
+    tokenizer = Tokenizer.from_folder(folder)
+    if role == "lm":
+        lm, key_map = pretrained.empty_lm(folder, config, "lm_head.weight" in checkpoint.shapes, torch.float32)
+        load_into(lm, shapes, key_map, str(folder))
+        if len(tokenizer) > lm.vocab_size:
+            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} ids but the language model only "
+                            f"{lm.vocab_size}: take both from the same model folder")
+        return
+    sizes = official.bert_sizes(folder, config, **recipe.qformer)
+    with torch.device("meta"):
+        qformer = QFormer(sizes)
+    load_into(qformer, shapes, names.BERT, str(folder), optional=official.fresh_beside_bert(qformer))
+
+
+def long_captions(data: CocoCaptions, tokenizer: Tokenizer, prompt: str, max_length: int) -> int:
+    """How many captions are longer than `max_length` ids with what stands before and behind them."""
+    room = max_length - 1 - len(tokenizer.bos_ids) - len(tokenizer.token_ids(prompt))
+    if room < 1:
+        raise UserError(f"the prompt {prompt[:40]!r} takes {max_length - 1 - room} of the {max_length} ids that a text "
+                        "may have, so no word of a caption is left: give a shorter --prompt")
+    texts = [normalize_caption(caption) for _, caption in data.pairs]
+    return sum(len(read.ids) > room for i in range(0, len(texts), 1000)
+               for read in tokenizer.backend.encode_batch(texts[i:i + 1000], add_special_tokens=False))
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
+def check_batches(recipe: Recipe, data: CocoCaptions) -> None:
+    """Raise UserError where a stage of the recipe cannot make its batches of a split, naming --batch-size."""
+    view = np.broadcast_to(np.float16(0), (len(data), recipe.keep_tokens or 1, 1))  # as many as there will be, unmade
+    for config in (recipe.stage1, recipe.stage2):
+        try:
+            PairBatches([view], [index for index, _ in data.pairs], [[0]] * len(data.pairs),
+                        [record.id for record in data.images], config.batch_size, config.seed, 0, recipe.keep_tokens,
+                        *rank_and_size())
+        except UserError as error:
+            raise UserError(f"{error} (--batch-size says how large it is)") from None
+
+
+def check_run(recipe: Recipe, data: Path | None, parts: Path | None, out: Path, split: str, skip_broken: bool,
+              note: Callable[[str], None]) -> None:
+    """Ask everything that training a recipe and measuring it on `split` will ask, before either begins.
+
+    `note` is told what is no error. Scenes that are not there are drawn. Raises UserError for the first trouble.
+    """
+    check_folder(out)
+    check_precision(recipe)
+    data = default_data(recipe, out, data)
+    parts = find_parts(recipe, parts)
+    for role in recipe.models:
+        check_part(recipe, parts, role)
+    for one in ("train", split):
+        CocoCaptions(data, one)
+        check_split(recipe, data, one)
+    train = open_split(data, "train", out, skip_broken)
+    open_split(data, split, out, skip_broken)
+    check_batches(recipe, train)
+    for said in cut_captions(recipe, train, parts):
+        note(said)
+
+
+def cut_captions(recipe: Recipe, train: CocoCaptions, parts: Path | None) -> Iterator[str]:
+    """What is to be said of captions that are longer than a text may be."""
+    for stage, role, prompt in (("stage 1", "bert", ""), ("stage 2", "lm", recipe.prompt)):
+        if role in recipe.models:
+            tokenizer = Tokenizer.from_folder(parts / recipe.models[role])
+            if count := long_captions(train, tokenizer, prompt, recipe.max_length):
+                yield (f"{count:,} of {len(train.pairs):,} captions are longer than the {recipe.max_length} ids that "
+                       f"{stage} reads, and lose their last words")

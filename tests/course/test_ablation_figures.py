@@ -1,0 +1,18 @@
+"""The forest plot of lesson 14 and its interval."""
+
+import pytest
+
+from minblip2.course.ablation_figures import forest, interval
+
+
+def test_interval_is_students():
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(4.303 / 3**0.5)
+
+
+def test_forest_fills_a_diamond_only_where_zero_is_excluded():
+    figure = forest({"sure": [[9, 10, 11]], "unsure": [[-9, 0, 10]]}, ["measure"])
+    panel = figure.axes[0]
+    diamonds = [line for line in panel.lines if line.get_marker() == "D"]
+    assert [line.get_markerfacecolor() == line.get_color() for line in diamonds] == [False, True]  # from below
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["unsure", "sure"]
