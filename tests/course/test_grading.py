@@ -135,7 +135,7 @@ def test_a_folder_becomes_a_table(tmp_path, monkeypatch, capsys):
     nbformat.write(rough, tmp_path / "class" / "dan" / path.name)
     out = tmp_path / "grades.csv"
     monkeypatch.setattr("sys.argv", ["grade.py", str(tmp_path / "class"), "--out", str(out), "--lessons", "06",
-                                     "--cell-limit", "20", "--jobs", "2"])
+                                     "--cell-limit", "30", "--jobs", "2"])
     assert grade.main() == 0
     with out.open(encoding="utf-8") as file:
         table = {row["learner"]: row for row in csv.DictReader(file)}
@@ -158,7 +158,7 @@ def test_what_does_not_even_stop_when_it_is_told_to_is_ended(tmp_path, below_run
     cell.source = cell.source.split("    ### BEGIN SOLUTION")[0] + (
         "    import signal\n    signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + NEVER_ENDS)
     nbformat.write(notebook, below_runs / path.name)
-    results = grade.grade_notebook(below_runs / path.name, asked, cell_limit=20, limit=600)
+    results = grade.grade_notebook(below_runs / path.name, asked, cell_limit=40, limit=600)
     assert results[asked[0].name] == grade.Result(grade.STOPPED, "took too long")
     assert [results[one.name].status for one in asked[1:]] == [checks.DONE] * 3
 
