@@ -18,6 +18,7 @@ from minblip2.data.features import weights_checksum
 from minblip2.device import autocast
 from minblip2.training.loop import (
     TrainConfig,
+    Trainer,
     learning_rate,
     load_weights,
     parameter_groups,
@@ -214,3 +215,17 @@ def test_the_host_asks_the_device_once_in_a_step(tmp_path, monkeypatch):
 
     train(Toy(), losses, Numbers(), replace(CONFIG, steps=3, grad_accum=2), tmp_path)
     assert asked == ["tolist"] * 3
+
+
+def test_a_frozen_part_that_was_trained_in_this_process_does_not_count_in_the_clipping(tmp_path):
+    """Whether it was trained here or loaded from a file, its weights are the same: so is what is trained on it."""
+    ends = []
+    for stale in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4).requires_grad_(False))
+        if stale:
+            model[1].weight.grad = torch.full((4, 4), 100.0)
+        trainer = Trainer(model, lambda model, batch: {"loss": model(batch).square().mean()},
+                          TrainConfig(steps=2, batch_size=3, precision="float32", grad_clip=0.01), torch.device("cpu"))
+        ends.append(trainer.step(0, iter([torch.ones(3, 4)] * 2))["gradient"])
+    assert ends[0] == ends[1] > 0.01

@@ -181,7 +181,8 @@ class Trainer:
             for key, value in output.items():
                 sums[key] = sums.get(key, 0.0) + value.detach().float() / config.grad_accum
             image_ids.append(getattr(batch, "image_ids", torch.empty(0)))
-        sums["gradient"] = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        trained = (p for p in self.model.parameters() if p.requires_grad)  # a frozen part may keep an old gradient
+        sums["gradient"] = nn.utils.clip_grad_norm_(trained, config.grad_clip)
         # The host waits for the device here.
         record = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
         for key in ("loss", "gradient"):
