@@ -10,7 +10,6 @@ and rates of its own, on pictures of --data; it is run when named, and its lines
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
 import json
 import platform
@@ -21,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from minblip2 import UserError
-from minblip2.attention import FeedForward, MultiHeadAttention, attend
+from minblip2.attention import FeedForward
+from minblip2.course.qformer_lab import separate
 from minblip2.data.batches import Batch
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.entry import run_command
@@ -37,7 +36,7 @@ from minblip2.device import autocast
 from minblip2.evaluation import metrics
 from minblip2.evaluation.measure import caption_scores
 from minblip2.evaluation.scene_scores import evaluate_scenes
-from minblip2.qformer import QFormerBlock, QFormerConfig, QFormerOutput
+from minblip2.qformer import QFormerConfig, QFormerOutput
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 from minblip2.training.bridge import Bridge, train_bridge
@@ -92,43 +91,12 @@ class RandomNegatives(Stage1):
         return super().sample_negatives(torch.zeros_like(similarity), same_image)
 
 
-class TwoSelfAttentions(nn.Module):
-    """Queries and text have projections each; they meet in one softmax over all keys (lesson 05, section 7)."""
-
-    def __init__(self, of_queries: MultiHeadAttention, of_text: MultiHeadAttention):
-        super().__init__()
-        self.of_queries, self.of_text, self.queries = of_queries, of_text, 0
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache=None) -> Tensor:
-        """As `MultiHeadAttention`, of x (b s e), whose first `queries` tokens are queries."""
-        sides = (self.of_queries, x[:, : self.queries]), (self.of_text, x[:, self.queries :])
-        query = rearrange(torch.cat([layer.query(own) for layer, own in sides], dim=1), "b s (h d) -> b h s d",
-                          h=self.of_text.heads)
-        projected = [layer.project(own) for layer, own in sides]
-        key, value = (torch.cat(both, dim=2) for both in zip(*projected, strict=True))
-        if cache is not None:
-            key, value = cache.append(key, value)
-        mixed = rearrange(attend(query, key, value, mask), "b h s d -> b s (h d)")
-        return torch.cat([self.of_queries.out(mixed[:, : self.queries]), self.of_text.out(mixed[:, self.queries :])], 1)
-
-
-class SeparateBlock(QFormerBlock):
-    """A block that tells its self-attention where the queries end."""
-
-    def forward(self, x, num_queries, image, mask, cache):
-        """As `QFormerBlock`."""
-        self.self_attention.queries = num_queries
-        return super().forward(x, num_queries, image, mask, cache)
-
-
 class SeparateSelfAttention(Stage1):
-    """A second, fresh self-attention for the text in every block."""
+    """A second, fresh self-attention for the text in every block (lesson 05, section 7)."""
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
-        for block in self.qformer.blocks:
-            second = copy.deepcopy(block.self_attention).apply(self.qformer.initialise)
-            block.self_attention, block.__class__ = TwoSelfAttentions(block.self_attention, second), SeparateBlock
+        separate(self)
 
 
 @dataclass(frozen=True)

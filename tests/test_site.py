@@ -1,7 +1,5 @@
 """The site: links lead somewhere, the bridge in ONNX is the bridge, and the live page says what Python says."""
 
-import functools
-import http.server
 import re
 import shutil
 import subprocess
@@ -153,11 +151,6 @@ def test_maps_words_and_scores_are_those_of_python(bridge, sessions, pictures):
 # --- the page in a browser --------------------------------------------------------------------------------------------
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *message):
-        pass
-
-
 @pytest.fixture(scope="module")
 def page(bridge, exported):
     """The live page, open in Chromium, and what it has logged and asked for."""
@@ -170,8 +163,8 @@ def page(bridge, exported):
     live.fetch_runtime(folder)
     subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix",
                     str(folder), "axe-core@4.10.3"], check=True)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    serving = demo.server(folder, 0)
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=[
             "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -181,11 +174,11 @@ def page(bridge, exported):
         opened.asked, opened.errors = [], []
         opened.on("request", lambda request: opened.asked.append(request.url))
         opened.on("pageerror", lambda error: opened.errors.append(str(error)))
-        opened.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html")
+        opened.goto(f"http://127.0.0.1:{serving.server_address[1]}/index.html")
         opened.wait_for_function("document.getElementById('status').textContent.startsWith('Ready')")
         yield opened
         browser.close()
-    server.shutdown()
+    serving.shutdown()
 
 
 def rgba(picture):

@@ -11,7 +11,8 @@ from ..course.results import cell
 from ..data.files import read_json
 from ..evaluation.asking import questions_table
 from ..evaluation.handover import evaluate_official
-from ..evaluation.measure import LABELS, TOP, keep_results, measure_run
+from ..evaluation.measure import LABELS, keep_results, measure_run
+from ..evaluation.retrieval import TOP
 from ..evaluation.tables import plain_text
 from ..training.bridge import load_bridge
 from .models import open_data, run_folder

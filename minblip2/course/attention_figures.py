@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
-from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, as_array, show
+from .viz import FORBIDDEN, IMAGE, INK, QUERY, QUIET, as_array, draw_arrow, draw_box, show
 
 # name -> (left, bottom, width, height, what stands in the box, its colour); one unit is a tenth of an inch
 FLOW: dict[str, tuple[float, float, float, float, str, str]] = {
@@ -31,21 +29,6 @@ STEPS = (  # from, to, what is written over the arrow, and where
 )
 
 
-def _box(panel: Axes, place: tuple[float, float, float, float], text: str, colour: str) -> None:
-    """A box with rounded corners, pale inside, and its text."""
-    x, y, width, height = place
-    for face, edge, alpha in ((PAPER, "none", 1), (colour, "none", 0.18), ("none", colour, 1)):
-        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8", facecolor=face,
-                                       edgecolor=edge, alpha=alpha, linewidth=1.4))
-    panel.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9, color=INK, linespacing=1.2)
-
-
-def _arrow(panel: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """A thin arrow in data units, behind the boxes."""
-    panel.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color=QUIET, linewidth=1.1,
-                                    shrinkA=0, shrinkB=0, zorder=0))
-
-
 def flow() -> Figure:
     """How a layer of attention turns x (b s e) and what it reads (b k e) into a result (b s e)."""
     figure = Figure(figsize=(9.3, 2.65))
@@ -53,19 +36,19 @@ def flow() -> Figure:
     panel.set(xlim=(0, 100), ylim=(-1.5, 27), aspect="equal")
     panel.axis("off")
     for *place, text, colour in FLOW.values():
-        _box(panel, tuple(place), text, colour)
+        draw_box(panel, tuple(place), text, colour, tint=0.18, line=1.4, opaque=True, linespacing=1.2)
     for start, end, text, at in STEPS:
         x, y, width, height = FLOW[start][:4]
         to_x, to_y, to_width, to_height = FLOW[end][:4]
         if (start, end) == ("weights", "mixture"):
-            _arrow(panel, (x + width, y + height / 2 - 1.5), (to_x + to_width / 2, to_y + to_height))
+            draw_arrow(panel, (x + width, y + height / 2 - 1.5), (to_x + to_width / 2, to_y + to_height), zorder=0)
         else:
-            _arrow(panel, (x + width, y + height / 2), (to_x, to_y + to_height / 2))
+            draw_arrow(panel, (x + width, y + height / 2), (to_x, to_y + to_height / 2), zorder=0)
         if at:
             panel.text(*at, text, ha="center", va="bottom" if at[1] > 3 else "top", fontsize=9, color=QUIET,
                        linespacing=1.1)
     panel.text(47, 24.5, "a mask strikes out scores", ha="center", va="center", fontsize=9, color=INK)
-    _arrow(panel, (47, 23.3), (47, 18.5))
+    draw_arrow(panel, (47, 23.3), (47, 18.5), zorder=0)
     return figure
 
 

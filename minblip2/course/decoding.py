@@ -8,14 +8,26 @@ from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
 from ..data.scene_captions import OPPOSITE, judge, parse
 from ..data.scenes import BACKGROUNDS, SIZES, Scene, position_phrase
 from ..evaluation.metrics import confidence_interval
 from ..generation import top_p_filter
-from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_picture, make_panels
+from .viz import (
+    FORBIDDEN,
+    IMAGE,
+    INK,
+    PAPER,
+    QUERY,
+    QUIET,
+    TEXT,
+    WRONG,
+    draw_arrow,
+    draw_box,
+    draw_picture,
+    make_panels,
+)
 
 Words = tuple[int, ...]
 Candidate = tuple[float, Words]  # sum of log-probabilities, ids
@@ -75,20 +87,14 @@ def loop() -> Figure:
              "prefill": (23, 13, 11, 7, TEXT), "logits (b vocab)": (40, 13, 15, 7, TEXT),
              "decide": (61, 13, 11, 7, WRONG), "word (b)": (78, 13, 12, 7, TEXT), "step": (61, 1, 11, 6, TEXT),
              "cache: keys and values\nof all that was read": (23, 1, 24, 6, IMAGE)}
-    for label, (x, y, width, height, colour) in boxes.items():
-        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8",
-                                       facecolor=colour, alpha=0.25, edgecolor="none"))
-        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8",
-                                       facecolor="none", edgecolor=colour, linewidth=1.5))
-        panel.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=9, color=INK,
-                   weight="bold" if label == "decide" else "normal")
+    for label, (*place, colour) in boxes.items():
+        draw_box(panel, tuple(place), label, colour, weight="bold" if label == "decide" else "normal")
     for points in ([(18, 20.5), (23, 18)], [(18, 12.5), (23, 15)], [(34, 16.5), (40, 16.5)], [(55, 16.5), (61, 16.5)],
                    [(72, 16.5), (78, 16.5)], [(84, 13), (84, 4), (72, 4)], [(61, 4), (47, 4)], [(28, 13), (28, 7)],
                    [(64, 7), (64, 9.5), (51, 9.5), (51, 13)]):
         panel.plot(*zip(*points[:-1], strict=True), color=QUIET, linewidth=1, linestyle="-")
-        panel.add_patch(FancyArrowPatch(points[-2], points[-1], mutation_scale=9, color=QUIET, linewidth=1,
-                                        arrowstyle="<|-|>" if points == [(61, 4), (47, 4)] else "-|>",
-                                        shrinkA=0, shrinkB=0))
+        draw_arrow(panel, points[-2], points[-1], linewidth=1,
+                   arrowstyle="<|-|>" if points == [(61, 4), (47, 4)] else "-|>")
     panel.text(66.5, 22, "greedy, sampling, beam search:\nthis lesson", ha="center", va="bottom", fontsize=9,
                color=WRONG)
     panel.text(85, 9, "until ‹end›", fontsize=9, ha="left", va="center", color=QUIET)

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch
 
 from .. import UserError
-from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, show
+from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, draw_arrow, draw_box, show
 
 # name -> (left, bottom, width, height, what stands in the box, whose colour it has); one unit is a tenth of an inch
 BOXES: dict[str, tuple[float, float, float, float, str, str]] = {
@@ -58,17 +58,12 @@ def draw(panel: Axes, lit: Iterable[str] = tuple(BOXES)) -> None:
                             edgecolor=QUIET, linestyle=(0, (4, 3)), linewidth=0.9)
     panel.add_patch(around)
     panel.text(45.5, 32.3, "Q-Former, trained in both stages", ha="center", va="center", fontsize=8.5, color=INK)
-    for name, (x, y, width, height, label, colour) in BOXES.items():
+    for name, (*place, label, colour) in BOXES.items():
         on = name in lit
-        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8", linewidth=1.3,
-                                       facecolor=colour if on else PAPER, alpha=0.25 if on else 1,
-                                       edgecolor="none", zorder=1))
-        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8",
-                                       linewidth=1.5 if on else 0.8, facecolor="none", zorder=2,
-                                       edgecolor=colour if on else "#BBBBBB",
-                                       linestyle="-" if name not in ("vit", "lm") else (0, (1, 1))))
-        panel.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=8, zorder=3,
-                   color=INK if on else "#8A8A8A", fontweight="bold" if on else "normal", linespacing=1.15)
+        draw_box(panel, tuple(place), label, colour if on else PAPER, tint=0.25 if on else 1, zorder=(1, 2, 3),
+                 edge=colour if on else "#BBBBBB", line=1.5 if on else 0.8, fontsize=8, linespacing=1.15,
+                 dash="-" if name not in PARTS["frozen"] else (0, (1, 1)), color=INK if on else "#8A8A8A",
+                 fontweight="bold" if on else "normal")
     for start, end in ARROWS:
         x, y, width, height, *_ = BOXES[start]
         to_x, to_y, _, to_height, *_ = BOXES[end]
@@ -77,21 +72,15 @@ def draw(panel: Axes, lit: Iterable[str] = tuple(BOXES)) -> None:
             middle, corner = (x + width + to_x) / 2, to_y + to_height / 2
             panel.plot([x + width, middle, middle], [level, level, corner], color=QUIET, linewidth=1, linestyle="-",
                        zorder=0)
-            _arrow(panel, (middle, corner), (to_x, corner))
+            draw_arrow(panel, (middle, corner), (to_x, corner), mutation_scale=8, linewidth=1, zorder=0)
         else:
-            _arrow(panel, (x + width, level), (to_x, level))
+            draw_arrow(panel, (x + width, level), (to_x, level), mutation_scale=8, linewidth=1, zorder=0)
     for x, y, to in ((37.5, 24.5, 22.5), (53.5, 24.5, 22.5), (37.75, 18.5, 17), (37.75, 13, 11.5), (53.5, 18.5, 11.5),
                      (35, 7.5, 4), (45.5, 7.5, 4), (56, 7.5, 4)):
-        _arrow(panel, (x, y), (x, to))
+        draw_arrow(panel, (x, y), (x, to), mutation_scale=8, linewidth=1, zorder=0)
     panel.text(29.3, 2, "stage 1:", ha="right", va="center", fontsize=8.5, color=INK)
     panel.text(72.25, 19, "stage 2:", ha="center", va="center", fontsize=8.5, color=INK)
     panel.text(72.25, 17.2, "also trained", ha="center", va="center", fontsize=7.5, color=QUIET)
-
-
-def _arrow(panel: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """A thin arrow in data units."""
-    panel.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color=QUIET, linewidth=1,
-                                    shrinkA=0, shrinkB=0, zorder=0))
 
 
 def whole(lit: Iterable[str] = tuple(BOXES)) -> Figure:

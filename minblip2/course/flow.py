@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from .. import UserError
-from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT
+from .viz import IMAGE, PAPER, QUERY, QUIET, TEXT, draw_arrow, draw_box
 
 Box = tuple[float, float, float, float, str, str | None]  # left, bottom, width, height, label, colour (None: grey)
 
 
 def flow(boxes: Mapping[str, Box], arrows: Sequence[tuple[str, ...]], dotted: Sequence[str] = (),
-         notes: Sequence[tuple[float, float, str]] = ()) -> Figure:
-    """Boxes and the arrows between them; one unit is a tenth of an inch, the figure is as large as it needs to be.
+         notes: Sequence[tuple[float, float, str]] = (), unit: float = 0.1) -> Figure:
+    """Boxes and the arrows between them; one `unit` is a tenth of an inch, the figure is as large as it needs to be.
 
     An arrow is (from, to) or (from, to, what goes along it): between the sides that face each other. `dotted` boxes
     are frozen; notes are (x, y, text). Raises UserError for an arrow to a box that is not there.
@@ -24,22 +23,17 @@ def flow(boxes: Mapping[str, Box], arrows: Sequence[tuple[str, ...]], dotted: Se
         if start not in boxes or end not in boxes:
             raise UserError(f"there is no box for the arrow from {start!r} to {end!r}: there are {', '.join(boxes)}")
     wide = max(x + width for x, _, width, *_ in boxes.values()) + 1
-    high = max(y + height for _, y, _, height, *_ in boxes.values()) + 1
-    figure = Figure(figsize=((wide + 1) / 10, (high + 1) / 10))
+    high = max([y + height for _, y, _, height, *_ in boxes.values()] + [y + 1 for _, y, _ in notes]) + 1
+    figure = Figure(figsize=((wide + 1) * unit, (high + 1) * unit))
     panel = figure.add_axes((0, 0, 1, 1), xlim=(-1, wide), ylim=(-1, high), aspect="equal")
     panel.axis("off")
-    for name, (x, y, width, height, label, colour) in boxes.items():
-        for face, alpha, line in ((colour or PAPER, 0.22 if colour else 1, 0), ("none", 1, 1.4)):
-            panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8",
-                                           facecolor=face, alpha=alpha, linewidth=line, zorder=2,
-                                           edgecolor=(colour or QUIET) if line else "none",
-                                           linestyle=(0, (1, 1)) if name in dotted else "-"))
-        panel.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=8.5, color=INK, zorder=3,
-                   linespacing=1.25)
+    for name, (*place, label, colour) in boxes.items():
+        draw_box(panel, tuple(place), label, colour or PAPER, tint=0.22 if colour else 1, edge=colour or QUIET,
+                 line=1.4, dash=(0, (1, 1)) if name in dotted else "-", zorder=(2, 2, 3), fontsize=8.5,
+                 linespacing=1.25)
     for start, end, *what in arrows:
         here, there = _ends(boxes[start], boxes[end])
-        panel.add_patch(FancyArrowPatch(here, there, arrowstyle="-|>", mutation_scale=9, color=QUIET, linewidth=1.1,
-                                        shrinkA=0, shrinkB=0, zorder=1))
+        draw_arrow(panel, here, there, zorder=1)
         if what:
             flat = here[1] == there[1]
             panel.text((here[0] + there[0]) / 2 + (0 if flat else 0.6), (here[1] + there[1]) / 2 + (0.5 if flat else 0),

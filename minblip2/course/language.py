@@ -12,11 +12,15 @@ from einops import rearrange, reduce, repeat
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .. import generation, masks
-from ..data import scene_captions, scenes
+from .. import masks
+from ..attention import KVCache
+from ..data import scenes
 from ..data.scenes import Scene
 from ..data.tokenizer import Tokenizer
+from ..evaluation.scene_scores import scene_accuracy
+from ..generation import generate
 from ..lm.opt import OPT
+from ..lm.protocol import LanguageModel
 from . import viz
 from .pipeline import Step, pipeline
 
@@ -98,22 +102,26 @@ def written(model: OPT, tokenizer: Tokenizer, contexts: Sequence[Sequence[int]],
     embeds = model.embed(ids)
     if soft is not None:
         embeds, mask = torch.cat([soft, embeds], dim=1), F.pad(mask, (soft.shape[1], 0), value=True)
-    cache = model.new_cache()
-    first, mask = model.prefill(embeds, mask, cache)
+    return written_after(model, tokenizer, embeds, mask, top_p=top_p, generator=torch.Generator().manual_seed(seed))
 
-    def step(ids: Tensor, mask: Tensor, cache) -> Tensor:
-        position = masks.token_positions(mask)[:, -1:]
-        return model.lm_logits(model(model.embed(ids), rearrange(mask, "b k -> b 1 1 k"), position, cache)[:, -1])
 
-    found = generation.greedy_or_sample(step, model.lm_logits(first), mask, cache, eos_id=tokenizer.eos_id,
-                                        top_p=top_p, generator=torch.Generator().manual_seed(seed))
-    return [tokenizer.decode(row) for row in found]
+@torch.no_grad()
+def written_after(lm: LanguageModel, tokenizer: Tokenizer, given: Tensor, given_mask: Tensor, **decoding) -> list[str]:
+    """What a language model of either kind writes after vectors (b s e): greedily, unless `decoding` says otherwise."""
+    cache = lm.new_cache()
+    first, begun = lm.prefill(given, given_mask, cache)
+
+    def step(ids: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
+        visible, position = rearrange(mask, "b k -> b 1 1 k"), masks.token_positions(mask)[:, -1:]
+        return lm.lm_logits(lm(lm.embed(ids), visible, position, cache)[:, -1])
+
+    ids = generate(step, lm.lm_logits(first), begun, cache, eos_id=tokenizer.eos_id, **decoding)
+    return [tokenizer.decode(row) for row in ids]
 
 
 def share_right(captions: Sequence[str], truths: Sequence[Scene]) -> float:
-    """Share of captions that name exactly the things of their scene, as `scene_captions.judge` finds."""
-    return float(np.mean([bool(scene_captions.judge(text, scene)["things"])
-                          for text, scene in zip(captions, truths, strict=True)]))
+    """Share of captions that name exactly the things of their scene, as `scene_accuracy` finds."""
+    return scene_accuracy(captions, truths)["things"] / 100
 
 
 def lies(texts: Sequence[str], truths: Sequence[Scene]) -> list[tuple[str, str, str, str]]:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from ..data.files import write_json
-from ..data.scenes import BACKGROUNDS, COLOURS, OUTLINES, SHAPES, SIDE, SIZES
+from ..data.scenes import BACKGROUNDS, COLOURS, HOLE, OUTLINES, SHAPES, SIDE, SIZES
 from ..data.tokenizer import Tokenizer
 from ..evaluation.scene_scores import QUESTIONS
 from ..training.bridge import Bridge, load_bridge
@@ -35,7 +35,7 @@ def page_data(bridge: Bridge) -> dict[str, object]:
     """All numbers and words that the page takes from Python."""
     backbones, qformer = bridge.backbones, bridge.stage2.qformer
     return dict(
-        side=SIDE, colours=COLOURS, backgrounds=BACKGROUNDS, sizes=SIZES, shapes=SHAPES, hole=0.52,
+        side=SIDE, colours=COLOURS, backgrounds=BACKGROUNDS, sizes=SIZES, shapes=SHAPES, hole=HOLE,
         outlines={name: corners for name, corners in OUTLINES.items() if corners},
         mean=backbones.transform.mean, std=backbones.transform.std, queries=qformer.config.num_queries,
         blocks=[i + 1 for i, block in enumerate(qformer.blocks) if block.cross_attention is not None],

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..attention import attention_weights
@@ -20,7 +20,7 @@ from ..data.scenes import SEEN, SIDE, Scene, Thing
 from ..evaluation.metrics import _inside
 from ..stage1 import Stage1
 from ..weights.retriever import Retriever
-from .viz import IMAGE, INK, QUERY, QUIET, TEXT, WRONG, draw_picture
+from .viz import IMAGE, INK, QUERY, QUIET, TEXT, WRONG, draw_arrow, draw_box, draw_picture
 
 
 @dataclass
@@ -151,15 +151,11 @@ def flow() -> Figure:
              "Q-Former, fused pass:\nattention A (b h q v)\nin each reading": (21, 7, 22, 12, QUERY),
              "ITM head:\nlogit “match” y": (50, 9, 15, 8, QUERY),
              "map (b v)\nΣ A · relu(∂y/∂A)": (73, 8, 18, 10, WRONG)}
-    for label, (x, y, width, height, colour) in boxes.items():
-        for face, edge, alpha in ((colour, "none", 0.25), ("none", colour, 1)):
-            panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8", alpha=alpha,
-                                           facecolor=face, edgecolor=edge, linewidth=1.5))
-        panel.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=9, color=INK)
+    for label, (*place, colour) in boxes.items():
+        draw_box(panel, tuple(place), label, colour)
     for start, end, style in (((15, 18), (21, 15), "-"), ((15, 6.5), (21, 10), "-"), ((43, 15), (50, 15), "-"),
                               ((50, 11), (43, 11), (0, (3, 2))), ((65, 13), (73, 13), "-")):
-        panel.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color=QUIET, linewidth=1.1,
-                                        linestyle=style, shrinkA=0, shrinkB=0))
+        draw_arrow(panel, start, end, linestyle=style)
     panel.text(46.5, 16, "forward", ha="center", va="bottom", fontsize=8, color=QUIET)
     panel.text(46.5, 9.6, "∂y/∂A", ha="center", va="top", fontsize=8, color=QUIET)
     return figure

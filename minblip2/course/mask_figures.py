@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from . import figures
-from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, show
+from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_arrow, draw_box, show
 
 USES = {  # name of a mask -> (from queries to text?, from text to queries?, what the text sees of itself)
     "uni-modal (ITC)": (False, False, "every word"),
@@ -30,16 +30,12 @@ def three_uses() -> Figure:
         panel.axis("off")
         for (x, y, text), colour in zip(((1, 11, "queries"), (18, 11, "text"), (1, 0.5, "image")),
                                         (QUERY, TEXT, IMAGE), strict=True):
-            for face, edge, alpha in ((PAPER, "none", 1), (colour, "none", 0.2), ("none", colour, 1)):
-                panel.add_patch(FancyBboxPatch((x, y), 11, 5, boxstyle="round,pad=0,rounding_size=0.8", alpha=alpha,
-                                               facecolor=face, edgecolor=edge, linewidth=1.4))
-            panel.text(x + 5.5, y + 2.5, text, ha="center", va="center", fontsize=9.5)
+            draw_box(panel, (x, y, 11, 5), text, colour, tint=0.2, line=1.4, opaque=True, fontsize=9.5)
         lines = [((6.5, 5.5), (6.5, 11), QUIET)]
         lines += [((12, 14.6), (18, 14.6), QUERY)] if to_text else []
         lines += [((18, 12.4), (12, 12.4), TEXT)] if to_queries else []
         for start, end, colour in lines:
-            panel.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=colour, linewidth=2,
-                                            shrinkA=1, shrinkB=1))
+            draw_arrow(panel, start, end, mutation_scale=13, color=colour, linewidth=2, shrinkA=1, shrinkB=1)
         panel.text(7.5, 8.2, "cross-attention", ha="left", va="center", fontsize=9, color=QUIET)
         panel.text(6.5, 17, "a query sees\nevery query", ha="center", va="bottom", fontsize=9, color=QUIET)
         panel.text(23.5, 17, f"a word sees\n{sees}", ha="center", va="bottom", fontsize=9, color=QUIET)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from .. import UserError
-from .viz import INK, PAPER, QUIET
+from .viz import PAPER, QUIET, draw_arrow, draw_box
 
 
 class Step(NamedTuple):
@@ -38,15 +37,11 @@ def pipeline(*rows: Sequence[Step], width: float = 9.0) -> Figure:
         wide, top = pitch - 0.32, -high * number - 0.12
         for place, step in enumerate(row):
             left = pitch * place + 0.16
-            for face, alpha, edge in ((step.colour, 0.22, "none"), ("none", 1, step.colour)):
-                panel.add_patch(FancyBboxPatch((left, top - 0.56), wide, 0.56, facecolor=face, alpha=alpha,
-                                               boxstyle="round,pad=0,rounding_size=0.08", edgecolor=edge, linewidth=1.5,
-                                               linestyle=(0, (1, 1)) if step.frozen else "-"))
-            panel.text(left + wide / 2, top - 0.28, step.label, ha="center", va="center", fontsize=9.5, color=INK,
-                       fontweight="bold", linespacing=1.15)
+            draw_box(panel, (left, top - 0.56, wide, 0.56), step.label, step.colour, tint=0.22, rounding=0.08,
+                     dash=(0, (1, 1)) if step.frozen else "-", fontsize=9.5, fontweight="bold", linespacing=1.15)
             panel.text(left + wide / 2, top - 0.62, step.leaves, ha="center", va="top", fontsize=9, color=QUIET,
                        linespacing=1.2, bbox=dict(facecolor=PAPER, edgecolor="none", pad=0.5))
             if place:
-                panel.add_patch(FancyArrowPatch((left - 0.3, top - 0.28), (left - 0.02, top - 0.28), arrowstyle="-|>",
-                                                mutation_scale=10, color=QUIET, linewidth=1.2, shrinkA=0, shrinkB=0))
+                draw_arrow(panel, (left - 0.3, top - 0.28), (left - 0.02, top - 0.28), mutation_scale=10,
+                           linewidth=1.2)
     return figure

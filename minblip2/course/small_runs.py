@@ -27,13 +27,13 @@ from ..training.loop import Batches, TrainConfig, train
 PICTURES = 2000  # so many of the training pictures
 
 
-def small_stage1(bridge: Bridge, seed: int = 0, **changes) -> Stage1:
+def small_stage1(bridge: Bridge, seed: int = 0, embed_dim: int = 64, **changes) -> Stage1:
     """An untrained stage 1 that trains in seconds: two blocks, of which the first reads the picture."""
     torch.manual_seed(seed)
     config = QFormerConfig(width=64, layers=2, heads=4, mlp_width=128, num_queries=8, max_positions=32, dropout=0.0,
                            image_width=bridge.backbones.encoder.width, vocab_size=len(bridge.backbones.tokenizer),
                            init_std=0.06)
-    return Stage1(replace(config, **changes), embed_dim=64)
+    return Stage1(replace(config, **changes), embed_dim)
 
 
 def small_pairs(bridge: Bridge, split: CocoCaptions, features: np.ndarray, batch_size: int, seed: int = 0,

@@ -8,98 +8,59 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
+from .flow import Box, flow
 from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_picture
 
-GREY = "#9A9A9A"
-Box = tuple[float, float, float, float, str, str]  # left, bottom, width, height, what stands in it, its colour
-
-
-def flow(boxes: Mapping[str, Box], arrows: Sequence[tuple[str, str]], notes: Sequence[tuple[float, float, str]] = (),
-         size: tuple[float, float] = (110, 34)) -> Figure:
-    """A diagram of boxes and arrows; one unit is a twelfth of an inch, notes are (x, y, text).
-
-    An arrow goes from the right side of its first box to the left side of the second, or straight up or down where
-    the second lies above or below.
-    """
-    wide, high = size
-    figure = Figure(figsize=(9.2, 9.2 * high / wide))
-    panel = figure.add_axes((0, 0, 1, 1))
-    panel.set(xlim=(0, wide), ylim=(0, high), aspect="equal")
-    panel.axis("off")
-    for x, y, width, height, label, colour in boxes.values():
-        style = "round,pad=0,rounding_size=0.8"
-        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, alpha=0.25,
-                                       edgecolor="none", zorder=1))
-        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor="none", edgecolor=colour,
-                                       linewidth=1.4, zorder=2))
-        panel.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=8, color=INK, zorder=3,
-                   linespacing=1.2)
-    for start, end in arrows:
-        panel.add_patch(FancyArrowPatch(*_ends(boxes[start], boxes[end]), arrowstyle="-|>", mutation_scale=9,
-                                        color=QUIET, linewidth=1.1, shrinkA=0, shrinkB=0, zorder=0))
-    for x, y, text in notes:
-        panel.text(x, y, text, ha="center", va="center", fontsize=8, color=QUIET, linespacing=1.2)
-    return figure
-
-
-def _ends(start: Box, end: Box) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where an arrow leaves one box and reaches another."""
-    x, y, width, height, *_ = start
-    to_x, to_y, to_width, to_height, *_ = end
-    if to_x >= x + width:
-        low, high = max(y, to_y), min(y + height, to_y + to_height)
-        if low < high:  # level where the two overlap
-            return (x + width, (low + high) / 2), (to_x, (low + high) / 2)
-        return (x + width, y + height / 2), (to_x, to_y + to_height / 2)
-    middle = x + width / 2 if to_x <= x + width / 2 <= to_x + to_width else to_x + to_width / 2
-    return ((middle, y), (middle, to_y + to_height)) if to_y < y else ((middle, y + height), (middle, to_y))
+UNIT = 0.083  # inches: these three are as wide as a page
 
 
 def itc_flow() -> Figure:
     """ITC: images and captions apart, all cosines, the largest over queries, temperature, softmax both ways."""
-    boxes = {"features": (1, 19, 13, 8, "image features\n(b v i), frozen", IMAGE),
-             "queries": (19, 19, 16, 8, "Q-Former,\nqueries alone", QUERY),
-             "vectors": (40, 19, 16, 8, "linear, length 1:\ng (b q e)", QUERY),
-             "text": (1, 4, 13, 8, "captions\n[CLS] ...", TEXT),
-             "encoder": (19, 4, 16, 8, "Q-Former,\ntext alone", TEXT),
-             "vector": (40, 4, 16, 8, "[CLS], linear,\nlength 1: t (b e)", TEXT),
-             "cosine": (61, 8, 13, 15, "all cosines\n(b n q)", GREY),
-             "best": (78, 8, 13, 15, "largest over\nthe queries,\n÷ temperature\n(b n)", GREY),
-             "loss": (95, 8, 14, 15, "cross-entropy\nof rows and\nof columns", GREY)}
+    boxes: dict[str, Box] = {
+        "features": (1, 19, 13, 8, "image features\n(b v i), frozen", IMAGE),
+        "queries": (19, 19, 16, 8, "Q-Former,\nqueries alone", QUERY),
+        "vectors": (40, 19, 16, 8, "linear, length 1:\ng (b q e)", QUERY),
+        "text": (1, 4, 13, 8, "captions\n[CLS] ...", TEXT),
+        "encoder": (19, 4, 16, 8, "Q-Former,\ntext alone", TEXT),
+        "vector": (40, 4, 16, 8, "[CLS], linear,\nlength 1: t (b e)", TEXT),
+        "cosine": (61, 8, 13, 15, "all cosines\n(b n q)", None),
+        "best": (78, 8, 13, 15, "largest over\nthe queries,\n÷ temperature\n(b n)", None),
+        "loss": (95, 8, 14, 15, "cross-entropy\nof rows and\nof columns", None)}
     arrows = [("features", "queries"), ("queries", "vectors"), ("text", "encoder"), ("encoder", "vector"),
               ("vectors", "cosine"), ("vector", "cosine"), ("cosine", "best"), ("best", "loss")]
-    return flow(boxes, arrows, [(27, 15.5, "uni-modal mask: no arrow between the two rows")], size=(110, 29))
+    return flow(boxes, arrows, notes=[(12, 15.5, "uni-modal mask: no arrow between the two rows")], unit=UNIT)
 
 
 def itm_flow() -> Figure:
     """ITM: pairs by number, one fused pass, a yes or no from every query, the mean."""
-    boxes = {"image": (1, 17, 17, 8, "keys and values of b\nimages, picked: 3b", IMAGE),
-             "text": (1, 3, 17, 8, "b captions,\npicked: 3b", TEXT),
-             "fused": (26, 3, 20, 22, "Q-Former,\nqueries and words\nsee each other", QUERY),
-             "states": (54, 17, 15, 8, "query states\n(3b q e)", QUERY),
-             "words": (54, 3, 15, 8, "word states,\nunused", TEXT),
-             "head": (75, 17, 14, 8, "linear, 2 logits;\nmean over q", GREY),
-             "loss": (95, 17, 14, 8, "cross-entropy:\nmatch or not", GREY)}
+    boxes: dict[str, Box] = {
+        "image": (1, 17, 17, 8, "keys and values of b\nimages, picked: 3b", IMAGE),
+        "text": (1, 3, 17, 8, "b captions,\npicked: 3b", TEXT),
+        "fused": (26, 3, 20, 22, "Q-Former,\nqueries and words\nsee each other", QUERY),
+        "states": (54, 17, 15, 8, "query states\n(3b q e)", QUERY),
+        "words": (54, 3, 15, 8, "word states,\nunused", TEXT),
+        "head": (75, 17, 14, 8, "linear, 2 logits;\nmean over q", None),
+        "loss": (95, 17, 14, 8, "cross-entropy:\nmatch or not", None)}
     arrows = [("image", "fused"), ("text", "fused"), ("fused", "states"), ("fused", "words"), ("states", "head"),
               ("head", "loss")]
-    return flow(boxes, arrows, [(36, 27, "bi-directional mask")], size=(110, 29))
+    return flow(boxes, arrows, notes=[(28.5, 27, "bi-directional mask")], unit=UNIT)
 
 
 def itg_flow() -> Figure:
     """ITG: the queries read first, the words are written on top of their cache, each state asked for the next word."""
-    boxes = {"image": (1, 18, 15, 7, "image features\n(b v i)", IMAGE),
-             "queries": (22, 18, 18, 7, "Q-Former,\nqueries alone", QUERY),
-             "cache": (48, 18, 20, 7, "cache: keys and values\nof the queries", QUERY),
-             "in": (1, 2, 15, 9, "goes in:\n[DEC] a red circle", TEXT),
-             "text": (48, 2, 20, 9, "Q-Former, words:\neach sees the queries and\nthe words before it", TEXT),
-             "head": (75, 2, 12, 9, "LM head\n(b t vocabulary)", TEXT),
-             "out": (93, 2, 16, 9, "asked for:\na red circle [SEP]", TEXT)}
+    boxes: dict[str, Box] = {
+        "image": (1, 18, 15, 7, "image features\n(b v i)", IMAGE),
+        "queries": (22, 18, 18, 7, "Q-Former,\nqueries alone", QUERY),
+        "cache": (48, 18, 20, 7, "cache: keys and values\nof the queries", QUERY),
+        "in": (1, 2, 15, 9, "goes in:\n[DEC] a red circle", TEXT),
+        "text": (48, 2, 20, 9, "Q-Former, words:\neach sees the queries and\nthe words before it", TEXT),
+        "head": (74.5, 2, 13, 9, "LM head\n(b t vocabulary)", TEXT),
+        "out": (93, 2, 16, 9, "asked for:\na red circle [SEP]", TEXT)}
     arrows = [("image", "queries"), ("queries", "cache"), ("cache", "text"), ("in", "text"), ("text", "head"),
               ("head", "out")]
-    return flow(boxes, arrows, [(82, 22, "multimodal causal mask")], size=(110, 27))
+    return flow(boxes, arrows, notes=[(72, 21.5, "multimodal causal mask")], unit=UNIT)
 
 
 def _queries(panel: Axes, values: Sequence[float] | Tensor, title: str, colour: str = QUERY) -> None:

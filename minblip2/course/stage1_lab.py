@@ -20,10 +20,11 @@ from ..data.pictures import load_image
 from ..data.scenes import Scene
 from ..data.tokenizer import Tokenizer
 from ..evaluation import metrics
-from ..qformer import QFormerConfig
+from ..evaluation.scene_scores import longest_captions
 from ..stage1 import Stage1
 from ..training.bridge import Bridge, load_bridge
 from . import lesson
+from .small_runs import small_stage1
 
 PLACES = {"top", "bottom", "left", "right", "middle", "above", "below"}
 
@@ -50,10 +51,11 @@ class Lab(NamedTuple):
 
     def small(self, seed: int = 0, **changes) -> Stage1:
         """A stage 1 that trains in seconds: 2 blocks of width 64, 8 queries, unless `changes` says otherwise."""
-        torch.manual_seed(seed)
-        sizes = dict(width=64, layers=2, heads=4, mlp_width=128, num_queries=8, image_width=self.known.shape[2],
-                     vocab_size=len(self.tokenizer), max_positions=32, dropout=0.0, init_std=0.06)
-        return Stage1(QFormerConfig(**sizes | changes), embed_dim=32)
+        return small_stage1(self.bridge, seed, embed_dim=32, **changes)
+
+    def telling(self, count: int = 200) -> tuple[list[str], list[int]]:
+        """The longest captions of validation images, and the rows of these: see `longest_captions`."""
+        return longest_captions(self.val, count)
 
     def pairs(self, rows: Sequence[int], places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Training images `rows` with their captions number `places`: features, ids, mask, and numbers of images."""
@@ -77,14 +79,6 @@ def open_lab() -> Lab:
     known, seen = (torch.from_numpy(bridge.features(data, lesson.RUN / "cache").copy()) for data in (train, val))
     return Lab(bridge, bridge.stage1.cpu().eval().requires_grad_(False), bridge.backbones.tokenizer, train, val,
                scene_dataset.load_scenes(lesson.DATA, "val"), known, seen.float())
-
-
-def longest_captions(data: CocoCaptions, count: int = 200) -> tuple[list[str], list[int]]:
-    """For each of `count` images its longest caption, none twice, and the rows of the images."""
-    found: dict[str, int] = {}
-    for row, record in enumerate(data.images):
-        found.setdefault(max(record.captions, key=lambda caption: caption.count(" ")), row)
-    return list(found)[:count], list(found.values())[:count]
 
 
 def images_found(similarity: Tensor) -> float:

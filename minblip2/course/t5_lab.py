@@ -8,19 +8,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from .. import masks
-from ..attention import KVCache
 from ..data import scene_captions
 from ..data.scenes import Scene
 from ..data.tokenizer import Tokenizer
-from ..generation import generate
 from ..lm.protocol import LanguageModel
 from ..lm.t5 import T5, T5Config
 from ..stage2 import Stage2, split_prefix
 from ..training import texts
+from .decoding import marked
+from .language import written_after
 from .stage1_lab import Lab, fit
 
 OPENING, LONGEST = "a picture of", 10
@@ -115,27 +113,13 @@ def train_bridge(stage2: Stage2, batch: Callable[[int], tuple[Tensor, ...]], ste
     return log
 
 
-@torch.no_grad()
-def written(lm: LanguageModel, tokenizer: Tokenizer, given: Tensor, given_mask: Tensor, **decoding) -> list[str]:
-    """What the model writes after vectors (b s e), greedily unless `decoding` says otherwise."""
-    cache = lm.new_cache()
-    first, begun = lm.prefill(given, given_mask, cache)
-
-    def step(ids: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
-        visible, position = rearrange(mask, "b k -> b 1 1 k"), masks.token_positions(mask)[:, -1:]
-        return lm.lm_logits(lm(lm.embed(ids), visible, position, cache)[:, -1])
-
-    ids = generate(step, lm.lm_logits(first), begun, cache, eos_id=tokenizer.eos_id, **decoding)
-    return [tokenizer.decode(row) for row in ids]
-
-
 def from_keywords(lm: T5, tokenizer: Tokenizer, keywords: Sequence[str]) -> list[str]:
     """The captions that a T5 writes when its encoder is given keywords and the opening."""
     known, known_mask = tokenizer.pad([tokenizer.token_ids(words) for words in keywords])
     prompt = torch.tensor([tokenizer.encode_prompt(OPENING)]).expand(len(known), -1)
     given = lm.embed(torch.cat([known, prompt], dim=1)).detach()
     mask = torch.cat([known_mask, torch.ones_like(prompt, dtype=torch.bool)], dim=1)
-    return [f"{OPENING} {rest}" for rest in written(lm, tokenizer, given, mask)]
+    return [f"{OPENING} {rest}" for rest in written_after(lm, tokenizer, given, mask)]
 
 
 def new_scenes(count: int = 150, seed: int = 1) -> tuple[list[Scene], list[str]]:
@@ -158,8 +142,7 @@ def right(captions: Sequence[str], truths: Sequence[Scene]) -> tuple[float, floa
 
 def marks(captions: Sequence[str], truths: Sequence[Scene]) -> list[str]:
     """A ✓ for each caption that names exactly the things of its scene, else a ✗."""
-    return ["✓" if scene_captions.judge(caption, truth)["things"] else "✗"
-            for caption, truth in zip(captions, truths, strict=True)]
+    return [marked(caption, truth)[0] for caption, truth in zip(captions, truths, strict=True)]
 
 
 def examples(keywords: Sequence[str], captions: Sequence[str], truths: Sequence[Scene],

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 from torch import Tensor
 
@@ -92,6 +93,31 @@ def draw_picture(panel: Axes, image: object) -> None:
     panel.imshow(pixels, cmap="gray", vmin=0, vmax=255 if pixels.max() > 1 else 1)
     panel.set(xticks=[], yticks=[])
     panel.spines[:].set(visible=True, color="#AAAAAA", linewidth=0.7)
+
+
+def draw_box(panel: Axes, place: tuple[float, float, float, float], label: str, colour: str, tint: float = 0.25,
+             edge: str | None = None, line: float = 1.5, dash: object = "-", opaque: bool = False,
+             rounding: float = 0.8, zorder: tuple[float, float, float] = (1, 1, 3), **words: object) -> None:
+    """Draw a box of a diagram: rounded, of a thin colour within an edge, its label in the middle.
+
+    place: left, bottom, width and height. `tint` thins the colour, `edge` is that of the border if another one; an
+    `opaque` box hides what lies below it. `zorder` is that of face, edge and label, `words` are settings of the label.
+    """
+    x, y, width, height = place
+    faces = [(PAPER, "none", 1.0, 0.0, zorder[0])] if opaque else []
+    faces += [(colour, "none", tint, 0.0, zorder[0]), ("none", edge or colour, 1.0, line, zorder[1])]
+    for face, border, alpha, thick, order in faces:
+        panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=f"round,pad=0,rounding_size={rounding}",
+                                       facecolor=face, edgecolor=border, alpha=alpha, linewidth=thick, linestyle=dash,
+                                       zorder=order))
+    panel.text(x + width / 2, y + height / 2, label, zorder=zorder[2],
+               **{"ha": "center", "va": "center", "fontsize": 9, "color": INK} | words)
+
+
+def draw_arrow(panel: Axes, start: tuple[float, float], end: tuple[float, float], **style: object) -> None:
+    """Draw a thin arrow of a diagram between two points of the panel."""
+    panel.add_patch(FancyArrowPatch(start, end, **{"arrowstyle": "-|>", "mutation_scale": 9, "color": QUIET,
+                                                   "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0} | style))
 
 
 def label_line(panel: Axes, height: float, text: str) -> None:

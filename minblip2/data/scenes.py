@@ -22,6 +22,7 @@ COLOURS = {
 }  # fmt: skip
 BACKGROUNDS = {"black": (10, 10, 10), "grey": (128, 128, 128), "white": (248, 248, 248), "brown": (84, 56, 34)}
 SIZES = {"small": 6.4, "large": 9.5}  # radius in pixels
+HOLE = 0.52  # of a ring: the inner radius, as a share of the outer one
 OUTLINES = {  # corners in units of the radius; turned by a little, they stay within one radius on both axes
     "circle": None,
     "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
@@ -83,7 +84,7 @@ def _mask(shape: str, x: float, y: float, radius: float, angle: float) -> Image.
     fine = Image.new("L", (SIDE * FINE, SIDE * FINE))
     pen, outline = ImageDraw.Draw(fine), OUTLINES[shape]
     if outline is None:
-        for r, fill in ((radius, 255), (0.52 * radius, 0 if shape == "ring" else 255)):
+        for r, fill in ((radius, 255), (HOLE * radius, 0 if shape == "ring" else 255)):
             pen.ellipse([FINE * (x - r), FINE * (y - r), FINE * (x + r), FINE * (y + r)], fill=fill)
     else:
         sine, cosine = math.sin(angle) * radius, math.cos(angle) * radius

@@ -24,8 +24,8 @@ from ..weights.blip2 import Blip2
 from ..weights.hub import MODELS
 from ..weights.official import ForRetrieval
 from ..weights.retriever import Retriever
-from .measure import LABELS, TOP, caption_scores, of_next_picture
-from .retrieval import evaluate_retrieval
+from .measure import LABELS, caption_scores, of_next_picture
+from .retrieval import TOP, evaluate_retrieval
 from .tables import markdown
 
 KEPT = ("*.safetensors", "*.json", "log.jsonl")  # of each part of a run; checkpoints and caches stay behind

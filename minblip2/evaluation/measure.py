@@ -17,10 +17,9 @@ from ..training.bridge import Bridge
 from ..training.checks import open_split
 from ..training.records import read_record, recorded_data
 from . import metrics
-from .retrieval import evaluate_retrieval
+from .retrieval import TOP, evaluate_retrieval
 from .scene_scores import evaluate_scenes
 
-TOP = 16  # so many candidates ITM ranks again
 LABELS = {  # what is told of a run, in this order -> what it is called
     "images": "pictures",
     "candidates": "captions to choose from",

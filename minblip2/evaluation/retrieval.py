@@ -10,9 +10,11 @@ from ..weights.reader import Images
 from ..weights.retriever import Retriever
 from . import metrics
 
+TOP = 16  # so many candidates ITM ranks again
+
 
 def evaluate_retrieval(retriever: Retriever, images: Images, captions: Sequence[str], image_of_text: Sequence[int],
-                       top: int = 16) -> dict[str, float]:
+                       top: int = TOP) -> dict[str, float]:
     """Recall both ways in percent, by ITC and with ITM re-ranking of the `top` best.
 
     image_of_text (m): the row of the image that each caption belongs to.

@@ -18,7 +18,7 @@ from ..weights.reader import Images
 from ..weights.retriever import Retriever
 from . import metrics
 from .asking import captions_from_text, evaluate_questions
-from .retrieval import evaluate_retrieval
+from .retrieval import TOP, evaluate_retrieval
 
 # How captions of each kind open in the language of the scenes: the text prompt that asks for what is to be judged.
 QUESTIONS = {"things": "a picture of", "positions": "this picture shows", "relations": "we see", "background": "on a",
@@ -80,7 +80,7 @@ def longest_captions(data: CocoCaptions, most: int) -> tuple[list[str], list[int
 
 
 def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene], features: np.ndarray,
-                    candidates: int = 200, top: int = 16) -> dict[str, float]:
+                    candidates: int = 200, top: int = TOP) -> dict[str, float]:
     """All that is measured on drawn scenes: retrieval, captions, answers to questions, pointing, binding."""
     seen = torch.from_numpy(np.array(features))
     unseen = np.array([scene.unseen for scene in truths])

@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from torch import nn
 
 from minblip2 import masks
-from minblip2.course import qformer_figures, qformer_lab, stage1_figures, stage1_lab
+from minblip2.course import flow, qformer_figures, qformer_lab, stage1_figures, stage1_lab
 from minblip2.qformer import QFormer, QFormerConfig
 from minblip2.stage1 import Stage1
 
@@ -35,10 +35,10 @@ def test_every_label_of_a_flow_fits_into_its_box(draw):
 def test_arrows_of_a_flow_end_at_boxes():
     boxes = {"a": (0, 0, 4, 4, "", "grey"), "b": (6, 0, 4, 4, "", "grey"), "c": (0, 8, 4, 4, "", "grey"),
              "d": (6, 20, 4, 4, "", "grey")}
-    assert stage1_figures._ends(boxes["a"], boxes["b"]) == ((4, 2), (6, 2))
-    assert stage1_figures._ends(boxes["c"], boxes["a"]) == ((2, 8), (2, 4))
-    assert stage1_figures._ends(boxes["a"], boxes["c"]) == ((2, 4), (2, 8))
-    assert stage1_figures._ends(boxes["a"], boxes["d"]) == ((4, 2), (6, 22))
+    assert flow._ends(boxes["a"], boxes["b"]) == ((4, 2), (6, 2))
+    assert flow._ends(boxes["c"], boxes["a"]) == ((2, 8), (2, 4))
+    assert flow._ends(boxes["a"], boxes["c"]) == ((2, 4), (2, 8))
+    assert flow._ends(boxes["a"], boxes["d"]) == ((4, 2), (6, 22))
 
 
 def test_parts_that_rest_are_pale():
