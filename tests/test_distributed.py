@@ -36,6 +36,15 @@ def environment(**settings):
     return os.environ | {"OMP_NUM_THREADS": "1", **settings}
 
 
+def succeed(command):
+    """Run a command that must succeed; where it does not, what it said is what is told."""
+    run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, encoding="utf-8",
+                         errors="replace", timeout=300)
+    if run.returncode:
+        pytest.fail(f"{command} ended with {run.returncode}:\n{run.stderr[-3000:]}", pytrace=False)
+    return run
+
+
 # --- one batch --------------------------------------------------------------------------------------------------------
 
 
@@ -43,8 +52,7 @@ def environment(**settings):
 def found(request, tmp_path_factory):
     """What so many processes found, each for its part of the batch."""
     file = tmp_path_factory.mktemp("spread") / "found.pt"
-    subprocess.run(torchrun(request.param, "tests.spread_batch", file), check=True, cwd=ROOT, env=environment(),
-                   timeout=100)
+    succeed(torchrun(request.param, "tests.spread_batch", file))
     return torch.load(file)
 
 
@@ -144,8 +152,7 @@ def data(tmp_path_factory):
 def uninterrupted(data, tmp_path_factory):
     """The folder of a run by one process."""
     out = tmp_path_factory.mktemp("one") / "run"
-    subprocess.run([sys.executable, "-m", "tests.spread_command", "train", "--data", data, "--out", out], check=True,
-                   cwd=ROOT, env=environment(), capture_output=True, timeout=100)
+    succeed([sys.executable, "-m", "tests.spread_command", "train", "--data", data, "--out", out])
     return out
 
 
@@ -161,9 +168,7 @@ def assert_same_curve(one, other):
 
 
 def test_two_processes_train_as_one_does(data, uninterrupted, tmp_path):
-    run = subprocess.run(torchrun(2, "tests.spread_command", "train", "--data", data, "--out", tmp_path / "run"),
-                         check=True, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100,
-                         encoding="utf-8")
+    run = succeed(torchrun(2, "tests.spread_command", "train", "--data", data, "--out", tmp_path / "run"))
     assert_same_curve(uninterrupted, tmp_path / "run")
     # one process speaks, one writes
     assert run.stdout.count("kept in") == 1 and run.stderr.count("0/24 [00:00<?, ?step/s]") == 1
@@ -193,8 +198,7 @@ def test_one_of_two_is_killed_and_one_goes_on(data, uninterrupted, tmp_path):
     assert "SIGKILL" in said and said.count("minblip2: ") <= 1
     assert (out / "stage1" / "checkpoint.pt").exists() and not (out / "stage1" / "model.safetensors").exists()
 
-    subprocess.run([sys.executable, "-m", *map(str, command)], check=True, cwd=ROOT, env=environment(),
-                   capture_output=True, timeout=100)
+    succeed([sys.executable, "-m", *map(str, command)])
     assert_same_curve(uninterrupted, out)
     seconds = json.loads((out / "stage1" / "seconds.json").read_text(encoding="utf-8"))
     assert seconds["from_step"] >= 4, "it did not begin anew"

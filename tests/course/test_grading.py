@@ -163,6 +163,15 @@ def test_what_does_not_even_stop_when_it_is_told_to_is_ended(tmp_path, below_run
     assert [results[one.name].status for one in asked[1:]] == [checks.DONE] * 3
 
 
+def test_a_clock_that_is_set_ends_nobody(below_runs):
+    """A machine that wakes up, or that is told the time, shows files of long ago."""
+    file = below_runs / "06_itc.ipynb"
+    cell = "import os, time\nos.utime(os.environ['MINBLIP2_GRADING'], (0, 0))\ntime.sleep(2)"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)]), file)
+    results = grade.grade_notebook(file, [grade.Asked("x", "06.1", "raise ValueError('judged')", 1)], 30, 600)
+    assert results == {"x": grade.Result(checks.WRONG, "ValueError: judged")}
+
+
 def test_of_several_notebooks_of_a_lesson_the_plain_one_counts(tmp_path, capsys):
     for name in ("06_itc-Copy1.ipynb", "06_itc.ipynb", "notes.ipynb"):
         (tmp_path / "eve").mkdir(exist_ok=True)
