@@ -7,7 +7,7 @@ BIN := .venv/bin
 NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/bonus/*.ipynb solutions/*.ipynb exercises/*.ipynb)
 
 # Worker processes with one thread each are faster than workers that fight for the same cores.
-PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS)
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q --tb=short -n $(WORKERS)
 
 help:
 	@echo "make course   run every notebook, without a window, and print the results"

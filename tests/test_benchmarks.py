@@ -12,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import cache, generate, gpu, growth, memory, retrieve, seeds, stage1, stage2, table, timing
+from benchmarks import bars, cache, generate, gpu, growth, memory, retrieve, seeds, stage1, stage2, table, timing
+from benchmarks.provenance import RESULTS
 from benchmarks.timing import OURS
 from minblip2 import UserError
 from minblip2.attention import attend
+from minblip2.data.files import read_json, write_json
 from minblip2.data.transforms import Transform
 from minblip2.lm.packed import PackedLinears
 from minblip2.qformer import QFormerConfig
@@ -260,3 +262,17 @@ def test_targets_count_the_seeds_that_reach_them():
     assert rows["another's picture above guessing: where"] == "3.0 (0.0 to 6.0) | ≤ 5 | 1 of 2"
     assert rows["told in text: relation"] == "95.0 (90.0 to 100.0) | ≥ 90 | 2 of 2"
     assert rows["binding: caption preferred to itself with colours swapped"].endswith("1 of 2")
+
+
+def test_every_seed_reaches_the_bars_and_a_bridge_that_sees_nothing_does_not(tmp_path, monkeypatch, capsys):
+    kept = [run["results"] for run in read_json(RESULTS / "seeds.json")["runs"]]
+    asked = bars.bars(kept)
+    assert len(asked) > 15 and {"stage2_things_unseen", "itc_t2i_r1", "ask_count_own"} <= asked.keys()
+    blind = {name: max((kept[0][control] for control in controls), default=0)
+             for name, controls in bars.CONTROLS.items()}
+    write_json(tmp_path / "run.json", {"seed": 5})
+    for figures, fails in [*((run, 0) for run in kept), (kept[0] | blind, 1), (kept[0] | {"pointing": 50.0}, 1)]:
+        write_json(tmp_path / "results-test.json", figures)
+        monkeypatch.setattr("sys.argv", ["bars", str(tmp_path)])
+        assert bars.main() == fails, figures
+        assert capsys.readouterr().out.count("not reached") == (len(asked) if figures["itc_t2i_r1"] == 0 else fails)
