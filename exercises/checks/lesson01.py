@@ -129,7 +129,7 @@ SCALES: dict[str, Callable[[int, int, int, int, int], float]] = {
 }
 
 
-@exercise("01.2", "lesson 01, sections 2 to 4")
+@exercise("01.2", "lesson 01, sections 2, 4 and 6")
 def attention(attend: Callable) -> None:
     """softmax(q·k / √d) v under a mask."""
     b, h, s, k, d = sizes()

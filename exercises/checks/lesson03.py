@@ -121,7 +121,7 @@ class Halves(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@exercise("03.2", "lesson 03, section 4")
+@exercise("03.2", "lesson 03, section 3")
 def resize_positions(resize: Callable) -> None:
     """Positions of another grid, with the class token's left alone."""
     for grid in (random.randint(3, 4), random.randint(5, 7)):
@@ -231,7 +231,7 @@ def _not_bicubic(output: list[Tensor], right: list[Tensor], positions: Tensor, g
 # --- a map ------------------------------------------------------------------------------------------------------------
 
 
-@exercise("03.3", "lesson 03, sections 1 and 4; the class token: lesson 01, section 12")
+@exercise("03.3", "lesson 03, sections 1 and 3; a map off by one: lesson 01, section 12")
 def brightest(box_of: Callable) -> None:
     """The square of pixels on which the largest weight of a patch rests."""
     grids = [(3, 5), (5, 3), (2, 6), (4, 4), (3, 3), (1, 5), tuple(random.sample(range(2, 8), 2))]
@@ -391,7 +391,7 @@ def as_found(before: dict, after: dict) -> None:
            "there, such as an attribute or a forward of its own.")
 
 
-@exercise("03.4", "lesson 03, section 8")
+@exercise("03.4", "lesson 03, section 7")
 def second_to_last(features_of: Callable) -> None:
     """What leaves the second-to-last block."""
     drawn: list[tuple] = []
@@ -477,7 +477,7 @@ class Normed(nn.Module):
         return x - self.mean[:, None]
 
 
-@exercise("03.5", "lesson 03, sections 9 and 10")
+@exercise("03.5", "lesson 03, sections 8 and 9")
 def frozen(freeze: Callable) -> None:
     """An encoder that does not change, whatever is done to what it is a part of."""
     encoder = Whole(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5),

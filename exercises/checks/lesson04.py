@@ -189,7 +189,7 @@ SPEEDS: dict[str, Callable[[int, int, float], float]] = {
 }
 
 
-@exercise("04.2", "lesson 04, section 4")
+@exercise("04.2", "lesson 04, section 2, and its bonus on Llama")
 def turned(turn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Rotary positions: each pair of channels is turned by position times its own angle."""
     theta, other = random.sample([50.0, 90.0, 300.0, 700.0], 2)
@@ -298,7 +298,7 @@ SURPRISES: dict[str, Callable[[Tensor, int], float]] = {  # what one state (n) p
 }
 
 
-@exercise("04.3", "lesson 04, section 6")
+@exercise("04.3", "lesson 04, section 4")
 def next_word_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Mean over all real next words of how surprising each was."""
     for lengths in ((random.randint(6, 8), random.randint(3, 4), 2), (random.randint(3, 6),), (4, 4), (25, 11)):
@@ -427,7 +427,7 @@ PERPLEXITIES: dict[str, Callable[[float, int], float]] = {
 }
 
 
-@exercise("04.4", "lesson 04, section 6")
+@exercise("04.4", "lesson 04, section 4")
 def at_the_start(predict: Callable[[int, int, float], tuple[float, float]]) -> None:
     """Loss and perplexity of a language model before its first step."""
     given = [(50272, 768, 0.02), (30522, 1600, 0.02), (random.randint(2000, 60000), random.randint(300, 500), 0.03),
@@ -489,7 +489,7 @@ def written_alone(model: OPT, prompt: Sequence[int], steps: int, before: int = 0
     return ids[len(prompt):]
 
 
-@exercise("04.5", "lesson 04, section 9")
+@exercise("04.5", "lesson 04, section 8")
 def write_on(write: Callable[[OPT, list[list[int]], int, int], Tensor]) -> None:
     """Each prompt of a batch goes on as it would alone."""
     model, few, known = Talker(), random.randint(4, 5), {}

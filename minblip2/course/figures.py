@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -151,8 +152,8 @@ def caption_sheet(images: Sequence[object], captions: Sequence[Sequence[str] | M
     if not images or len(images) != len(captions):
         raise UserError(f"there are {len(images)} pictures and {len(captions)} sets of captions: give as many of each")
     columns = min(4, len(images))
-    side, line, letters = 2.3, 0.165, 33  # inches, inches, letters that fit on a line at 9 pt
-    blocks = [[textwrap.fill(text, letters) or "(empty)" for text in (
+    side, line, letters = 2.3, 0.165, 32  # inches, inches, letters that fit on a line at 9 pt
+    blocks = [[textwrap.fill(re.sub("([✓✗]) ", "\\1\u00a0", text), letters) or "(empty)" for text in (
         [f"{label}: {text}" for label, text in texts.items()] if isinstance(texts, Mapping) else texts)]
         for texts in captions]
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
@@ -189,17 +190,8 @@ def retrieval_sheet(query_text: str, images: Sequence[object], correct: Sequence
     return figure
 
 
-def modality_gap(image_vectors: Tensor, text_vectors: Tensor) -> Figure:
-    """Images and their texts in one plane, each pair joined: across, the direction from centre to centre.
-
-    image_vectors and text_vectors (n e), row by row a pair. Upwards is the direction, at a right angle to the first, in
-    which both clouds vary most. Across, the centres keep their distance; the title has it, and the mean distance within
-    pairs, both in the full space.
-    """
-    if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape or min(image_vectors.shape) < 2:
-        raise UserError(f"the vectors have shapes {tuple(image_vectors.shape)} and {tuple(text_vectors.shape)}: "
-                        "give two equal (n, e) matrices with n >= 2 and e >= 2")
-    images, texts = (vectors.detach().double().cpu() for vectors in (image_vectors, text_vectors))
+def _gap_plane(images: Tensor, texts: Tensor) -> tuple[float, float, np.ndarray]:
+    """Distance of the centres, mean distance within pairs, and all points (2n 2) in the plane of `modality_gap`."""
     both = torch.cat([images, texts])
     both = both - both.mean(dim=0)
     across = texts.mean(dim=0) - images.mean(dim=0)
@@ -210,16 +202,33 @@ def modality_gap(image_vectors: Tensor, text_vectors: Tensor) -> Figure:
     rest = both - torch.outer(both @ across, across)
     upwards = torch.linalg.svd(rest, full_matrices=False)[2][0]
     upwards = upwards * (-1 if (rest @ upwards)[0] < 0 else 1)  # a singular vector's sign is arbitrary
-    plane = torch.stack([both @ across, rest @ upwards], dim=1)
-    figure, (panel,) = make_panels(1, 1, 6.4, 4.2)
-    image_points, text_points = plane[:len(images)].numpy(), plane[len(images):].numpy()
-    for pair in zip(image_points, text_points, strict=True):
-        panel.plot(*zip(*pair, strict=True), color=QUIET, alpha=0.35, linewidth=0.8, linestyle="-", zorder=1)
-    for points, colour, marker, label in ((image_points, IMAGE, "o", "image"), (text_points, TEXT, "^", "text")):
-        panel.scatter(*points.T, color=colour, marker=marker, edgecolor="white", linewidth=0.6, s=42, label=label)
-    panel.set_title(f"{len(images)} pairs: distance of the centres {gap:.2f}, of a pair {within:.2f}")
-    panel.set_xlabel("from the images' centre to the texts' centre")
-    panel.set_ylabel("where they vary most")
-    panel.set_aspect("equal", adjustable="datalim")
-    figure.legend(loc="outside lower center", ncols=2)
+    return gap.item(), within.item(), torch.stack([both @ across, rest @ upwards], dim=1).numpy()
+
+
+def modality_gap(clouds: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Images and their texts in one plane, each pair joined: across, the direction from centre to centre.
+
+    clouds: name -> vectors of images and of texts (n e), row by row a pair; a panel each, all on one scale. Upwards is
+    the direction, at a right angle to the first, in which both clouds vary most. Across, the centres keep their
+    distance; the title has it, and the mean distance within pairs, both in the full space.
+    """
+    figure, panels = make_panels(len(clouds), 2, 4.6, 4.6)
+    reach = 0.0
+    for panel, (name, vectors) in zip(panels, clouds.items(), strict=True):
+        shapes = [tuple(some.shape) for some in vectors]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 2 or min(shapes[0]) < 2:
+            raise UserError(f"the vectors have shapes {shapes[0]} and {shapes[1]}: "
+                            "give two equal (n, e) matrices with n >= 2 and e >= 2")
+        gap, within, plane = _gap_plane(*(some.detach().double().cpu() for some in vectors))
+        image_points, text_points = np.split(plane, 2)
+        for pair in zip(image_points, text_points, strict=True):
+            panel.plot(*zip(*pair, strict=True), color=QUIET, alpha=0.35, linewidth=0.8, linestyle="-", zorder=1)
+        for points, colour, marker, label in ((image_points, IMAGE, "o", "image"), (text_points, TEXT, "^", "text")):
+            panel.scatter(*points.T, color=colour, marker=marker, edgecolor="white", linewidth=0.6, s=42, label=label)
+        panel.set_title(f"{name}\ncentres {gap:.2f} apart, pairs {within:.2f}")
+        panel.set(xlabel="from the images' centre to the texts' centre", ylabel="direction of widest spread")
+        reach = max(reach, 1.08 * np.abs(plane).max())
+    for panel in panels:
+        panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

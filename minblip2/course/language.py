@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import rearrange, reduce
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -34,7 +34,7 @@ def decoder_figure() -> Figure:
                      Step("softmax", "probabilities of\nthe next word", viz.TEXT)])
 
 
-def states(model: OPT, embeds: Tensor, mask: Tensor) -> Tensor:
+def states(model: LanguageModel, embeds: Tensor, mask: Tensor) -> Tensor:
     """States (b t e) of embeds (b t e) under a causal mask; mask (b t) is True where a token is no padding."""
     return model(embeds, masks.causal(mask), masks.token_positions(mask))
 
@@ -50,7 +50,8 @@ def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 @torch.no_grad()
-def word_losses(model: OPT, tokenizer: Tokenizer, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+def word_losses(model: LanguageModel, tokenizer: Tokenizer, rows: Sequence[Sequence[int]]
+                ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of each next word of rows of ids, whether it is real, and which text of its row it is in, from 1: (b t)."""
     ids, mask = tokenizer.pad(rows)
     logits = model.lm_logits(states(model, model.embed(ids), mask))
@@ -64,40 +65,23 @@ def loss_by_place(model: OPT, tokenizer: Tokenizer, texts: Sequence[Sequence[str
     return [losses[real & (place == number)].mean().item() for number in range(1, count + 1)]
 
 
-def prompted_loss(model: OPT, tokenizer: Tokenizer, soft: Tensor, texts: Sequence[str]) -> Tensor:
-    """Mean loss of a word of each text behind its own soft prompt (b q e) and the start token."""
-    ids, mask = tokenizer.pad([row_of(tokenizer, [text]) for text in texts])
-    given = torch.cat([soft, model.embed(ids[:, :1])], dim=1)
-    words, real = ids[:, 1:], mask[:, 1:]
+def loss_after(model: LanguageModel, tokenizer: Tokenizer, given: Tensor, texts: Sequence[str]) -> Tensor:
+    """Mean loss of a word of each text, its end included, after vectors (b s e) of its own."""
+    words, real = tokenizer.pad([[*tokenizer.token_ids(text), tokenizer.eos_id] for text in texts])
     hidden = model.teacher_forcing(given, torch.ones(given.shape[:2], dtype=torch.bool), model.embed(words), real)
     return F.cross_entropy(model.lm_logits(hidden[real]), words[real])
 
 
-def fit_soft_prompts(model: OPT, tokenizer: Tokenizer, texts: Sequence[Sequence[str]], vectors: int = 4,
-                     steps: int = 25) -> tuple[Tensor, list[dict[str, float]]]:
-    """Soft prompts (b q e), one for each scene, that lower the loss of its first four captions; and the log.
-
-    The model stays as it is. The log has the loss of those four captions and of the fifth, which nothing is fitted to.
-    """
-    table, generator = model.token_embedding.weight.detach(), torch.Generator().manual_seed(0)
-    soft = table.mean(dim=0) + table.std() * torch.randn(len(texts), vectors, model.width, generator=generator)
-    soft.requires_grad_()  # spread as words are, around their mean
-    optimiser, log = torch.optim.Adam([soft], lr=0.03), []
-    four, fifth = [text for some in texts for text in some[:4]], [some[4] for some in texts]
-    for step in range(steps + 1):
-        loss = prompted_loss(model, tokenizer, repeat(soft, "b q e -> (b n) q e", n=4), four)
-        with torch.no_grad():
-            unfitted = prompted_loss(model, tokenizer, soft, fifth).item()
-        log.append({"step": step, "four captions": loss.item(), "a fifth": unfitted})
-        soft.grad, = torch.autograd.grad(loss, [soft])
-        optimiser.step()
-    return soft.detach(), log
+def prompted_loss(model: LanguageModel, tokenizer: Tokenizer, soft: Tensor, texts: Sequence[str]) -> Tensor:
+    """Mean loss of a word of each text after its own soft prompt (b q e) and the start token."""
+    start = model.embed(torch.tensor([tokenizer.bos_ids]).expand(len(texts), -1))
+    return loss_after(model, tokenizer, torch.cat([soft, start], dim=1), texts)
 
 
 @torch.no_grad()
 def written(model: OPT, tokenizer: Tokenizer, contexts: Sequence[Sequence[int]], soft: Tensor | None = None,
             top_p: float | None = None, side: str = "left", seed: int = 0) -> list[str]:
-    """What the model writes behind ids and, before them, a soft prompt (b q e): greedily, or from the nucleus."""
+    """What the model writes after ids and, before them, a soft prompt (b q e): greedily, or from the nucleus."""
     ids, mask = tokenizer.pad(contexts, side)
     embeds = model.embed(ids)
     if soft is not None:
@@ -170,7 +154,7 @@ def shift_figure(ids: Tensor, mask: Tensor, tokenizer: Tokenizer) -> Figure:
         for place in range(ids.shape[1]):
             for line, at in ((2 * row, place), (2 * row + 1, place + 1)):
                 if at == ids.shape[1]:
-                    continue  # behind the last token stands nothing to predict
+                    continue  # after the last token stands nothing to predict
                 real = bool(mask[row, at])
                 colour = viz.FORBIDDEN if not real else viz.QUERY if line % 2 else viz.TEXT
                 panel.text(place, -line - 0.35 * row, tokenizer.backend.id_to_token(int(ids[row, at])), ha="center",
@@ -191,8 +175,8 @@ def mixing_figure(share: Tensor, red: Tensor, blue: Tensor, title: str) -> Figur
     figure = Figure(figsize=(6.2, 3), layout="constrained")
     panel = figure.subplots()
     for values, name, colour, dash in ((red, "red", viz.WRONG, "--"), (blue, "blue", viz.TEXT, "-")):
-        panel.plot(share, values, color=colour, linestyle=dash, label=f"probability of “{name}”")
-    panel.set(xlabel="share of blue in the vector", ylim=(-0.03, 1.03), title=title)
+        panel.plot(share, values, color=colour, linestyle=dash, label=f"“{name}”")
+    panel.set(xlabel="share of blue in the vector", ylabel="probability of the word", ylim=(-0.03, 1.03), title=title)
     panel.legend(loc="center left")
     panel.grid(axis="y")
     return figure

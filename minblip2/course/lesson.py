@@ -65,6 +65,11 @@ def difference(one: Tensor, other: Tensor) -> float:
     return ((one - other).abs().max() / other.abs().max()).item()
 
 
+def apart(one: Tensor, other: Tensor) -> str:
+    """Their `difference` for a table, as "3e-07", or "none" where it is exactly zero."""
+    return f"{gap:.0e}" if (gap := difference(one, other)) else "none"
+
+
 class Minutes:
     """How long a notebook takes: `minutes = Minutes("02_masks")` in a cell at its top, `minutes.stop()` in its last."""
 

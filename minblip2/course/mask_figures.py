@@ -50,7 +50,7 @@ def show_three_uses() -> None:
 
 
 def _frame(panel: Axes, names: Sequence[str], queries: int, title: str) -> None:
-    """Names of rows and columns, a thin grid, and lines between queries and words."""
+    """Names of rows and columns and a title above them, a thin grid, and lines between queries and words."""
     for line in (panel.axhline, panel.axvline):
         for edge in range(1, len(names)):
             line(edge - 0.5, color=PAPER, linewidth=1, linestyle="-", zorder=1.5)
@@ -59,7 +59,8 @@ def _frame(panel: Axes, names: Sequence[str], queries: int, title: str) -> None:
     panel.set_yticks(range(len(names)), names)
     panel.tick_params(length=0, labeltop=True, labelbottom=False)
     panel.spines[:].set_visible(False)
-    panel.set_xlabel(title)
+    panel.xaxis.set_label_position("top")
+    panel.set_xlabel(title, weight="bold")
 
 
 def _derivatives(panel: Axes, values: Tensor, scale: Normalize) -> None:
@@ -68,6 +69,11 @@ def _derivatives(panel: Axes, values: Tensor, scale: Normalize) -> None:
     panel.imshow(values.log10().where(values > 0, torch.nan), cmap="viridis", norm=scale)
     for row, column in (values == 0).nonzero().tolist():
         panel.text(column, row, "0", ha="center", va="center", fontsize=9, color=QUIET)
+
+
+def _through(blocks: int) -> str:
+    """The title of a map of derivatives."""
+    return f"derivative through {blocks} block{'s' * (blocks > 1)}"
 
 
 def _common_scale(maps: Sequence[Tensor]) -> Normalize:
@@ -84,15 +90,18 @@ def dependence_maps(masks: Mapping[str, Tensor], maps: Mapping[str, Mapping[int,
     """
     blocks = len(next(iter(maps.values())))
     scale = _common_scale([values for both in maps.values() for values in both.values()])
-    figure = Figure(figsize=(9, 3.25 * len(masks)), layout="constrained")
+    figure = Figure(figsize=(8.4, 2.7 * len(masks) + 1.2), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.985))  # with a colour bar below, it forgets what stands on top
     side = 1 + (torch.arange(len(names)) >= queries).int()  # 1: a query is looked at, 2: a word is
     for line, (name, mask) in zip(figure.subplots(len(masks), 1 + blocks, squeeze=False), masks.items(), strict=True):
-        _frame(line[0], names, queries, f"{name}:\nthe mask")
+        _frame(line[0], names, queries, "the mask")
+        line[0].set_ylabel(name, weight="bold")
         line[0].imshow(mask * side, cmap=ListedColormap([FORBIDDEN, QUERY, TEXT]), vmin=0, vmax=2)
-        line[0].xaxis.label.set_weight("bold")
         for panel, (count, values) in zip(line[1:], maps[name].items(), strict=True):
-            _frame(panel, names, queries, f"derivative through\n{count} block{'s' * (count > 1)}")
+            _frame(panel, names, queries, _through(count))
             _derivatives(panel, values, scale)
+        for panel in line:
+            panel.label_outer()  # names and titles stand once, at the left and above the top row
     figure.colorbar(ScalarMappable(scale, "viridis"), ax=figure.axes, location="bottom", shrink=0.5, aspect=40,
                     label="size of the derivative, as a power of ten; grey with a 0: exactly zero")
     return figure
@@ -103,7 +112,7 @@ def leak(maps: Mapping[int, Tensor], names: Sequence[str], queries: int) -> Figu
     scale, size = _common_scale(list(maps.values())), len(names) - queries
     figure = Figure(figsize=(9, 4.3), layout="constrained")
     for panel, (count, values) in zip(figure.subplots(1, len(maps)), maps.items(), strict=True):
-        _frame(panel, names, queries, f"queries see text: derivative through {count} block{'s' * (count > 1)}")
+        _frame(panel, names, queries, _through(count))
         _derivatives(panel, values, scale)
         panel.add_patch(Rectangle((queries - 0.42, queries - 0.42), size - 0.16, size - 0.16, fill=False,
                                   edgecolor=WRONG, linewidth=2.5, zorder=5))

@@ -7,19 +7,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from .. import masks
 from ..data.batches import Batch
 from ..data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
 from ..data.tokenizer import Tokenizer
 from ..lm.protocol import LanguageModel
 from ..stage2 import Stage2
 from ..training.stages import prompt_and_target
+from . import language
 from .flow import Box, flow
 from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG
 
@@ -79,24 +78,18 @@ def per_word(model: Stage2, image_features: Tensor, texts: Sequence[str], tokeni
 @torch.no_grad()
 def per_word_blind(lm: LanguageModel, texts: Sequence[str], tokenizer: Tokenizer) -> Tensor:
     """The loss (b t) of each word for the language model alone, which is shown no image; NaN where there is no word."""
-    ids, mask = tokenizer.pad([tokenizer.encode(text) for text in texts])
-    logits = lm.lm_logits(lm(lm.embed(ids), masks.causal(mask), masks.token_positions(mask)))[:, :-1]
-    loss = F.cross_entropy(rearrange(logits, "b t k -> b k t"), ids[:, 1:], reduction="none")
-    return loss.masked_fill(~mask[:, 1:], torch.nan)
+    losses, real, _ = language.word_losses(lm, tokenizer, [tokenizer.encode(text) for text in texts])
+    return losses.masked_fill(~real, torch.nan)
 
 
 @torch.no_grad()
 def loss_in_order(model: Stage2, image_features: Tensor, texts: Sequence[str], tokenizer: Tokenizer,
                   order: Sequence[str]) -> float:
     """The mean loss of the texts' words after "image" (the soft prompt) and "start" (the start token) in this order."""
-    ids, mask = tokenizer.pad([tokenizer.token_ids(text) + [tokenizer.eos_id] for text in texts])
     start = torch.tensor([tokenizer.bos_ids]).expand(len(texts), -1)
     parts = {"image": model.soft_prompt(image_features), "start": model.lm.embed(start)}
-    head = torch.cat([parts[name] for name in order], dim=1)
-    real = F.pad(mask[:, :-1], (head.shape[1], 0), value=True)
-    embeds = torch.cat([head, model.lm.embed(ids[:, :-1])], dim=1)
-    states = model.lm(embeds, masks.causal(real), masks.token_positions(real))[:, head.shape[1] - 1:]
-    return F.cross_entropy(model.lm.lm_logits(states)[mask], ids[mask]).item()
+    given = torch.cat([parts[name] for name in order], dim=1)
+    return language.loss_after(model.lm, tokenizer, given, texts).item()
 
 
 def kinds_of_words(ids: Tensor, real: Tensor, tokenizer: Tokenizer) -> dict[str, Tensor]:

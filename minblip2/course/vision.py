@@ -125,14 +125,16 @@ def probe_figure(read: Mapping[str, Mapping[str, float]], guess: Mapping[str, fl
     """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     layers = list(next(iter(read.values())))
-    for panel, (question, line), marker in zip(figure.subplots(2, 3, sharex=True, sharey=True).flat, read.items(),
-                                               "osD^vX", strict=True):
-        panel.plot(range(len(layers)), [100 * line[layer] for layer in layers], marker=marker, color=viz.IMAGE)
-        panel.axhline(100 * guess[question], color=viz.INK, linewidth=1.2, linestyle=(0, (2, 2)))
+    for panel, (question, shares), marker in zip(figure.subplots(2, 3, sharex=True, sharey=True).flat, read.items(),
+                                                 "osD^vX", strict=True):
+        panel.plot(range(len(layers)), [100 * shares[layer] for layer in layers], marker=marker, color=viz.IMAGE)
+        line = panel.axhline(100 * guess[question], color=viz.INK, linewidth=1.2, linestyle=(0, (2, 2)))
         panel.set(title=question, ylim=(0, 106))
         panel.set_xticks(range(len(layers)), layers, rotation=35, ha="right")
         panel.grid(axis="y")
     figure.supylabel("right, of covered patches (%)", fontsize=10)
+    figure.supxlabel("what the linear map reads", fontsize=10)
+    figure.legend([line], ["always the most frequent answer"], loc="outside upper right")
     return figure
 
 

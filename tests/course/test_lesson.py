@@ -34,6 +34,8 @@ def test_a_table_is_markdown(page):
 
 def test_difference_is_relative():
     assert lesson.difference(torch.tensor([9.0, 96.0]), torch.tensor([10.0, 100.0])) == pytest.approx(0.04)
+    assert lesson.apart(torch.tensor([9.0, 96.0]), torch.tensor([10.0, 100.0])) == "4e-02"
+    assert lesson.apart(torch.ones(2), torch.ones(2)) == "none"
 
 
 def test_the_minutes_at_the_top_are_those_of_this_run(monkeypatch, page):

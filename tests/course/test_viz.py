@@ -53,7 +53,7 @@ def one_of_each():
         "curves": figures.curves(log(), ["loss", "itm"], smooth=5, chance={"itm": 0.6365}),
         "captions": figures.caption_sheet([picture()], [["a cat that costs $5 or $6"]]),
         "retrieval": figures.retrieval_sheet("a cat", [picture()] * 3, [False, True, False]),
-        "gap": figures.modality_gap(vectors, vectors + 1)}
+        "gap": figures.modality_gap({"before": (vectors, vectors + 1), "after": (vectors, vectors)})}
 
 
 # --- style and colours ---
@@ -288,13 +288,15 @@ def test_modality_gap_keeps_distances_that_lie_in_a_plane():
     plane = torch.linalg.qr(torch.randn(16, 2, generator=generator))[0].T  # two orthogonal directions of sixteen
     images = torch.randn(20, 2, generator=generator) @ plane
     words = images + torch.tensor([30.0, 0.0]) @ plane
-    figure = figures.modality_gap(images, words.requires_grad_())
+    figure = figures.modality_gap({"before": (images, words.requires_grad_())})
     panel, = figure.axes
     drawn_images, drawn_words = (points.get_offsets().data for points in panel.collections)
     assert np.linalg.norm(drawn_words - drawn_images, axis=1) == pytest.approx(np.full(20, 30), rel=1e-4)
     assert drawn_words[:, 0].min() > drawn_images[:, 0].max()  # texts are on the right
     assert len(panel.lines) == 20
-    assert panel.get_title(loc="left") == "20 pairs: distance of the centres 30.00, of a pair 30.00"
+    panels = figures.modality_gap({"far": (images, words), "near": (images, images + 1e-3)}).axes
+    assert panels[0].get_xlim() == panels[1].get_xlim() == panels[1].get_ylim()  # one scale
+    assert panel.get_title(loc="left") == "before\ncentres 30.00 apart, pairs 30.00"
 
 
 def test_modality_gap_runs_across_however_little_it_is_of_the_spread():
@@ -302,14 +304,14 @@ def test_modality_gap_runs_across_however_little_it_is_of_the_spread():
     wide = torch.randn(40, 8, generator=generator) * torch.tensor([20.0, 10, 1, 1, 1, 1, 1, 0])
     both = torch.cat([wide, wide.flip(0)])  # clouds of one centre
     images, words = both[:40], both[40:] + 3.0 * torch.eye(8)[7]
-    panel, = figures.modality_gap(images, words).axes
+    panel, = figures.modality_gap({"after": (images, words)}).axes
     drawn = [points.get_offsets().data for points in panel.collections]
     assert drawn[1][:, 0] - drawn[0][:, 0] == pytest.approx(np.full(40, 3.0), abs=1e-3)  # a principal axis hides it
     assert np.ptp(drawn[0][:, 1]) > 40  # upwards is the widest of the rest
-    panel, = figures.modality_gap(images, images.flip(0)).axes  # no gap at all: still a figure
+    panel, = figures.modality_gap({"none": (images, images.flip(0))}).axes  # no gap at all: still a figure
     assert len(panel.lines) == 40
 
 
 def test_modality_gap_refuses_unequal_clouds():
     with pytest.raises(UserError, match=r"\(4, 3\) and \(5, 3\)"):
-        figures.modality_gap(torch.rand(4, 3), torch.rand(5, 3))
+        figures.modality_gap({"uneven": (torch.rand(4, 3), torch.rand(5, 3))})
