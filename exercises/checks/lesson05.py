@@ -236,7 +236,7 @@ HOMES = {"self_attention": "attention", "self_norm": "attention_norm", "text_mlp
          "query_mlp": "mlp", "query_norm": "mlp_norm"}
 
 
-@exercise("05.3", "lesson 05, section 6")
+@exercise("05.3", "lesson 05, section 4")
 def begin_as_bert(fill: Callable[[QFormerBlock, BertBlock], object]) -> None:
     """A block filled from BERT's: copies, for both sides, and nothing for cross-attention."""
     width = 4 * random.randint(2, 5)

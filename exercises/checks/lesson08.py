@@ -262,6 +262,8 @@ def flat(costs: Sequence[Sequence[float]]) -> list[float]:
 Loss = Callable[[Tensor, Tensor, float], float | None]
 LOSS_SLIPS: dict[str, Loss] = {
     "nothing is smoothed.": lambda logits, labels, smooth: mean(flat(places(logits, labels, 0.0))),
+    "without smoothing, your loss smooths all the same: was 0 taken for \"not given\"?":
+        lambda logits, labels, smooth: mean(flat(places(logits, labels, smooth or 0.1))),
     "the smoothed part is shared by the wrong words only: here, as in torch, all words share it.":
         lambda logits, labels, smooth: mean(flat(places(logits, labels, smooth, "wrong"))),
     "the smoothed part is taken away from the word that is asked for, and nobody gets it.":
@@ -296,9 +298,12 @@ def slow_generation(logits: Tensor, labels: Tensor, smoothing: float) -> float:
 
 
 def asked_somewhere(lengths: Sequence[int], v: int, holes: bool) -> tuple[Tensor, Tensor]:
-    """Logits (b t v) and labels (b t), the word 0 among them; with holes nothing is asked at the first place either."""
+    """Logits (b t v) and labels (b t), the word 0 among them; with holes nothing is asked at the first place either.
+
+    0 is the second word of each caption and no other, so that without it something is left to be asked.
+    """
     t = max(lengths) + 1
-    labels = torch.randint(v, (len(lengths), t))
+    labels = torch.randint(1, v, (len(lengths), t))
     labels[:, 1] = 0
     labels = labels.masked_fill(torch.arange(t) >= torch.tensor(lengths)[:, None], IGNORED)
     if holes:
@@ -331,7 +336,7 @@ def itg_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         noisy = torch.where((labels == IGNORED)[..., None], torch.randn(logits.shape[2]), logits)
         expect(math.isclose(loss_of(noisy, labels, smoothing).item(), number, rel_tol=1e-4), "the loss changes with "
                "logits of places where nothing is asked.")
-        low, high = (loss_of(*draws[0][:2], amount).item() for amount in (0.05, 0.6))
+        low, high = ([loss_of(*given, amount).item() for *given, _ in draws] for amount in (0.05, 0.6))
         expect(not agree(low, high), "your loss is the same for every label_smoothing: where does it take part?")
         where = ("" if smoothing else ", without smoothing") + (
             ", where nothing is asked at places among the others" if (labels[:, 0] == IGNORED).any() else "")

@@ -154,7 +154,8 @@ def caption_sheet(images: Sequence[object], captions: Sequence[Sequence[str] | M
     columns = min(4, len(images))
     side, line, letters = 2.3, 0.165, 32  # inches, inches, letters that fit on a line at 9 pt
     blocks = [[textwrap.fill(re.sub("([✓✗]) ", "\\1\u00a0", text), letters) or "(empty)" for text in (
-        [f"{label}: {text}" for label, text in texts.items()] if isinstance(texts, Mapping) else texts)]
+        [f"{label} {text}" if label in ("✓", "✗") else f"{label}: {text}" for label, text in texts.items()]
+        if isinstance(texts, Mapping) else texts)]
         for texts in captions]
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
     tall = [sum(block.count("\n") + 1.3 for block in texts) for texts in blocks]  # in lines

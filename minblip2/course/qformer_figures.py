@@ -15,10 +15,10 @@ from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_picture, mak
 # part -> (left, bottom, width, height) for each side, what stands in it; queries run above, text below
 QUERIES, WORDS = "queries", "text"
 PARTS = {
-    "self_attention": ((2.2, 2.0, "self-\nattention,\nnorm"), (QUERIES, WORDS)),
-    "cross_attention": ((4.9, 2.0, "cross-\nattention,\nnorm"), (QUERIES,)),
-    "query_mlp": ((7.6, 2.0, "feed-forward\nof queries,\nnorm"), (QUERIES,)),
-    "text_mlp": ((7.6, 2.0, "feed-forward\nof text,\nnorm"), (WORDS,)),
+    "self_attention": ((2.1, 2.1, "self-\nattention,\nnorm"), (QUERIES, WORDS)),
+    "cross_attention": ((4.8, 2.1, "cross-\nattention,\nnorm"), (QUERIES,)),
+    "query_mlp": ((7.5, 2.6, "feed-forward\nof queries,\nnorm"), (QUERIES,)),
+    "text_mlp": ((7.5, 2.6, "feed-forward\nof text,\nnorm"), (WORDS,)),
 }
 LEVEL, COLOUR = {QUERIES: 1.35, WORDS: 0.0}, {QUERIES: QUERY, WORDS: TEXT}
 TALL, SHARED = 1.05, "#D2D2D2"
@@ -54,13 +54,13 @@ def draw_block(panel: Axes, running: Mapping[str, Iterable[str]], labels: Mappin
     for side in (QUERIES, WORDS):
         if side not in sides:
             continue
-        middle, last = LEVEL[side] + TALL / 2, 9.6
+        middle, last = LEVEL[side] + TALL / 2, 10.1
         panel.text(0.85, middle, labels[side], ha="center", va="center", fontsize=8)
-        stops = [1.75, 2.2, 4.2, 4.9, 6.9, 7.6] if side == QUERIES and reads else [1.75, 2.2, 4.2, 7.6]
+        stops = [1.65, 2.1, 4.2, 4.8, 6.9, 7.5] if side == QUERIES and reads else [1.65, 2.1, 4.2, 7.5]
         for start, end in zip(stops[::2], stops[1::2], strict=True):
             _arrow(panel, (start, middle), (end, middle), COLOUR[side])
         _arrow(panel, (last, middle), (last + 0.45, middle), COLOUR[side])
-        panel.text(last + 1.3, middle, labels[side], ha="center", va="center", fontsize=8)
+        panel.text(last + 1.25, middle, labels[side], ha="center", va="center", fontsize=8)
     for part, ((x, width, label), owners) in PARTS.items():
         if part == "cross_attention" and not reads:
             continue
@@ -75,10 +75,10 @@ def draw_block(panel: Axes, running: Mapping[str, Iterable[str]], labels: Mappin
             side, = owners
             _box(panel, x, LEVEL[side], width, TALL, label, COLOUR[side] if side in going else None)
     if "cross_attention" in running:
-        x, width = 4.9, 2.0
+        x, width = PARTS["cross_attention"][0][:2]
         _arrow(panel, (x + width / 2, 3.0), (x + width / 2, LEVEL[QUERIES] + TALL), IMAGE)
         panel.text(x + width / 2 + 0.15, 2.92, labels["image"], ha="left", va="center", fontsize=8, color=INK)
-    panel.set(xlim=(0, 11.8), ylim=(-0.15, 3.15))
+    panel.set(xlim=(0, 12.2), ylim=(-0.15, 3.15))
     panel.axis("off")
 
 
@@ -106,7 +106,7 @@ def bottleneck(picture: object, before: Tensor, after: Tensor) -> Figure:
     panels = figure.subplots(1, 3, width_ratios=[60, before.shape[1], after.shape[1]])
     draw_picture(panels[0], picture)
     for panel, rows, colour in ((panels[1], before, IMAGE), (panels[2], after, QUERY)):
-        panel.imshow(rows, cmap="PuOr", vmin=-2.5, vmax=2.5, extent=(0, rows.shape[1], -rows.shape[0], 0))
+        drawn = panel.imshow(rows, cmap="PuOr", vmin=-2.5, vmax=2.5, extent=(0, rows.shape[1], -rows.shape[0], 0))
         panel.set(ylim=(-len(before), 0), xticks=[], yticks=[])
         panel.spines[:].set_visible(False)
         panel.add_patch(Rectangle((0, -len(rows)), rows.shape[1], len(rows), fill=False, ec=colour, lw=2.5,
@@ -115,6 +115,8 @@ def bottleneck(picture: object, before: Tensor, after: Tensor) -> Figure:
                                      f"Q-Former: {after.shape[0]} queries × {after.shape[1]}"), strict=True):
         panel.set_anchor("N")
         panel.set_title(title)
+    figure.colorbar(drawn, cax=panels[2].inset_axes((0.15, 0.42, 0.7, 0.07)), orientation="horizontal", extend="both",
+                    label="one number")
     return figure
 
 
@@ -158,6 +160,6 @@ def races(logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str,
             panel.plot([entry["step"] for entry in log], [entry[key] for entry in log], color=colour, linestyle=dash,
                        linewidth=1.3, label=None if seed else name)
     panel.axhline(blind, color=QUIET, linestyle=":", label="a model without the image")
-    panel.set(title=key, xlabel="step", ylim=(0, None))
+    panel.set(title=key, xlabel="step", ylabel="nats", ylim=(0, None))
     figure.legend(loc="outside right center")
     return figure

@@ -19,10 +19,10 @@ UNIT = 0.083  # inches: these three are as wide as a page
 def itc_flow() -> Figure:
     """ITC: images and captions apart, all cosines, the largest over queries, temperature, softmax both ways."""
     boxes: dict[str, Box] = {
-        "features": (1, 19, 13, 8, "image features\n(b v i), frozen", IMAGE),
+        "features": (0, 19, 14, 8, "image features,\nfrozen (b v e)", IMAGE),
         "queries": (19, 19, 16, 8, "Q-Former,\nqueries alone", QUERY),
         "vectors": (40, 19, 16, 8, "linear, length 1:\ng (b q e)", QUERY),
-        "text": (1, 4, 13, 8, "captions\n[CLS] ...", TEXT),
+        "text": (0, 4, 14, 8, "captions\n[CLS] ...", TEXT),
         "encoder": (19, 4, 16, 8, "Q-Former,\ntext alone", TEXT),
         "vector": (40, 4, 16, 8, "[CLS], linear,\nlength 1: t (b e)", TEXT),
         "cosine": (61, 8, 13, 15, "all cosines\n(b n q)", None),
@@ -51,13 +51,13 @@ def itm_flow() -> Figure:
 def itg_flow() -> Figure:
     """ITG: the queries read first, the words are written on top of their cache, each state asked for the next word."""
     boxes: dict[str, Box] = {
-        "image": (1, 18, 15, 7, "image features\n(b v i)", IMAGE),
+        "image": (0, 18, 16, 7, "image features,\nfrozen (b v e)", IMAGE),
         "queries": (22, 18, 18, 7, "Q-Former,\nqueries alone", QUERY),
-        "cache": (48, 18, 20, 7, "cache: keys and values\nof the queries", QUERY),
-        "in": (1, 2, 15, 9, "goes in:\n[DEC] a red circle", TEXT),
-        "text": (48, 2, 20, 9, "Q-Former, words:\neach sees the queries and\nthe words before it", TEXT),
-        "head": (74.5, 2, 13, 9, "LM head\n(b t vocabulary)", TEXT),
-        "out": (93, 2, 16, 9, "asked for:\na red circle [SEP]", TEXT)}
+        "cache": (46, 18, 22, 7, "cache: keys and values\nof the queries", QUERY),
+        "in": (0, 2, 16, 9, "goes in:\n[DEC] a red circle", TEXT),
+        "text": (46, 2, 22, 9, "Q-Former, words:\neach sees the queries and\nthe words before it", TEXT),
+        "head": (73.5, 2, 15, 9, "LM head\n(b t vocabulary)", TEXT),
+        "out": (94, 2, 16, 9, "asked for:\na red circle [SEP]", TEXT)}
     arrows = [("image", "queries"), ("queries", "cache"), ("cache", "text"), ("in", "text"), ("text", "head"),
               ("head", "out")]
     return flow(boxes, arrows, notes=[(72, 21.5, "multimodal causal mask")], unit=UNIT)
@@ -66,7 +66,7 @@ def itg_flow() -> Figure:
 def _queries(panel: Axes, values: Sequence[float] | Tensor, title: str, colour: str = QUERY) -> None:
     """A bar for each query."""
     panel.bar(range(1, len(values) + 1), values, color=colour, zorder=2)
-    panel.set(title=title, xlabel="query")
+    panel.set(title=title, xlabel="query", xticks=range(1, len(values) + 1))
     panel.grid(axis="y", zorder=0)
     panel.set_axisbelow(True)
 
@@ -102,12 +102,12 @@ def temperatures(row: Tensor, values: Sequence[float], log: Sequence[Mapping[str
     for k, (value, colour) in enumerate(zip(values, (QUIET, QUERY, TEXT), strict=True)):
         shares = (row / value).softmax(dim=0).sort(descending=True).values[:6]
         left.bar(places + (k - 1) * width, shares, width=width, color=colour, hatch=("..", "//", "")[k],
-                 edgecolor=PAPER, label=f"temperature {value:.3g}")
+                 edgecolor=PAPER, label=f"temperature {value:.2g}")
     left.set(title=f"one image chooses among {len(row)} captions", xlabel="caption, likeliest first",
              ylabel="probability")
     left.legend()
     right.plot([line["step"] for line in log], [line["temperature"] for line in log], color=TEXT, linestyle="-")
-    right.set(title="the temperature in stage 1", xlabel="step", ylim=(0, None))
+    right.set(title="the temperature in stage 1", xlabel="step", ylabel="temperature", ylim=(0, None))
     right.grid(axis="y")
     return figure
 
@@ -145,22 +145,27 @@ def verdicts(picture: object, said: Mapping[str, Tensor]) -> Figure:
     draw_picture(image, picture)
     for k, ((caption, values), colour) in enumerate(zip(said.items(), (TEXT, WRONG), strict=True)):
         panel.bar(torch.arange(1, len(values) + 1) + 0.4 * k - 0.2, values, width=0.4, color=colour,
-                  hatch="//" if k else "", edgecolor=PAPER, label=f"{'✓✗'[k]} {caption}")
-    panel.set(xlabel="query", ylabel="match − no match")
+                  hatch="//" if k else "", edgecolor=PAPER,
+                  label=f"{'✓✗'[k]} {caption}: mean {values.mean():.1f}".replace("-", "−"))
+    panel.set(xlabel="query", ylabel="logit of match − no match", xticks=range(1, len(values) + 1))
     panel.axhline(0, color=INK, linewidth=1, linestyle="-")
     figure.legend(loc="outside lower center", ncols=1)
     return figure
 
 
-def base_rate(loss: Sequence[float], accuracy: Sequence[float], constant: float) -> Figure:
-    """ITM and its accuracy over stage 1 beside what the best constant answer pays and gets right."""
-    figure = Figure(figsize=(9, 2.9), layout="constrained")
-    for panel, values, line, title in zip(figure.subplots(1, 2), (loss, accuracy), (constant, 2 / 3),
-                                          ("ITM in our stage 1, nats", "its accuracy"), strict=True):
+def base_rate(curves: Mapping[str, Tensor], lines: Mapping[str, float], leaves: int) -> Figure:
+    """Curves of stage 1, each beside a dashed line at what ignores the input, and a mark where ITM leaves its line.
+
+    curves, lines: "title, unit" -> means of 25 steps, and the height of the line.
+    """
+    figure = Figure(figsize=(9.2, 2.9), layout="constrained")
+    for panel, (title, values) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
         panel.plot(values, color=TEXT, linestyle="-", label="stage 1, mean of 25 steps")
-        panel.axhline(line, color=INK, linestyle="--", linewidth=1.2, label="best constant answer")
-        panel.set(title=title, xlabel="step")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        panel.axhline(lines[title], color=INK, linestyle="--", linewidth=1.2, label="an answer that ignores the input")
+        panel.axvline(leaves, color=WRONG, linestyle=":", linewidth=1.4, label="ITM leaves its line")
+        name, unit = title.split(", ")
+        panel.set(title=name, xlabel="step", ylabel=unit)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

@@ -38,9 +38,8 @@ def between(log: Sequence[Mapping[str, float]], chance: Mapping[str, float], flo
         panel.plot(steps, mean, color=TEXT, linestyle="-", label=f"mean of {smooth} steps")
         panel.axhline(chance[name], color=INK, linewidth=1.4, linestyle=(0, (4, 2)), label="chance")
         panel.axhline(floor[name], color=IMAGE, linewidth=1.6, linestyle=(0, (1, 1)), label="floor")
-        panel.set(xlabel="step", ylim=(floor[name] - 0.07 * chance[name], 1.15 * chance[name]),
+        panel.set(xlabel="step", ylabel="nats", ylim=(floor[name] - 0.07 * chance[name], 1.15 * chance[name]),
                   title=f"{NAMES[name]}: chance {chance[name]:.3g}, floor {floor[name]:.3g}")
-    panels[0].set_ylabel("nats")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -78,9 +77,13 @@ def profiles(values: Tensor, kinds: Sequence[str]) -> Figure:
     drawn = panel.imshow(values[order], cmap="viridis", vmin=0, aspect="auto")
     panel.set_yticks(range(len(order)), [f"q{query + 1}" for query in order])
     panel.set_xticks(range(len(kinds)), kinds, rotation=45, ha="right")
-    for place in (1.5, 1.5 + len(SHAPES)):
-        panel.axvline(place, color="white", linewidth=2, linestyle="-")
-    figure.colorbar(drawn, label="times its fair share")
+    panel.set_ylabel("query, sorted by attention to things")
+    first = 0
+    for group, count in (("", 2), ("patches of one shape", len(SHAPES)), ("patches of one colour", len(COLOURS))):
+        panel.text(first + count / 2 - 0.5, -0.7, group, ha="center", va="bottom")
+        panel.axvline(first - 0.5, color="white", linewidth=2, linestyle="-")
+        first += count
+    figure.colorbar(drawn, label="attention, times its fair share")
     return figure
 
 
@@ -92,6 +95,6 @@ def recall_bars(rows: Mapping[str, tuple[float, float, float]], chance: float) -
         panel.plot(100 * value, place, marker="o", color=INK, linestyle="")
     panel.axvline(100 * chance, color=INK, linewidth=1.2, linestyle=(0, (2, 2)))
     panel.set_yticks(range(len(rows)), list(rows)[::-1])
-    panel.set(xlabel=f"recall@1 in percent; dashed: chance, {100 * chance:.1f} %", xlim=(-2, 102),
-              ylim=(-0.6, len(rows) - 0.4))
+    panel.set(xlabel=f"recall@1 in percent, with its 95 % interval; dashed: chance, {100 * chance:.1f} %",
+              xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4))
     return figure
