@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minblip2.course import small_blip2, viz
+from minblip2.course import small_blip2
 from minblip2.weights.blip2 import Blip2
 
 
@@ -31,7 +31,3 @@ def test_traps_are_sorted_and_marked():
     assert [text.get_text()[:6] for text in panel.texts] == ["8 of 8", "3 of 8"]
     colours = [bar.get_facecolor() for bar in panel.patches]
     assert colours[0] != colours[1]
-
-
-def test_the_path_is_drawn():
-    assert len(viz.png(small_blip2.path_of_a_file())) > 1000
