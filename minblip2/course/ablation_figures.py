@@ -1,4 +1,4 @@
-"""The figure of lesson 14: paired differences of runs, with their intervals."""
+"""The figures of lesson 14: the path of a number, and paired differences of runs with their intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from .viz import INK, QUIET, TEXT
+from .flow import Box, flow
+from .viz import IMAGE, INK, QUERY, QUIET, TEXT
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # 97.5 % quantile for the mean of so many values
 
@@ -41,3 +42,18 @@ def forest(rows: Mapping[str, Sequence[Sequence[float]]], titles: Sequence[str])
     panels[0].set_yticks(range(len(rows)), list(rows)[::-1])
     figure.supxlabel("difference from the base, in points", fontsize=9)
     return figure
+
+
+def path_of_a_number() -> Figure:
+    """How a number of lesson 14 comes about: two recipes, a run of each under one seed, and their difference."""
+    boxes: dict[str, Box] = {
+        "base": (0, 10, 12, 5, "base recipe", None),
+        "changed": (0, 0, 12, 5, "the recipe with\none change", QUERY),
+        "base run": (23, 10, 13, 5, "base run", None),
+        "changed run": (23, 0, 13, 5, "changed run", QUERY),
+        "difference": (47, 4.5, 15, 6, "difference within\nthe seed: yₛ − bₛ", TEXT),
+        "verdict": (71, 4, 18, 7, "mean ± interval:\nbetter, worse,\nor undecided", IMAGE)}
+    arrows = (("base", "changed"), ("base", "base run", "train, seed s"), ("changed", "changed run", "train, seed s"),
+              ("base run", "difference", "bₛ"), ("changed run", "difference", "yₛ"),
+              ("difference", "verdict", "over seeds"))
+    return flow(boxes, arrows)

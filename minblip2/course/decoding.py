@@ -175,21 +175,26 @@ def nuclei(scores: Mapping[str, Tensor], top_p: float, name: Callable[[int], str
 
 
 def search_tree(notes: Sequence[Sequence[Candidate]], winner: Words, greedy: Sequence[Candidate], beams: int, end: int,
-                name: Callable[[int], str], root: str) -> Figure:
-    """A beam search: in each column the best candidates of a step with their scores, and what greedy writes below.
+                name: Callable[[int], str], root: str, image: object) -> Figure:
+    """A beam search: in each column the best candidates of a step with their scores, and what greedy writes below; on
+    the left the image that the texts are about.
 
     notes: for each step its candidates, the best first; greedy: its beginnings with their scores, the shortest first.
     """
     columns = max(len(notes), len(greedy))
-    figure = Figure(figsize=(min(9.4, 1.02 * columns + 1.4), 0.62 * (2 * beams + 1) + 0.75), layout="constrained")
-    panel, place = figure.subplots(), {(): (-1.15, 0.0)}
+    width, start = min(9.4, 1.02 * columns + 2.4), -1.05  # inches; where the root stands
+    figure = Figure(figsize=(width, 0.62 * (2 * beams + 1) + 0.75), layout="constrained")
+    picture, panel = figure.subplots(1, 2, width_ratios=[1.25, width - 1.25])
+    draw_picture(picture, image)
+    picture.set_anchor("N")
+    place = {(): (start, 0.0)}
 
     def cell(x: float, y: float, text: str, colour: str | None, bold: bool = False) -> None:
         panel.text(x, y, text, ha="center", va="center", fontsize=8.5, color="white" if colour else QUIET, zorder=3,
                    linespacing=1.1, weight="bold" if bold else "normal",
                    bbox=dict(boxstyle="round,pad=0.25", linewidth=0, facecolor=colour or FORBIDDEN))
 
-    panel.text(-1.15, 0, root, ha="center", va="center", fontsize=9, zorder=3,
+    panel.text(start, 0, root, ha="center", va="center", fontsize=9, zorder=3,
                bbox=dict(facecolor=PAPER, edgecolor="none", pad=1.5))
     for length, best in enumerate(notes):
         running = [words for _, words in best if words[-1] != end][:beams] if best is not notes[-1] else []
@@ -202,10 +207,10 @@ def search_tree(notes: Sequence[Sequence[Candidate]], winner: Words, greedy: Seq
             cell(length, rank, f"{name(words[-1])}\n{score:.2f}", colour, wins)
     below = 2 * beams + 0.35
     panel.axhline(below - 0.62, color=QUIET, linewidth=0.8, linestyle="-")
-    panel.text(-1.15, below, "greedy", ha="center", va="center", fontsize=9, color=WRONG, weight="bold")
+    panel.text(start, below, "greedy", ha="center", va="center", fontsize=9, color=WRONG, weight="bold")
     for length, (score, words) in enumerate(greedy):
         cell(length, below, f"{name(words[-1])}\n{score:.2f}", WRONG)
-    panel.set(xlim=(-1.7, columns - 0.4), ylim=(below + 0.55, -0.6), xticks=range(columns), yticks=[],
+    panel.set(xlim=(-1.6, columns - 0.45), ylim=(below + 0.55, -0.6), xticks=range(columns), yticks=[],
               xticklabels=range(1, columns + 1), xlabel="step")
     panel.spines[:].set_visible(False)
     panel.tick_params(length=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -119,18 +120,30 @@ def grey_out(image: Tensor, order: Tensor, count: int, nothing: Tensor) -> Tenso
 
 
 def wall(image: object, shown: Tensor | Sequence[Tensor], titles: Sequence[str], columns: int = 8, side: float = 0.95,
-         things: Sequence[Thing] = ()) -> Figure:
-    """Small maps (n gh gw) on ONE scale, which a colour bar tells, and the picture beside them, if there is one."""
-    rows, top = math.ceil(len(titles) / columns), max(float(values.max()) for values in shown)
-    wide = 0 if image is None else min(rows, 2)
-    figure = Figure(figsize=((columns + wide) * side + 0.7, rows * (side + 0.24)), layout="constrained")
-    places = figure.add_gridspec(rows, columns + wide)
+         things: Sequence[Thing] = (), rows: Sequence[str] = (), units: Sequence[str] = ("weight",)) -> Figure:
+    """Small maps (n gh gw) and the picture beside them, if there is one.
+
+    `rows` are the names of the rows. `units` says at the colour bar what is drawn: one for all maps, which then have
+    ONE scale, or one for each row, if rows show different things.
+    """
+    count, letters = math.ceil(len(titles) / columns), max(14, int(14.5 * side))
+    titles = [textwrap.fill(title, letters) for title in titles]
+    lines = 1 + max(title.count("\n") for title in titles)
+    wide = 0 if image is None else min(count, 2)
+    figure = Figure(figsize=((columns + wide) * side + 0.7 + 0.2 * bool(rows), count * (side + 0.08 + 0.16 * lines)),
+                    layout="constrained")
+    places = figure.add_gridspec(count, columns + wide)
     panels = [figure.add_subplot(places[k // columns, wide + k % columns]) for k in range(len(titles))]
-    for panel, values, title in zip(panels, shown, titles, strict=True):
-        drawing = panel.imshow(values, vmin=0, vmax=top, extent=(-0.5, SIDE - 0.5, SIDE - 0.5, -0.5),
-                               interpolation="nearest")
-        panel.set_title(title, fontsize=9, weight="normal")
-    figure.colorbar(drawing, ax=panels, label="weight", shrink=0.9)
+    size = math.ceil(len(titles) / len(units)) if len(units) == 1 else columns  # maps that share a scale
+    for first, unit in zip(range(0, len(titles), size), units, strict=True):
+        group, top = panels[first:first + size], max(float(values.max()) for values in shown[first:first + size])
+        for panel, values, title in zip(group, shown[first:first + size], titles[first:first + size], strict=True):
+            drawing = panel.imshow(values, vmin=0, vmax=top, extent=(-0.5, SIDE - 0.5, SIDE - 0.5, -0.5),
+                                   interpolation="nearest")
+            panel.set_title(title, fontsize=9, weight="normal")
+        figure.colorbar(drawing, ax=group, label=unit, shrink=0.9)
+    for panel, name in zip(panels[::columns], rows, strict=bool(rows)):
+        panel.set_ylabel(name, fontsize=9)
     if wide:
         panels.append(figure.add_subplot(places[:, :wide]))
         draw_picture(panels[-1], image)
@@ -148,22 +161,24 @@ def flow() -> Figure:
     panel.set(xlim=(0, 92), ylim=(0, 25))
     panel.axis("off")
     boxes = {"image features\n(b v e)": (1, 14, 14, 8, IMAGE), "phrase\n(b t)": (1, 3, 14, 7, TEXT),
-             "Q-Former, fused pass:\nattention A (b h q v)\nin each reading": (21, 7, 22, 12, QUERY),
-             "ITM head:\nlogit “match” y": (50, 9, 15, 8, QUERY),
-             "map (b v)\nΣ A · relu(∂y/∂A)": (73, 8, 18, 10, WRONG)}
+             "Q-Former, fused pass:\nattention A (b h q v)\nin each reading": (21, 9, 22, 12, QUERY),
+             "ITM head:\nlogit “match” y": (52, 13, 15, 8, QUERY),
+             "map (b v)\nΣ A · relu(∂y/∂A)": (73, 1, 18, 9, WRONG)}
     for label, (*place, colour) in boxes.items():
         draw_box(panel, tuple(place), label, colour)
-    for start, end, style in (((15, 18), (21, 15), "-"), ((15, 6.5), (21, 10), "-"), ((43, 15), (50, 15), "-"),
-                              ((50, 11), (43, 11), (0, (3, 2))), ((65, 13), (73, 13), "-")):
+    for start, end, style in (((15, 18), (21, 17), "-"), ((15, 6.5), (21, 12), "-"), ((43, 18.7), (52, 18.7), "-"),
+                              ((52, 15), (43, 15), (0, (3, 2))), ((32, 4), (73, 4), "-")):
         draw_arrow(panel, start, end, linestyle=style)
-    panel.text(46.5, 16, "forward", ha="center", va="bottom", fontsize=8, color=QUIET)
-    panel.text(46.5, 9.6, "∂y/∂A", ha="center", va="top", fontsize=8, color=QUIET)
+    panel.plot([32, 32], [9, 4], color=QUIET, linewidth=1.1, linestyle="-")
+    panel.text(47.5, 19.3, "forward", ha="center", va="bottom", fontsize=8.5, color=QUIET)
+    panel.text(47.5, 14.2, "∂y/∂A", ha="center", va="top", fontsize=8.5, color=QUIET)
+    panel.text(52.5, 4.6, "A and ∂y/∂A, of the same shape", ha="center", va="bottom", fontsize=8.5, color=QUIET)
     return figure
 
 
 def deletion(fall: Mapping[str, Tensor], counts: Sequence[int]) -> Figure:
     """Score lost, mean and 95 % interval, against how many patches are greyed out; values (counts n) for each order."""
-    figure = Figure(figsize=(6.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     panel = figure.subplots()
     for (name, values), colour, marker in zip(fall.items(), (IMAGE, WRONG, QUIET), "oXs", strict=True):
         panel.errorbar(range(len(counts)), values.mean(dim=1), 1.96 * values.std(dim=1) / values.shape[1] ** 0.5,
@@ -171,7 +186,7 @@ def deletion(fall: Mapping[str, Tensor], counts: Sequence[int]) -> Figure:
     panel.axhline(0, color=INK, linewidth=1, linestyle="-")
     panel.set(xlabel="patches greyed out", ylabel="score lost, mean (± 95 %)")
     panel.set_xticks(range(len(counts)), counts)
-    panel.legend()
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

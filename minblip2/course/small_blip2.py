@@ -6,16 +6,21 @@ is trained; it is how one gets a language model that says something within secon
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tokenizers
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from .. import UserError
 from ..data.files import write_json
 from ..data.scene_captions import write_captions
 from ..data.scenes import draw_scenes
@@ -29,6 +34,9 @@ from ..vit import EVA_G, ViT
 from ..weights.blip2 import Blip2
 from ..weights.keymap import spell_out
 from ..weights.names import EVA, STAGE1
+from ..weights.official import load_blip2
+from .flow import Box, flow
+from .viz import IMAGE, QUERY, TEXT, WRONG
 
 SIZES = dict(width=48, layers=2, heads=3, mlp_width=96)
 PIXELS = 56
@@ -105,3 +113,45 @@ def save_stage1(stage1: Stage1, folder: Path) -> None:
     sizes = dict(num_attention_heads=config.heads, hidden_size=config.width, num_hidden_layers=config.layers,
                  intermediate_size=config.mlp_width, encoder_hidden_size=config.image_width)
     write_json(folder / "config.json", dict(model_type="blip-2", vision_config=vision, qformer_config=sizes))
+
+
+def path_of_a_file() -> Figure:
+    """How lesson 16 proves that two implementations are one model: one file, two readers, the same logits."""
+    boxes: dict[str, Box] = {
+        "file": (0, 0, 13, 6, "a file:\nnames, numbers", None),
+        "ours": (29, 0, 13, 6, "our modules", QUERY),
+        "hub": (53, 0, 17, 6, "a file in the\nofficial layout", None),
+        "theirs": (80, 0, 13, 6, "transformers'\nclass", TEXT),
+        "same": (34, 10.5, 54, 4.5, "the same logits?", IMAGE)}
+    return flow(boxes, (("file", "ours", "table of names"), ("ours", "hub", "export"), ("hub", "theirs", "load"),
+                        ("ours", "same", "logits"), ("theirs", "same", "logits")))
+
+
+def refusal(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
+    """What is said when the weights of a hub folder are changed and loaded; AssertionError if they are loaded."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    with tempfile.TemporaryDirectory() as work:
+        shutil.copy(folder / "config.json", work)
+        save_file(tensors, Path(work) / "model.safetensors", {"format": "pt"})
+        try:
+            load_blip2(work)
+        except UserError as error:
+            return str(error).replace(work, "...")
+    raise AssertionError("a spoiled file was loaded")
+
+
+def traps(rows: Sequence[tuple[str, float, int]], captions: int) -> Figure:
+    """Silent mistakes (name, how far the logits move, captions as before) as bars on a logarithmic axis."""
+    rows = sorted(rows, key=lambda row: row[1])
+    figure = Figure(figsize=(8.8, 0.9 + 0.32 * len(rows)), layout="constrained")
+    panel = figure.subplots()
+    for line, (_, moved, kept) in enumerate(rows):
+        panel.barh(line, moved, left=0, color=TEXT if kept == captions else WRONG, height=0.7)
+        panel.text(moved * 1.3, line, f"{kept} of {captions} captions as before", va="center", fontsize=9)
+    panel.set(xscale="log", xlim=(1e-7, 200), xlabel="logits move by δ", yticks=range(len(rows)),
+              yticklabels=[name for name, *_ in rows])
+    ticks = [10.0**power for power in range(-7, 1)]
+    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.minorticks_off()
+    return figure

@@ -20,7 +20,7 @@ from ..stage2 import Stage2
 from ..training.stages import prompt_and_target
 from . import language
 from .flow import Box, flow
-from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG
+from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_picture
 
 KINDS: dict[str, Sequence[str]] = {
     "colour": tuple(COLOURS), "shape": SHAPES, "background": tuple(BACKGROUNDS), "size": tuple(SIZES),
@@ -30,14 +30,14 @@ KINDS: dict[str, Sequence[str]] = {
 def stage2_flow() -> Figure:
     """Lesson 10: from image features to the loss of the words, and back."""
     boxes: dict[str, Box] = {
-        "features": (0, 8, 14, 6, "image features\n(b v e)", IMAGE),
-        "queries": (19, 8, 15, 6, "Q-Former, queries\nonly: (b q 768)", QUERY),
-        "projection": (39, 8, 13, 6, "linear layer\n768 → e of LM", QUERY),
-        "prompt": (39, 0, 13, 5, "text prompt\nids (b t)", TEXT),
-        "text": (39, 16.5, 13, 5, "caption\nids (b t)", TEXT),
-        "sequence": (59, 4.5, 15, 13, "one sequence\n\n[soft prompt ;\nprompt ; caption]\n(b s e)", None),
-        "lm": (80, 6.5, 12, 9, "language\nmodel\nfrozen", TEXT),
-        "loss": (98, 7.5, 14, 7, "−ln p of each\ncaption word,\nmean", None)}
+        "features": (0, 15, 14, 6, "image features\n(b v e)", IMAGE),
+        "queries": (17, 15, 15, 6, "Q-Former, queries\nonly: (b q 768)", QUERY),
+        "projection": (35, 15, 14, 6, "linear layer\n768 → e of LM", QUERY),
+        "prompt": (35, 7.5, 14, 5, "text prompt, as\nword vectors", TEXT),
+        "text": (35, 0, 14, 5, "caption, as\nword vectors", TEXT),
+        "sequence": (53, 0, 14, 21, "one sequence\n(b s e)\n\n[soft prompt ;\n\nprompt ;\n\ncaption]", None),
+        "lm": (71, 6, 12, 9, "language\nmodel\nfrozen", TEXT),
+        "loss": (87, 7, 14, 7, "−ln p of each\ncaption word,\nmean", None)}
     arrows = (("features", "queries"), ("queries", "projection"), ("projection", "sequence"), ("prompt", "sequence"),
               ("text", "sequence"), ("sequence", "lm"), ("lm", "loss"))
     return flow(boxes, arrows, dotted=("lm", "features"))
@@ -99,16 +99,22 @@ def kinds_of_words(ids: Tensor, real: Tensor, tokenizer: Tokenizer) -> dict[str,
     return found | {"any other": real & ~torch.stack(list(found.values())).any(dim=0)}
 
 
-def word_bars(words: Sequence[str], losses: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """The loss of each word of one caption under three conditions, in the order own, none, another's."""
-    figure = Figure(figsize=(9.2, 3.4), layout="constrained")
-    panel = figure.subplots()
+def word_bars(words: Sequence[str], losses: Mapping[str, Sequence[float]], images: Mapping[str, object]) -> Figure:
+    """The loss of each word of one caption under three conditions (own, no, another image), beside the two images."""
+    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+    places = figure.add_gridspec(len(images), 2, width_ratios=[1, 4.6])
+    for row, (name, image) in enumerate(images.items()):
+        picture = figure.add_subplot(places[row, 0])
+        draw_picture(picture, image)
+        picture.set_title(name, fontsize=9, weight="normal")
+    panel = figure.add_subplot(places[:, 1])
     looks = ((IMAGE, ""), (FORBIDDEN, ""), (WRONG, "///"))
     for shift, ((name, values), (colour, hatch)) in enumerate(zip(losses.items(), looks, strict=True)):
         panel.bar(np.arange(len(words)) + 0.27 * (shift - 1), values, 0.25, color=colour, hatch=hatch, label=name,
                   edgecolor="white" if hatch else QUIET, linewidth=0.4)
     panel.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
-    panel.set(ylabel="−ln p", title=title)
+    panel.set(ylabel="loss of the word, −ln p", xlabel="the caption, word by word")
+    panel.set_axisbelow(True)
     panel.grid(axis="y")
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -43,7 +43,7 @@ def dependence(outputs: Tensor, inputs: Sequence[Tensor]) -> Tensor:
 def dependence_grids(grids: Mapping[str, Tensor], names: Sequence[str], kinds: Sequence[int]) -> Figure:
     """Dependences (s s) side by side; kinds of columns: 0 visual tokens, 1 words given, 2 words written."""
     palette = [QUERY, IMAGE, TEXT]
-    figure = Figure(figsize=(8.8, 4.8), layout="constrained")
+    figure = Figure(figsize=(8.8, 5), layout="constrained")
     for panel, (title, seen) in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True):
         for row, column in ((row, column) for row in range(len(names)) for column in range(len(names))):
             panel.fill_between([column - 0.46, column + 0.46], row - 0.46, row + 0.46, linewidth=0,

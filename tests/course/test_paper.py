@@ -8,6 +8,9 @@ from pkgutil import resolve_name
 import nbformat
 import pytest
 
+from benchmarks import ablations
+from minblip2.course.ablation_figures import interval
+
 from . import gates
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -77,3 +80,11 @@ def test_the_map_covers_the_paper_and_its_links_resolve():
         assert part in named, f"the map leaves out {part}"
     assert gates.broken_links((NOTEBOOKS / "PAPER.md").read_text(encoding="utf-8"), NOTEBOOKS) == []
     assert all(re.fullmatch(r"\d\d_\w+\.ipynb", name) for row in MAP for _, name, _ in SECTIONS.findall(row[2]))
+
+
+def test_what_lesson_14_measured_beside_table_6_is_the_files():
+    lines = {(line["name"], line["seed"]): line["results"] for line in ablations.known(ablations.RESULTS)}
+    mean, half = interval([lines["without ITG", seed]["itc_t2i_r1"] - lines[ablations.BASE, seed]["itc_t2i_r1"]
+                           for seed in range(3)])
+    (row,) = (row for row in MAP if row[0] == "Table 6")
+    assert f"{mean:.1f} ± {half:.1f}".replace("-", "−") in row[1]

@@ -1,0 +1,33 @@
+"""What lesson 16 draws, and what it says of a spoiled file."""
+
+import pytest
+import torch
+
+from minblip2.course import small_blip2
+from minblip2.weights.blip2 import Blip2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("small") / "blip2"
+    small_blip2.learn_by_heart(small_blip2.eight_scenes(), steps=1).save(place)
+    return place
+
+
+def test_a_spoiled_file_is_refused_and_the_folder_stays(folder):
+    assert "lacks the weights of query_tokens" in small_blip2.refusal(folder, lambda file: file.pop("query_tokens"))
+    assert Blip2.from_folder(folder, torch.float32, torch.device("cpu"))
+
+
+def test_a_whole_file_is_not_called_refused(folder):
+    with pytest.raises(AssertionError, match="was loaded"):
+        small_blip2.refusal(folder, lambda file: None)
+
+
+def test_traps_are_sorted_and_marked():
+    figure = small_blip2.traps([("mild", 1e-4, 8), ("bad", 0.5, 3)], 8)
+    panel = figure.axes[0]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["mild", "bad"]
+    assert [text.get_text()[:6] for text in panel.texts] == ["8 of 8", "3 of 8"]
+    colours = [bar.get_facecolor() for bar in panel.patches]
+    assert colours[0] != colours[1]
