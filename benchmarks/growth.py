@@ -1,7 +1,7 @@
 """How a stage-1 step grows: python -m benchmarks.growth [--size laptop] [--out benchmarks/results/growth.json]
 
 One axis at a time is varied, the others stay where `START` has them; what is timed is forward and backward of `Stage1`.
-The file that it writes, also for notebook 17 to plot:
+The file that it writes, also for the bonus notebook 05_what_it_costs to plot:
 
     {"machine": {...}, "size": "laptop", "start": {"batch": 8, "text": 16, "queries": 32, "visual": 257},
      "exponents": {"batch": 0.97, ...},                       the slope of a line through log(value), log(seconds)

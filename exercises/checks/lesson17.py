@@ -128,7 +128,7 @@ MEAN_SLIPS: dict[str, Mean] = {
 }
 
 
-@exercise("17.2", "lesson 17, sections 1 and 2")
+@exercise("17.2", "lesson 17, section 2, 'One rule'")
 def mean_of_all(mean_of: Mean) -> None:
     """The mean over the whole batch, of the parts' means."""
     output, right, made, games = [], [], {why: [] for why in MEAN_SLIPS}, []
@@ -215,7 +215,7 @@ def drawn_steps(n: int) -> tuple[Tensor, Tensor]:
     return weights[sharp], steps[sharp]
 
 
-@exercise("17.3", "lesson 17, section 7, 'Half the bits'")
+@exercise("17.3", "lesson 17, section 3, 'Half the bits'")
 def stays(stays_of: Stays) -> None:
     """Which weights are the same after their step, kept in bfloat16."""
     output, right, made = [], [], {why: [] for why in STAY_SLIPS}
