@@ -155,14 +155,18 @@ SCENES = Recipe(
 )
 
 LAPTOP = Recipe(
-    name="laptop", build=build_pretrained, models=RECIPE_MODELS["laptop"], images=2500,
-    qformer=dict(num_queries=16, dropout=0.0),
-    stage1=TrainConfig(steps=1200, batch_size=64, learning_rate=4e-4, warmup=60, checkpoint_every=50),
+    name="laptop", build=build_pretrained, models=RECIPE_MODELS["laptop"], images=5500,
+    # New pictures teach more than more passes: each caption is read about once in each stage, so nothing is mirrored
+    # or dropped out. Eight queries make a step of either stage a quarter cheaper than sixteen.
+    qformer=dict(num_queries=8, dropout=0.0),
+    stage1=TrainConfig(steps=500, batch_size=64, learning_rate=4e-4, warmup=40, checkpoint_every=50),
     # At the projection's rate the Q-Former forgets what it read before the language model has learned to listen.
-    stage2=TrainConfig(steps=750, batch_size=32, learning_rate=1e-4, new_params="projection", lr_scale=20, warmup=40,
+    stage2=TrainConfig(steps=1300, batch_size=16, learning_rate=1e-4, new_params="projection", lr_scale=20, warmup=40,
                        checkpoint_every=50),
-    prompt="assistant\n",  # after the start token this is how SmolLM2's chat template opens an answer
-    flips=True, keep_tokens=129, beams=5,
+    # After the start token this is how SmolLM2's chat template opens an answer: before any training it makes captions
+    # likelier than "a photo of" does, 69 nats each and not 73.
+    prompt="assistant\n",
+    keep_tokens=129, beams=5,
 )
 
 # The paper's settings (§3.4), for ten passes over as many pictures as it takes hours, not days, to train on.
