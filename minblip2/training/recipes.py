@@ -49,10 +49,11 @@ class Recipe:
     """Everything that is chosen before training. `prompt` stands before each caption that the language model reads.
 
     `flips` also trains on mirrored images, `crops` on so many random crops of each, `keep_tokens` is how many visual
-    tokens of an image training sees at a time, `max_length` counts the ids of a text. `qformer` holds what differs from
-    the sizes that the parts dictate. `models` names the hub models it builds on, `images` is how many it is meant for.
-    `device` is where it computes unless told otherwise; None: see `best_device`. `loss_weights` are those of ITC, ITM
-    and ITG in stage 1; the paper's are equal. Stage 2 starts from stage 1's matrices times `warm_start`, the rest of
+    tokens of an image training sees at a time, `max_length` counts the ids of a text, `match_weight` is how much
+    matching counts when candidates are ranked again (None: as in LAVIS). `qformer` holds what differs from the sizes
+    that the parts dictate. `models` names the hub models it builds on, `images` is how many it is meant for. `device`
+    is where it computes unless told otherwise; None: see `best_device`. `loss_weights` are those of ITC, ITM and ITG in
+    stage 1; the paper's are equal. Stage 2 starts from stage 1's matrices times `warm_start`, the rest of
     them is a fresh start's; the paper's starts from all of them.
     """
 
@@ -71,6 +72,7 @@ class Recipe:
     crops: int = 0
     keep_tokens: int | None = None
     beams: int = 5
+    match_weight: float | None = None
     experts: dict[str, TrainConfig] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
     images: int = 0
