@@ -169,6 +169,7 @@ LAPTOP = Recipe(
     # likelier than "a photo of" does, 69 nats each and not 73.
     prompt="assistant\n",
     keep_tokens=129, beams=5,
+    match_weight=1.5,  # chosen on photographs that were held out of training: benchmarks/results/ranking.json
 )
 
 # The paper's settings (§3.4), for ten passes over as many pictures as it takes hours, not days, to train on.

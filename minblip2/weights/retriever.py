@@ -125,19 +125,29 @@ class Retriever(ImageReader):
     def rerank(self, images: Images, texts: Sequence[str], cosine: Tensor, top: int, dim: int) -> Tensor:
         """Scores (n m) after matching has seen the `top` best; others far below.
 
-        cosine (n m) of images and texts; dim=1 re-ranks each image's texts, dim=0 each text's images. Without a
-        `match_weight` a score is ITM's logit + cosine, as LAVIS ranks. With one, both speak in the units of their own
-        loss: cosine / temperature + match_weight · (match − no match).
+        cosine (n m) of images and texts; dim=1 re-ranks each image's texts, dim=0 each text's images.
         """
-        best = cosine.topk(min(top, cosine.shape[dim]), dim=dim).indices
-        chosen = torch.zeros_like(cosine, dtype=torch.bool).scatter(dim, best, True)
-        image_rows, text_rows = chosen.nonzero(as_tuple=True)
+        rows = self.candidates(cosine, top, dim)
         scores = cosine - 100.0
-        no_match, match = self.pair_logits(images, texts, image_rows, text_rows).T
-        chosen_cosine = cosine[image_rows, text_rows]
-        scores[image_rows, text_rows] = chosen_cosine + match if self.match_weight is None else (
-            chosen_cosine / self.stage1.temperature.item() + self.match_weight * (match - no_match))
+        scores[rows] = self.combined(cosine[rows], self.pair_logits(images, texts, *rows))
         return scores
+
+    @staticmethod
+    def candidates(cosine: Tensor, top: int, dim: int) -> tuple[Tensor, Tensor]:
+        """Rows of images and texts (n each) of the pairs that ITM looks at: the `top` best by ITC."""
+        best = cosine.topk(min(top, cosine.shape[dim]), dim=dim).indices
+        return torch.zeros_like(cosine, dtype=torch.bool).scatter(dim, best, True).nonzero(as_tuple=True)
+
+    def combined(self, cosine: Tensor, logits: Tensor) -> Tensor:
+        """One score (n) of pairs, from ITC's cosine (n) and ITM's logits (n 2) of no match / match.
+
+        Without a `match_weight` it is the logit of a match + the cosine, as LAVIS ranks. With one, both speak in the
+        units of their own loss: cosine / temperature + match_weight · (match − no match).
+        """
+        no_match, match = logits.T
+        if self.match_weight is None:
+            return cosine + match
+        return cosine / self.stage1.temperature.item() + self.match_weight * (match - no_match)
 
     def retrieve(self, text: str, images: Images, k: int = 5, top: int = 32) -> Tensor:
         """Rows (k) of the images that fit the text best: chosen by ITC, the `top` best of them re-ranked by ITM."""
