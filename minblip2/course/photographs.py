@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from ..data.coco import CocoCaptions
@@ -38,6 +38,7 @@ FOLDER, RUN = ROOT / "data" / "photographs", ROOT / "runs" / "laptop"
 KEPT = FOLDER / "said.json"
 POINTS = 50  # of each curve
 CUT = 26  # patches: a tenth of them
+DINO = Transform(mode="crop", resize_to=256)  # what the laptop recipe's encoder sees of a picture
 ASKED: dict[int, tuple[str, str]] = {  # COCO's id -> a question, and the words that name the subject
     129648: ("what is the boy riding?", "skateboard skateboarder skateboarding skateboarders"),
     377575: ("what animal is this?", "dog dogs poodle puppy"),
@@ -75,6 +76,20 @@ def kept() -> dict[str, Any]:
     return read_json(KEPT)
 
 
+def source(bridge: Bridge | None) -> str:
+    """Where the answers are from, in words."""
+    if bridge:
+        return "the bridge under runs/laptop, here and now"
+    said = kept()
+    return (f"a run of the laptop recipe on {said['pictures']:,} photographs with {said['texts']:,} captions; what it "
+            f"said on {said['date']} is read from a file (checksum of the run: {said['checksum'][:12]})")
+
+
+def subject(number: int) -> str:
+    """The first word that names the subject of a photograph."""
+    return list(ASKED.values())[number][1].split()[0]
+
+
 def show_credits() -> None:
     """Display whose the photographs are."""
     folded("Whose photographs these are", ["", "photograph", "source, licence"],
@@ -104,25 +119,27 @@ def show_said() -> None:
     """Display the photographs with what the run that is kept said of them, and whose they are."""
     said = kept()
     viz.show(sheet(said["captions"]), "Sixteen photographs, each with the caption of a bridge that a laptop trained; "
-             f"{sum(named(said['captions']))} captions name the subject.")
+             f"{sum(named(said['captions']))} captions name the subject.", photographs=True)
     show_credits()
 
 
-def maps_over(maps: Sequence[Tensor], titles: Sequence[str], transform: Transform) -> Figure:
+def maps_over(maps: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     """Each photograph as the encoder sees it, under its map (gh gw), coloured from 0 to the map's own maximum."""
-    figure, panels = viz.make_panels(len(titles), 4, 2.3, 2.55)
+    figure, panels = viz.make_panels(len(titles), 4, 2, 2.3)
     for panel, path, values, title in zip(panels, photographs().paths, maps, titles, strict=True):
-        figures.lay_over(panel, transform.crop_and_resize(load_image(path)), values)
-        panel.set_title(title, fontsize=9, weight="normal")
+        figures.lay_over(panel, DINO.crop_and_resize(load_image(path)), values)
+        panel.set_title(textwrap.fill(title, 28), fontsize=9, weight="normal")
     return figure
 
 
 def cut_out(bridge: Bridge, features: Tensor, texts: Sequence[str]) -> Tensor:
-    """What the odds of a match (nats) lose when a tenth of the patches say what an average patch says: (n 2).
+    """What the odds of a match (nats) lose when CUT patches say what an average patch says: (n 2).
 
-    First for the patches that the map shows brightest, then the mean over ten draws at random.
+    First for the patches that the map shows brightest, then the mean over ten draws at random. features (n v e) and
+    texts (n), pair by pair.
     """
-    stage1, nothing = bridge.stage1.eval(), features[:, 1:].mean(dim=(0, 1))
+    stage1, first = bridge.stage1.eval(), int(bridge.backbones.class_token)
+    nothing = features[:, first:].mean(dim=(0, 1))
     ids, mask = bridge.retriever.text_ids(texts)
 
     @torch.no_grad()
@@ -130,11 +147,11 @@ def cut_out(bridge: Bridge, features: Tensor, texts: Sequence[str]) -> Tensor:
         no_match, match = stage1.itm_logits(stage1.image_kv(image), ids, mask).T
         return match - no_match
 
-    maps, whole = stage1.match_map(features, ids, mask)[:, 1:], odds(features)  # without the class token
+    maps, whole = stage1.match_map(features, ids, mask)[:, first:], odds(features)
     generator = torch.Generator().manual_seed(0)
     orders = [maps.argsort(dim=1, descending=True), *(torch.rand(maps.shape, generator=generator).argsort(dim=1)
                                                       for _ in range(10))]
-    falls = torch.stack([whole - odds(grey_out(features, order + 1, CUT, nothing)) for order in orders], dim=1)
+    falls = torch.stack([whole - odds(grey_out(features, order + first, CUT, nothing)) for order in orders], dim=1)
     return torch.stack([falls[:, 0], falls[:, 1:].mean(dim=1)], dim=1)
 
 
@@ -142,6 +159,17 @@ def thinned(log: Sequence[dict[str, float]], keys: Sequence[str]) -> list[dict[s
     """A training log as POINTS means, each in the middle of what it stands for."""
     return [{key: round(float(np.mean([line[key] for line in some])), 4) for key in ("step", *keys)}
             for some in np.array_split(np.array(log, dtype=object), POINTS)]
+
+
+def curves_of(run: Path) -> dict[str, list[dict[str, float]]]:
+    """The losses of both stages of a run, thinned."""
+    return {stage: thinned(read_log(run / stage / "log.jsonl"), keys)
+            for stage, keys in (("stage1", ("itc", "itm", "itg")), ("stage2", ("loss",)))}
+
+
+def train_split(run: Path = RUN) -> CocoCaptions:
+    """The photographs that a run was trained on."""
+    return CocoCaptions(recorded_data(run), "train")
 
 
 def counted(data: CocoCaptions) -> list[int]:
@@ -157,20 +185,16 @@ def say_all(bridge: Bridge, run: Path) -> dict[str, Any]:
     retriever, blip2 = bridge.retriever, bridge.blip2
     features = retriever.encode_images(images)
     maps = torch.stack([retriever.attention_maps(one, [text])[0] for one, text in zip(features, ours, strict=True)])
-    peaks = maps.amax(dim=(1, 2))
     return dict(
         captions=blip2.caption(features), alone=retriever.caption(features),
         answers=blip2.ask(features, QUESTIONS),
         answers_to_another=blip2.ask(features.roll(1, 0), QUESTIONS),
         cosine=rounded(retriever.similarity(features, ours)), match=rounded(retriever.match(features, ours)),
         temperature=round(bridge.stage1.temperature.item(), 4),
-        maps=[Image.fromarray((255 * one / peak).byte().numpy()).tobytes().hex() for one, peak in
-              zip(maps, peaks, strict=True)],
+        maps=packed(maps),
         falls=rounded(cut_out(bridge, features, ours)),
-        log={stage: thinned(read_log(run / stage / "log.jsonl"), keys)
-             for stage, keys in (("stage1", ("itc", "itm", "itg")), ("stage2", ("loss",)))},
-        counted=counted(train := CocoCaptions(recorded_data(run), "train")), texts=len(train.pairs),
-        pictures=len(train), checksum=run_checksum(run), date=datetime.date.today().isoformat(),
+        log=curves_of(run), counted=counted(train := train_split(run)), texts=len(train.pairs), pictures=len(train),
+        checksum=run_checksum(run), date=datetime.date.today().isoformat(),
     )
 
 
@@ -179,8 +203,14 @@ def rounded(values: Tensor) -> list[list[float]]:
     return [[round(value, 3) for value in row] for row in values.tolist()]
 
 
+def packed(maps: Tensor) -> list[str]:
+    """Maps (n gh gw), none of them empty, in 256 steps from 0 to their own maximum, as text."""
+    steps = (255 * maps / maps.amax(dim=(1, 2), keepdim=True)).round().byte()
+    return [bytes(one.flatten().tolist()).hex() for one in steps]
+
+
 def unpacked(maps: Sequence[str]) -> Tensor:
-    """The maps (n gh gw) that `say_all` has packed, each with the maximum 1."""
+    """The maps (n gh gw) of `packed`, each with the maximum 1."""
     flat = torch.tensor([list(bytes.fromhex(one)) for one in maps]) / 255
     return to_grid(flat, class_token=False)
 
