@@ -241,6 +241,13 @@ def test_reranking_scores_are_logit_plus_cosine_and_order_matters_only_on_top(ru
     with torch.no_grad(), autocast(bridge.device):
         logit = bridge.stage1.itm_logits(bridge.stage1.image_kv(features[image : image + 1].float()), ids, mask)[0, 1]
     assert i2t[image, text] == pytest.approx(float(logit + cosine[image, text]), abs=2e-2)
+    retriever.match_weight = 0.0  # the order of ITC alone, among the best
+    alone, none = retriever.rerank(features, captions, cosine, 2, 1), i2t <= -50
+    assert torch.allclose(alone[~none] * float(bridge.stage1.temperature.detach()), cosine[~none], atol=1e-4)
+    retriever.match_weight = 0.5
+    margin = (retriever.rerank(features, captions, cosine, 2, 1) - alone)[~none]
+    chance = retriever.match(features, captions)[~none]
+    assert torch.allclose(torch.sigmoid(2 * margin), chance, atol=2e-2), "twice half of match - no match"
 
 
 def test_text_map_is_attention_times_positive_gradient(run):

@@ -137,7 +137,7 @@ def test_the_gpu_recipe_is_told_on_an_empty_disk(tmp_path):
 
 def test_what_is_there_is_not_missing(tmp_path, parts, photos):
     assert "nothing is missing" in dry_run(LAPTOP, photos, parts)
-    assert f"2 views of {len(CocoCaptions(photos, 'train')):,} pictures in" in dry_run(LAPTOP, photos, parts)
+    assert f"1 view of {len(CocoCaptions(photos, 'train')):,} pictures in" in dry_run(LAPTOP, photos, parts)
     folder = tmp_path / "opt-1.3b"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(dict(MODELS["opt-125m"].config)), encoding="utf-8")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -85,7 +86,6 @@ def attention_maps(image: Image.Image | np.ndarray, maps: Mapping[str, Tensor],
     """
     picture = as_array(image)
     height, width = picture.shape[:2]
-    grey = picture[..., :3].mean(axis=-1) if picture.ndim == 3 else picture  # so that colour means attention only
     figure, panels = make_panels(1 + len(maps), 4, 2.3, 2.3 * min(height / width, TALLEST) + 0.45)
     draw_picture(panels[0], picture)
     panels[0].set_title("picture")
@@ -94,11 +94,7 @@ def attention_maps(image: Image.Image | np.ndarray, maps: Mapping[str, Tensor],
         values = as_array(values)
         if values.ndim != 2:
             raise UserError(f"the map {label!r} has shape {values.shape}: give one (gh, gw) map per label")
-        draw_picture(panel, grey)
-        panel.imshow(values, cmap="viridis", alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5), vmin=0)
-        row, column = np.unravel_index(values.argmax(), values.shape)
-        place = (column + 0.5) * width / values.shape[1] - 0.5, (row + 0.5) * height / values.shape[0] - 0.5
-        panel.plot(*place, marker="X", markersize=10, color=WRONG, markeredgecolor="white", linestyle="")
+        lay_over(panel, picture, values)
         panel.set_title(f"{textwrap.fill(label, 27)}\n{before}maximum {values.max():.2g}", fontsize=9.5)
     for panel in panels:
         for x, y, box_width, box_height in boxes or []:
@@ -106,6 +102,17 @@ def attention_maps(image: Image.Image | np.ndarray, maps: Mapping[str, Tensor],
                 panel.add_patch(Rectangle((x - 0.5, y - 0.5), box_width, box_height, fill=False, edgecolor=colour,
                                           linewidth=thickness))
     return figure
+
+
+def lay_over(panel: Axes, image: object, values: object) -> None:
+    """Draw a map (gh gw) over a picture, coloured from 0 to its maximum, which is marked with a cross."""
+    picture, values = as_array(image), as_array(values)
+    height, width = picture.shape[:2]
+    draw_picture(panel, picture[..., :3].mean(axis=-1) if picture.ndim == 3 else picture)  # colour is attention only
+    panel.imshow(values, cmap="viridis", alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5), vmin=0)
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    place = (column + 0.5) * width / values.shape[1] - 0.5, (row + 0.5) * height / values.shape[0] - 0.5
+    panel.plot(*place, marker="X", markersize=10, color=WRONG, markeredgecolor="white", linestyle="")
 
 
 def curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],

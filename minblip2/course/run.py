@@ -93,7 +93,7 @@ def main() -> int:
     args = parser.parse_args()
     os.environ.setdefault("MINBLIP2_SCALE", "fast")  # the form for a CPU; "full" wants a GPU
     if args.write:
-        os.environ["MINBLIP2_DRAWN_ONLY"] = "1"  # outputs in git hold no photograph: not all may be handed on
+        os.environ["MINBLIP2_DRAWN_ONLY"] = "1"  # outputs in git show only photographs that may be handed on
     try:
         chosen = choose(args.folder.resolve(), args.notebooks)
     except ValueError as error:

@@ -127,14 +127,14 @@ def against_batch_size(sizes: Sequence[int], curves: Mapping[str, Sequence[float
     return figure
 
 
-def matrices(named: Mapping[str, Tensor]) -> Figure:
-    """Probabilities (b n) with which images pick captions, side by side on one scale."""
+def matrices(named: Mapping[str, Tensor], label: str = "probability in a row") -> Figure:
+    """Probabilities (b n) with which images pick captions, side by side on one scale, which `label` names."""
     figure = Figure(figsize=(9, 3.3), layout="constrained")
     for panel, (name, matrix) in zip(figure.subplots(1, len(named)), named.items(), strict=True):
         drawn = panel.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
         panel.set(title=name, xlabel=f"caption; its own gets {matrix.diagonal().mean():.2f}", ylabel="image",
                   xticks=[], yticks=[])
-    figure.colorbar(drawn, ax=figure.axes, shrink=0.7, label="probability in a row")
+    figure.colorbar(drawn, ax=figure.axes, shrink=0.7, label=label)
     return figure
 
 

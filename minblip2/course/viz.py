@@ -44,30 +44,44 @@ def style() -> None:
 style()
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG of 256 colours at 1.5 times its size on the page: sharp, yet small in a notebook."""
-    raw, small = io.BytesIO(), io.BytesIO()
+def drawn(figure: Figure) -> Image.Image:
+    """The figure at 1.5 times its size on the page."""
+    raw = io.BytesIO()
     figure.draw_without_rendering()  # the layout settles only in the second round
     figure.savefig(raw, format="png", dpi=1.5 * PIXELS_PER_INCH)
-    image = Image.open(raw).convert("RGB")
+    return Image.open(raw).convert("RGB")
+
+
+def jpeg(figure: Figure) -> bytes:
+    """The figure as a JPEG: photographs need more colours than a small PNG has."""
+    small = io.BytesIO()
+    drawn(figure).save(small, format="jpeg", quality=75, optimize=True)
+    return small.getvalue()
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG of 256 colours: sharp, yet small in a notebook."""
+    image, small = drawn(figure), io.BytesIO()
     palette = image.quantize(256, method=Image.Quantize.FASTOCTREE)  # unlike the default, it keeps rare colours
     flat = image.quantize(palette=palette, dither=Image.Dither.NONE)  # dithering would speckle even one flat colour
     flat.save(small, format="png", optimize=True)
     return small.getvalue()
 
 
-def show(figure: Figure, alt: str) -> None:
+def show(figure: Figure, alt: str, photographs: bool = False) -> None:
     """Display a figure in a notebook, with a sentence that says what is to be seen for those who cannot see it.
 
-    It is displayed as an HTML <img>, because JupyterLab (4.6) drops the `alt` metadata of plain image outputs.
+    One that shows `photographs` is a JPEG, any other a PNG. It is displayed as an HTML <img>, because JupyterLab (4.6)
+    drops the `alt` metadata of plain image outputs.
     """
     from IPython.display import display  # only notebooks need it
 
     if not alt.strip():
         raise UserError("the alt text of this figure is empty: say in one sentence what the figure shows")
-    source = base64.b64encode(png(figure)).decode()
+    kind, content = ("jpeg", jpeg(figure)) if photographs else ("png", png(figure))
+    source = base64.b64encode(content).decode()
     width = round(figure.get_figwidth() * PIXELS_PER_INCH)
-    image = f'<img alt="{html.escape(alt)}" width="{width}" src="data:image/png;base64,{source}">'
+    image = f'<img alt="{html.escape(alt)}" width="{width}" src="data:image/{kind};base64,{source}">'
     display({"text/html": image, "text/plain": alt}, raw=True)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +74,24 @@ LABELS = {  # what is told of a run, in this order -> what it is called
 
 
 def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """CIDEr-D and BLEU-4 (both x100), and how many of the captions differ."""
+    """CIDEr-D and BLEU-4 (both x100), how many of the captions differ, and their mean length in words."""
     candidates, references = list(candidates), [list(some) for some in references]
     return {"cider": metrics.cider_d(candidates, references), "bleu4": metrics.bleu(candidates, references),
-            "distinct": len(set(candidates))}
+            "distinct": len(set(candidates)),
+            "words": statistics.fmean(len(metrics.split_words(text)) for text in candidates)}
+
+
+def by_luck(captions: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]], draws: int = 20
+            ) -> dict[str, list[float]]:
+    """CIDEr-D x100 of each captioner on the same random halves of the pictures: name -> `draws` scores.
+
+    Halves drawn without replacement spread as whole sets of so many pictures do: their standard deviation is the
+    standard error of the score of all pictures.
+    """
+    random, count = np.random.default_rng(0), len(references)
+    halves = [random.permutation(count)[:count // 2] for _ in range(draws)]
+    return {name: [metrics.cider_d([texts[i] for i in half], [list(references[i]) for i in half]) for half in halves]
+            for name, texts in captions.items()}
 
 
 def of_next_picture(captions: Sequence[str]) -> list[str]:
@@ -105,6 +120,10 @@ def evaluate_photos(bridge: Bridge, train: CocoCaptions, data: CocoCaptions, fea
         sources["shuffled"] = of_next_picture(sources["stage2"])
     for name, captions in sources.items():
         results |= {f"{name}_{key}": value for key, value in caption_scores(captions, references).items()}
+    if bridge.stage2 is not None and len(references) > 3:
+        scores = by_luck({name: sources[name] for name in ("stage1", "stage2")}, references)
+        results["stage2_cider_sd"] = float(np.std(scores["stage2"]))
+        results["stage2_lead_sd"] = float(np.std(np.subtract(scores["stage2"], scores["stage1"])))
     return results
 
 

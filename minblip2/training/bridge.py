@@ -52,7 +52,8 @@ class Bridge:
         backbones = self.backbones
         return Retriever(vit=backbones.encoder.to(self.device), transform=backbones.transform, precision="auto",
                          stage1=self.stage1.to(self.device).eval(), tokenizer=backbones.tokenizer,
-                         max_length=self.recipe.max_length, beams=self.recipe.beams)
+                         max_length=self.recipe.max_length, beams=self.recipe.beams,
+                         match_weight=self.recipe.match_weight)
 
     @property
     def blip2(self) -> Blip2:

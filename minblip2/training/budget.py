@@ -204,8 +204,8 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None,
         row("language model", "lm", costs.lm, "frozen"),
         row("bridge, stage 1", "bert", costs.stage1.trained, "trained"),
         f"  {'bridge, stage 2':16} {'':24} {costs.stage2.trained:>15,} trained", "",
-        f"  {'features':16} {views} views of {images:,} pictures {of}: {costs.tokens} x {costs.width} in float16, "
-        f"{1e-9 * views * images * costs.cached:.1f} GB on disk",
+        f"  {'features':16} {views} view{'s' if views > 1 else ''} of {images:,} pictures {of}: {costs.tokens} x "
+        f"{costs.width} in float16, {1e-9 * views * images * costs.cached:.1f} GB on disk",
         *(f"  {experts[name]:16} {config.steps:,} steps of {config.batch_size}, before it is frozen"
           for name, config in recipe.experts.items()),
         stage("stage 1", recipe.stage1, costs.stage1), stage("stage 2", recipe.stage2, costs.stage2), ""]

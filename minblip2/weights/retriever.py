@@ -42,12 +42,16 @@ def pair_logits(stage1: Stage1, image_features: Tensor, text_ids: Tensor, text_m
 
 @dataclass(kw_only=True)
 class Retriever(ImageReader):
-    """A frozen image encoder and stage 1. Images are given as `ImageReader` says; `max_length` counts a text's ids."""
+    """A frozen image encoder and stage 1. Images are given as `ImageReader` says; `max_length` counts a text's ids.
+
+    `match_weight` says how `rerank` adds up ITC and ITM; None: as LAVIS does.
+    """
 
     stage1: Stage1
     tokenizer: Tokenizer
     max_length: int = 32
     beams: int = 1
+    match_weight: float | None = None
 
     @classmethod
     def from_folder(cls, folder: str | Path, dtype: torch.dtype | None = None,
@@ -103,9 +107,10 @@ class Retriever(ImageReader):
 
     def match_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor) -> Tensor:
         """ITM's logits of "match" (n) for the pairs of image `image_rows` (n) and text `text_rows` (n), on the CPU."""
-        return self._pair_logits(images, texts, image_rows, text_rows)[:, 1]
+        return self.pair_logits(images, texts, image_rows, text_rows)[:, 1]
 
-    def _pair_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor) -> Tensor:
+    def pair_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor) -> Tensor:
+        """ITM's logits (n 2) of no match / match for the same pairs, on the CPU."""
         with autocast(self.device, self.precision):
             return pair_logits(self.stage1.eval(), self.encode_images(images), *self.text_ids(texts), image_rows,
                                text_rows)
@@ -114,21 +119,35 @@ class Retriever(ImageReader):
         """ITM's probability (n m) that each text fits each image, on the CPU."""
         features = self.encode_images(images)
         rows = torch.cartesian_prod(torch.arange(len(features)), torch.arange(len(texts)))
-        match = self._pair_logits(features, texts, *rows.T).softmax(dim=1)[:, 1]
+        match = self.pair_logits(features, texts, *rows.T).softmax(dim=1)[:, 1]
         return match.reshape(len(features), len(texts))
 
     def rerank(self, images: Images, texts: Sequence[str], cosine: Tensor, top: int, dim: int) -> Tensor:
-        """Scores (n m) after matching has seen the `top` best: ITM logit + cosine, as LAVIS ranks; others far below.
+        """Scores (n m) after matching has seen the `top` best; others far below.
 
         cosine (n m) of images and texts; dim=1 re-ranks each image's texts, dim=0 each text's images.
         """
-        best = cosine.topk(min(top, cosine.shape[dim]), dim=dim).indices
-        chosen = torch.zeros_like(cosine, dtype=torch.bool).scatter(dim, best, True)
-        image_rows, text_rows = chosen.nonzero(as_tuple=True)
+        rows = self.candidates(cosine, top, dim)
         scores = cosine - 100.0
-        logits = self.match_logits(images, texts, image_rows, text_rows)
-        scores[image_rows, text_rows] = cosine[image_rows, text_rows] + logits
+        scores[rows] = self.combined(cosine[rows], self.pair_logits(images, texts, *rows))
         return scores
+
+    @staticmethod
+    def candidates(cosine: Tensor, top: int, dim: int) -> tuple[Tensor, Tensor]:
+        """Rows of images and texts (n each) of the pairs that ITM looks at: the `top` best by ITC."""
+        best = cosine.topk(min(top, cosine.shape[dim]), dim=dim).indices
+        return torch.zeros_like(cosine, dtype=torch.bool).scatter(dim, best, True).nonzero(as_tuple=True)
+
+    def combined(self, cosine: Tensor, logits: Tensor) -> Tensor:
+        """One score (n) of pairs, from ITC's cosine (n) and ITM's logits (n 2) of no match / match.
+
+        Without a `match_weight` it is the logit of a match + the cosine, as LAVIS ranks. With one, both speak in the
+        units of their own loss: cosine / temperature + match_weight · (match − no match).
+        """
+        no_match, match = logits.T
+        if self.match_weight is None:
+            return cosine + match
+        return cosine / self.stage1.temperature.item() + self.match_weight * (match - no_match)
 
     def retrieve(self, text: str, images: Images, k: int = 5, top: int = 32) -> Tensor:
         """Rows (k) of the images that fit the text best: chosen by ITC, the `top` best of them re-ranked by ITM."""

@@ -117,6 +117,8 @@ def test_show_puts_the_alt_text_into_the_img(monkeypatch):
     assert 'alt="Images left, texts right: a &quot;gap&quot; &gt; 0."' in bundle["text/html"]
     assert f'width="{round(96 * figure.get_figwidth())}"' in bundle["text/html"]
     assert re.search(r'src="data:image/png;base64,iVBORw0KGgo', bundle["text/html"])  # a PNG's first bytes
+    viz.show(figure, "the same", photographs=True)
+    assert re.search(r'src="data:image/jpeg;base64,/9j/', shown[1]["text/html"])  # a JPEG's
     with pytest.raises(UserError, match="alt text"):
         viz.show(figure, "  ")
 
