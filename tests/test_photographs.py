@@ -10,13 +10,16 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from minblip2 import UserError
+from minblip2 import UserError, masks
+from minblip2.attention import capture_attention
 from minblip2.commands import photographs
 from minblip2.commands.photographs import KIND, MOST_BYTES, Model, Server, with_queries
 from minblip2.data.pictures import load_image
 from minblip2.data.scenes import draw_scenes
+from minblip2.lm.llama import Llama, LlamaConfig
 from minblip2.training.shipping import SHIPPED
 
 from .browser import fetch_axe, phone, violations
@@ -109,6 +112,23 @@ def test_a_hidden_query_is_given_no_attention(server, picture):
     everything = with_queries(server.model.blip2, range(server.model.data()["queries"]))
     assert everything.caption(picture, beams=1) == server.model.blip2.caption(picture, beams=1)
     assert with_queries(server.model.blip2, [1, 2]).stage2.soft_prompt(features).shape[1] == 2
+
+
+@torch.no_grad()
+def test_attention_is_watched_whoever_computes_it(server):
+    lm = server.model.blip2.stage2.lm
+    x, mask = torch.randn(1, 5, lm.width), torch.ones(1, 5, dtype=torch.bool)
+    with photographs.Watch() as watch:
+        lm(x, masks.causal(mask), masks.token_positions(mask))
+    with capture_attention(*(block.attention for block in lm.blocks)) as weights:
+        lm(x, masks.causal(mask), masks.token_positions(mask))
+    for ours, theirs in zip(watch.weights, weights, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    llama = Llama(LlamaConfig(vocab_size=20, width=16, layers=2, heads=4, kv_heads=2, mlp_width=32)).eval()
+    with photographs.Watch() as watch:
+        llama(torch.randn(1, 5, 16), masks.causal(mask), masks.token_positions(mask))
+    assert [layer.shape for layer in watch.weights] == [(1, 4, 5, 5)] * 2
+    assert all(torch.allclose(layer.sum(dim=3), torch.ones(())) and layer[0, 0, 0, 1] == 0 for layer in watch.weights)
 
 
 def test_a_picture_in_memory_is_decoded_as_a_file_is(tmp_path, uploaded):

@@ -22,12 +22,14 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import torch
+import torch.nn.functional as F
 from einops import reduce
 from PIL import Image
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .. import UserError
-from ..attention import capture_attention
+from ..attention import attention_weights, capture_attention
 from ..course.lesson import ROOT
 from ..data.pictures import load_image
 from ..device import autocast
@@ -66,6 +68,21 @@ class Refused(Exception):
 # --- what the model says ----------------------------------------------------------------------------------------------
 
 
+class Watch(TorchFunctionMode):
+    """While open, keeps the weights (b h s k) of all attention that is computed, whoever computes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights: list[Tensor] = []
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        """Called by PyTorch for each of its functions."""
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            self.weights.append(attention_weights(*args[:2], kwargs["attn_mask"], scale=kwargs["scale"]))
+        return function(*args, **kwargs)
+
+
 def with_queries(blip2: Blip2, shown: Sequence[int]) -> Blip2:
     """The same model whose language model is given these queries only."""
     stage2, soft_prompt = copy.copy(blip2.stage2), blip2.stage2.soft_prompt
@@ -83,19 +100,19 @@ def word_by_word(blip2: Blip2, features: Tensor, prompt: str, queries: int, **de
         written = stage2.generate(features, ids, mask, tokenizer.eos_id, **decoding)
     length = min([*(written[0] == tokenizer.eos_id).nonzero()[:, 0].tolist(), written.shape[1] - 1]) + 1
     target, everything = written[:, :length], torch.ones(1, length, dtype=torch.bool, device=features.device)
-    layers = [block.attention for block in stage2.lm.blocks] if isinstance(stage2.lm, DecoderOnly) else []
-    with autocast(blip2.device, blip2.precision), capture_attention(*layers) as weights:
+    with autocast(blip2.device, blip2.precision):
         given, given_mask = stage2.given(features, ids, mask)
-        hidden = stage2.lm.teacher_forcing(given, given_mask, stage2.lm.embed(target), everything)
+        with Watch() as watch:
+            hidden = stage2.lm.teacher_forcing(given, given_mask, stage2.lm.embed(target), everything)
         chances = stage2.lm.lm_logits(hidden[0]).float().softmax(dim=-1)
     looked = [[]] * length
-    if weights:  # the row before each token, the columns of the queries
-        rows = torch.stack([layer[0, :, given.shape[1] - 1:-1, :queries] for layer in weights])
+    if isinstance(stage2.lm, DecoderOnly):  # the row before each token, the columns of the queries
+        rows = torch.stack([layer[0, :, given.shape[1] - 1:-1, :queries] for layer in watch.weights])
         looked = reduce(rows.float(), "n h t q -> t q", "mean").tolist()
 
     def word(number: int) -> str:
-        text = tokenizer.backend.decode([number], skip_special_tokens=False).strip()
-        return "(end)" if number == tokenizer.eos_id else text or "␣"
+        text = tokenizer.backend.decode([number], skip_special_tokens=False)
+        return "(end)" if number == tokenizer.eos_id else text.strip() or ("⏎" if "\n" in text else "␣")
     best = chances.topk(5)
     steps = [dict(text=word(number), p=chances[row, number].item(), looked=looked[row], best=[
         (word(other), p, other == number) for p, other in zip(best.values[row].tolist(), best.indices[row].tolist(),
