@@ -4,6 +4,7 @@ import re
 import shutil
 import threading
 import urllib.request
+import zipfile
 
 import numpy as np
 import pytest
@@ -59,6 +60,13 @@ def test_dead_links_of_pages_are_found(tmp_path):
                                      '<code>&lt;a href="shown.html"></code>')
     (tmp_path / "b.html").write_text('<p id="y"><a href="https://x.org"><a href="a.html">')
     assert site.dead_links(tmp_path) == ["a.html: #z", "a.html: no.png"]
+
+
+def test_pages_of_a_book_that_no_reader_opens_are_found(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.epub", "w") as book:
+        book.writestr("good.xhtml", "<html><img src='a.png'/></html>")
+        book.writestr("bad.xhtml", "<html><img src='a.png'></html>")
+    assert [one.split(":")[0] for one in site.broken_pages(tmp_path / "a.epub")] == ["bad.xhtml"]
 
 
 def test_the_demo_serves_the_built_page_to_this_machine_alone(tmp_path):

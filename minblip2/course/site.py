@@ -14,8 +14,10 @@ import os
 import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import nbformat
 
@@ -197,6 +199,19 @@ def dead_links(html: Path) -> list[str]:
     return sorted(problems)
 
 
+def broken_pages(book: Path) -> list[str]:
+    """Pages of an EPUB that are no XML, which e-readers refuse."""
+    problems = []
+    with zipfile.ZipFile(book) as files:
+        for name in files.namelist():
+            if name.endswith((".xhtml", ".opf", ".ncx")):
+                try:
+                    ElementTree.fromstring(files.read(name))
+                except ElementTree.ParseError as error:
+                    problems.append(f"{name}: {error}")
+    return problems
+
+
 def run_sphinx(builder: str, source: Path, target: Path, *options: str) -> None:
     """Let Sphinx build. Raises UserError when it is missing, or warns."""
     try:
@@ -262,6 +277,11 @@ def main() -> int:
         return 1
     if args.epub:
         run_sphinx("epub", source, args.out / "epub")
+        book = args.out / "epub" / "minBLIP-2.epub"
+        if problems := broken_pages(book):
+            print("site: pages of the book that no reader opens:\n" + "\n".join(problems), file=sys.stderr)
+            return 1
+        print(f"site: the book is {book}")
     print(f"site: open {html / 'index.html'}")
     return 0
 
