@@ -2,9 +2,9 @@
 
 import re
 import shutil
-import subprocess
 import threading
 import urllib.request
+import zipfile
 
 import numpy as np
 import pytest
@@ -20,8 +20,7 @@ from minblip2.training.bridge import load_bridge
 from minblip2.training.shipping import SHIPPED
 from minblip2.weights.onnx import Compare, Look, Write, export_onnx
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
+from .browser import fetch_axe, phone, violations
 
 # --- pages ------------------------------------------------------------------------------------------------------------
 
@@ -57,9 +56,17 @@ def test_every_page_and_notebook_is_on_the_site(tmp_path):
 
 
 def test_dead_links_of_pages_are_found(tmp_path):
-    (tmp_path / "a.html").write_text('<h1 id="x"><a href="b.html#y"><a href="#x"><a href="#z"><img src="no.png">')
+    (tmp_path / "a.html").write_text('<h1 id="x"><a href="b.html#y"><a href="#x"><a href="#z"><img src="no.png">'
+                                     '<code>&lt;a href="shown.html"></code>')
     (tmp_path / "b.html").write_text('<p id="y"><a href="https://x.org"><a href="a.html">')
     assert site.dead_links(tmp_path) == ["a.html: #z", "a.html: no.png"]
+
+
+def test_pages_of_a_book_that_no_reader_opens_are_found(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.epub", "w") as book:
+        book.writestr("good.xhtml", "<html><img src='a.png'/></html>")
+        book.writestr("bad.xhtml", "<html><img src='a.png'></html>")
+    assert [one.split(":")[0] for one in site.broken_pages(tmp_path / "a.epub")] == ["bad.xhtml"]
 
 
 def test_the_demo_serves_the_built_page_to_this_machine_alone(tmp_path):
@@ -153,32 +160,18 @@ def test_maps_words_and_scores_are_those_of_python(bridge, sessions, pictures):
 
 @pytest.fixture(scope="module")
 def page(bridge, exported):
-    """The live page, open in Chromium, and what it has logged and asked for."""
-    if CHROMIUM is None or shutil.which("npm") is None:
-        pytest.skip("no Chromium, or no npm to fetch onnxruntime-web with")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    folder = next(iter(exported.values())).parent
-    shutil.copytree(site.HERE / "live", folder, dirs_exist_ok=True)
-    live.write_json(folder / "data.json", live.page_data(bridge))
-    live.fetch_runtime(folder)
-    subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix",
-                    str(folder), "axe-core@4.10.3"], check=True)
-    serving = demo.server(folder, 0)
-    threading.Thread(target=serving.serve_forever, daemon=True).start()
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=[
-            "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync"])
-        opened = browser.new_page(viewport={"width": 390, "height": 844})
-        opened.set_default_timeout(240_000)  # of milliseconds: other tests run beside it
-        opened.asked, opened.errors = [], []
-        opened.on("request", lambda request: opened.asked.append(request.url))
-        opened.on("pageerror", lambda error: opened.errors.append(str(error)))
+    """The live page, open in Chromium."""
+    with phone() as opened:
+        folder = next(iter(exported.values())).parent
+        shutil.copytree(site.HERE / "live", folder, dirs_exist_ok=True)
+        live.write_json(folder / "data.json", live.page_data(bridge))
+        live.fetch_runtime(folder)
+        serving = demo.server(folder, 0)
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
         opened.goto(f"http://127.0.0.1:{serving.server_address[1]}/index.html")
         opened.wait_for_function("document.getElementById('status').textContent.startsWith('Ready')")
         yield opened
-        browser.close()
-    serving.shutdown()
+        serving.shutdown()
 
 
 def rgba(picture):
@@ -213,11 +206,7 @@ def test_what_is_drawn_in_the_page_is_captioned_as_python_captions_its_pixels(pa
     assert answer == bridge.blip2.ask(image, "what colour is the square")
 
 
-def test_the_page_needs_nobody_and_excludes_nobody(page):
+def test_the_page_needs_nobody_and_excludes_nobody(page, tmp_path):
     assert page.errors == [] and all("127.0.0.1" in url or url.startswith("data:") for url in page.asked)
-    page.add_script_tag(url="node_modules/axe-core/axe.min.js")
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        found = page.evaluate("axe.run().then((all) => all.violations.map((one) => one.id + ': ' + one.nodes[0].html))")
-        assert found == []
+    assert violations(page, fetch_axe(tmp_path)) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 390  # a phone

@@ -1,4 +1,4 @@
-"""demo: the live page of the site, on this machine: draw, and the bridge that ships captions it in the browser."""
+"""demo: the live page on this machine: draw, and a bridge captions it in the browser; or photographs, in Python."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import UserError
+from .options import add_model_choice, command
 
 PAGE = Path("site") / "html" / "live"
 
@@ -23,11 +24,11 @@ class Handler(SimpleHTTPRequestHandler):
 
 def add(commands: Any) -> None:
     """The grammar of the command."""
-    sub = commands.add_parser("demo", help=run.__doc__, description=run.__doc__)
+    sub = command(commands, "demo", run)
+    add_model_choice(sub)
     sub.add_argument("--port", type=int, default=0, help="where to serve (default: any that is free)")
-    sub.add_argument("--page", type=Path, default=PAGE, help=f"the built page (default: {PAGE.as_posix()})")
+    sub.add_argument("--page", type=Path, help=f"the built page of drawings (default: {PAGE.as_posix()})")
     sub.add_argument("--no-browser", action="store_true", help="only serve")
-    sub.set_defaults(execute=run, device=None, dtype=None)
 
 
 def server(page: Path, port: int) -> ThreadingHTTPServer:
@@ -38,10 +39,16 @@ def server(page: Path, port: int) -> ThreadingHTTPServer:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve the page until Ctrl-C, and open it."""
-    with server(args.page, args.port) as serving:
+    """Serve the live page until Ctrl-C, and open it: drawings in the browser, or with --run or --model photographs."""
+    if args.run or args.model:
+        from .demo_server import Server, open_model  # only here: it needs the models
+
+        serving = Server(open_model(args.run, args.model, args.parts), args.port)
+    else:
+        serving = server(args.page or PAGE, args.port)
+    with serving:
         address = f"http://127.0.0.1:{serving.server_address[1]}/"
-        print(f"the live bridge is at {address}; stop it with Ctrl-C", flush=True)
+        print(f"the live page is at {address}; stop it with Ctrl-C", flush=True)
         if not args.no_browser:
             webbrowser.open(address)
         serving.serve_forever()

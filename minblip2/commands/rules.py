@@ -54,6 +54,10 @@ RULES: dict[str, list[Rule]] = {
         *never_with("top_p", "a draw searches nothing", "beams"),
         *only_with("top_p", "nothing else is drawn", "seed")],
     **{name: never_with("model", MODEL, "run", "parts") for name in ("ask", "retrieve", "evaluate", "attend")},
+    "demo": [
+        *never_with("model", MODEL, "run", "parts"),
+        *only_with("run", "the drawings' bridge has its own", "parts"),
+        *never_with("page", "that is the page of drawings", "run", "model")],
 }
 
 

@@ -1,8 +1,9 @@
-"""The course as a site: python -m minblip2.course.site [--out FOLDER] [--epub]
+"""The course as a site: python -m minblip2.course.site [--out FOLDER] [--epub] [--translations | --renew]
 
 Sphinx makes it from what is in the repository: the README is its landing page, lessons, bonus notebooks and pages are
 taken as they stand, with their outputs; solutions become the pages of the exercises, folded; every public docstring is
 in the API reference; each file of code that a page links to is shown. Nothing is executed, nothing is fetched.
+What is translated of it stands in a folder of each language, and what of that is stale is counted: `translation`.
 `pip install -e '.[site]' -c constraints.txt` brings what it needs.
 """
 
@@ -13,14 +14,22 @@ import os
 import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import nbformat
 
+from .. import UserError
 from ..data.entry import run_command
-from . import layout
+from ..data.files import write_json
+from . import layout, translation
 from .lesson import ROOT
 from .live import build_live
+
+if TYPE_CHECKING:
+    from babel.messages.catalog import Catalog
 
 HERE = ROOT / "docs" / "site"  # Sphinx's settings and what is not made from other files
 PAGES = ("docs/*.md", "notebooks/*.md", "minblip2/README.md", "CHANGELOG.md", ".github/CONTRIBUTING.md")
@@ -86,7 +95,7 @@ class Stage:
         """A Markdown page of the repository."""
         self.write(staged(name), self.turned((ROOT / name).read_text(encoding="utf-8"), name))
 
-    def notebook(self, name: str) -> None:
+    def notebook(self, name: str, outputs: bool = True) -> None:
         """A notebook with its outputs; cells that say how to start it, and solutions, are folded."""
         notebook = nbformat.read(ROOT / name, 4)
         for cell in notebook.cells:
@@ -98,6 +107,7 @@ class Stage:
                 cell.source = re.sub(r"^ *### (?:BEGIN|END) SOLUTION\n?", "", cell.source, flags=re.MULTILINE)
             elif cell.source.lstrip().startswith(("# Finds the course", "import os, sys")):
                 cell.metadata["tags"] = ["hide-input"]
+            cell.outputs = cell.outputs if outputs else []
             for output in cell.outputs:  # Sphinx turns links of pages only
                 if text := output.get("data", {}).get("text/markdown"):
                     output["data"]["text/markdown"] = re.sub(r"\.ipynb(#[^)\s]*)?\)", r".html\1)", text)
@@ -127,15 +137,21 @@ def api_pages(stage: Stage) -> list[str]:
     return names
 
 
-def write_sources(source: Path) -> None:
-    """All that Sphinx reads. Raises ValueError for a link that leads nowhere."""
+def write_sources(source: Path, language: str | None = None, outputs: bool = True) -> None:
+    """All that Sphinx reads, or what a language has of it. Raises ValueError for a link that leads nowhere.
+
+    Without `outputs` of cells nothing is left but what can be translated.
+    """
     stage = Stage(source)
-    shutil.copytree(HERE, source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("live"))
+    shutil.copytree(HERE, source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("live", "locale"))
     shutil.copytree(ROOT / "notebooks" / "figures", source / "notebooks" / "figures", dirs_exist_ok=True)
     names = {kind: sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(kind)) for kind in NOTEBOOKS}
     solved = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("solutions/[0-9]*.ipynb"))
     for name in [*sum(names.values(), []), *solved]:
-        stage.notebook(name)
+        stage.notebook(name, outputs)
+    own = translation.own_pages(language) if language else []
+    for path in own:
+        stage.write(path.name, path.read_text(encoding="utf-8"))
     pages = [path.relative_to(ROOT).as_posix() for kind in PAGES for path in sorted(ROOT.glob(kind))]
     for name in pages:
         stage.page(name)
@@ -144,7 +160,8 @@ def write_sources(source: Path) -> None:
     stage.write("index.md", re.sub(r"<!-- .*? -->\n?", "", landing).replace("\n## ", f"\n{LIVE}\n\n## ", 1)
                 + toctree("The course", lessons)
                 + (toctree("Bonus", bonus) if bonus else "")
-                + toctree("Beside it", ["exercises/index.md", "docs/FAQ.md", "notebooks/PAPER.md", "docs/RESULTS.md",
+                + toctree("Beside it", [*(path.name for path in own), "docs/GLOSSARY.md", "exercises/index.md",
+                                        "docs/FAQ.md", "notebooks/PAPER.md", "docs/RESULTS.md",
                                         "notebooks/INSTRUCTORS.md"])
                 + toctree("The module", ["docs/INSTALL.md", "docs/COMMANDS.md", "minblip2/README.md", "api/index.md",
                                          "CHANGELOG.md", "CONTRIBUTING.md"]))
@@ -160,6 +177,8 @@ def write_sources(source: Path) -> None:
         target = source / "code" / "files" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, target)
+    if language:
+        translation.keep_pages(source, translation.pages(language))
 
 
 def dead_links(html: Path) -> list[str]:
@@ -169,7 +188,7 @@ def dead_links(html: Path) -> list[str]:
     anchors = {path: set(re.findall(r"""\bid=["']([^"']+)["']""", text)) for path, text in pages.items()}
     problems = []
     for path, text in pages.items():
-        for link in set(re.findall(r"""\b(?:href|src)=["']([^"']+)["']""", text)):
+        for link in set(re.findall(r"""<\w[^<>]*?\s(?:href|src)=["']([^"']+)["']""", text)):  # not in shown code
             if re.match(r"[a-z][a-z0-9+.-]*:|//", link):
                 continue
             file, _, anchor = link.partition("#")
@@ -180,29 +199,89 @@ def dead_links(html: Path) -> list[str]:
     return sorted(problems)
 
 
-def main() -> int:
-    """Build; 1 when Sphinx warns, or a link is dead; 2 when Sphinx is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "site", help="where to (default: site)")
-    parser.add_argument("--epub", action="store_true", help="make course.epub as well")
-    args = parser.parse_args()
+def broken_pages(book: Path) -> list[str]:
+    """Pages of an EPUB that are no XML, which e-readers refuse."""
+    problems = []
+    with zipfile.ZipFile(book) as files:
+        for name in files.namelist():
+            if name.endswith((".xhtml", ".opf", ".ncx")):
+                try:
+                    ElementTree.fromstring(files.read(name))
+                except ElementTree.ParseError as error:
+                    problems.append(f"{name}: {error}")
+    return problems
+
+
+def run_sphinx(builder: str, source: Path, target: Path, *options: str) -> None:
+    """Let Sphinx build. Raises UserError when it is missing, or warns."""
     try:
         from sphinx.cmd.build import main as sphinx
     except ImportError:
-        print("site: Sphinx is missing: pip install -e '.[site]' -c constraints.txt", file=sys.stderr)
-        return 2
+        raise UserError("Sphinx is missing: pip install -e '.[site]' -c constraints.txt") from None
+    strict = () if builder == "epub" else ("-W", "--keep-going")
+    if sphinx(["-b", builder, *strict, "-q", "-d", str(source) + "-trees", *options, str(source), str(target)]):
+        raise UserError(f"Sphinx could not build {source} without a warning: see above")
+
+
+def renewed_catalogues(out: Path, language: str) -> dict[str, Catalog]:
+    """A language's catalogues beside the pages as they are now, by page."""
+    source, templates = out / f"messages-{language}", out / f"templates-{language}"
+    write_sources(source, language, outputs=False)
+    run_sphinx("gettext", source, templates, "-D", f"language={language}")
+    return translation.renewed(language, templates)
+
+
+def build_language(out: Path, language: str) -> None:
+    """The pages that a language has, into its folder beside the English ones. Raises UserError when code differs."""
+    catalogues = renewed_catalogues(out, language)
+    found = {name: translation.standing(one) for name, one in catalogues.items()}
+    source, html = out / f"source-{language}", out / "html"
+    write_sources(source, language)
+    for name, catalogue in catalogues.items():
+        translation.write(source / "locale" / language / "LC_MESSAGES" / f"{name}.po", catalogue)
+    write_json(source / "standing.json", {name: [one.translated, one.all] for name, one in found.items()})
+    run_sphinx("html", source, html / language, "-D", f"language={language}")
+    if unequal := translation.unequal_code(html, language):
+        raise UserError(f"the code of {', '.join(unequal)} is not that of the English page: build again from nothing")
+    print(translation.report(language, found))
+
+
+def main() -> int:
+    """Build, or see to translations; 1 when a link is dead, or with --translations when a paragraph needs somebody."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "site", help="where to (default: site)")
+    parser.add_argument("--epub", action="store_true", help="make course.epub as well")
+    parser.add_argument("--translations", action="store_true", help="only list what is not translated, or stale")
+    parser.add_argument("--renew", action="store_true", help="only write today's paragraphs into the catalogues")
+    args = parser.parse_args()
     shutil.rmtree(args.out, ignore_errors=True)
+    if args.translations or args.renew:
+        open_points = 0
+        for language in translation.languages():
+            catalogues = renewed_catalogues(args.out, language)
+            found = {name: translation.standing(one) for name, one in catalogues.items()}
+            print(translation.report(language, found, every=True))
+            open_points += sum(one.all - one.translated for one in found.values())
+            for name, path in translation.catalogues(language).items() if args.renew else ():
+                translation.write(path, catalogues[name])
+        return int(open_points > 0)
     source, html = args.out / "source", args.out / "html"
     write_sources(source)
-    if sphinx(["-b", "html", "-W", "--keep-going", "-q", "-d", str(args.out / "trees"), str(source), str(html)]):
-        return 1
+    run_sphinx("html", source, html)
+    for language in translation.languages():
+        build_language(args.out, language)
     if not build_live(HERE / "live", html / "live"):
         print("site: npm is not there, so the live page is left out", file=sys.stderr)
     if problems := dead_links(html):
         print("site: dead links:\n" + "\n".join(problems), file=sys.stderr)
         return 1
-    if args.epub and sphinx(["-b", "epub", "-q", "-d", str(args.out / "trees"), str(source), str(args.out / "epub")]):
-        return 1
+    if args.epub:
+        run_sphinx("epub", source, args.out / "epub")
+        book = args.out / "epub" / "minBLIP-2.epub"
+        if problems := broken_pages(book):
+            print("site: pages of the book that no reader opens:\n" + "\n".join(problems), file=sys.stderr)
+            return 1
+        print(f"site: the book is {book}")
     print(f"site: open {html / 'index.html'}")
     return 0
 

@@ -26,9 +26,20 @@ PNG, TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
 ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # the texts that may say which way is up
 
 
-def _brand(path: str | Path) -> str | None:
+Source = str | Path | io.BytesIO  # a file, or what is one in memory, whose str() is its name
+
+
+def _binary(path: Source) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
+    """A file from its beginning; what is in memory stays open."""
+    if not isinstance(path, io.BytesIO):
+        return open(path, "rb")
+    path.seek(0)
+    return contextlib.nullcontext(path)
+
+
+def _brand(path: Source) -> str | None:
     """"AVIF" or "HEIC" for a file of that family, by its first bytes, which name it and what else can read it."""
-    with open(path, "rb") as file:
+    with _binary(path) as file:
         head = file.read(64)
     if head[4:8] != b"ftyp":
         return None
@@ -37,7 +48,7 @@ def _brand(path: str | Path) -> str | None:
     return "AVIF" if "AVIF" in found else next(iter(found), None)
 
 
-def _formats(path: str | Path) -> tuple[str, ...]:
+def _formats(path: Source) -> tuple[str, ...]:
     """What Pillow may try on a file. Raises UserError for a picture whose decoder is not installed."""
     match _brand(path):
         case "AVIF":
@@ -56,10 +67,11 @@ def _formats(path: str | Path) -> tuple[str, ...]:
     return FORMATS
 
 
-def _without_texts(path: str | Path) -> str | Path | io.BytesIO:
+def _without_texts(path: Source) -> Source:
     """The file itself; of a PNG with texts a copy without them, as Pillow refuses a picture for a text of 1 MB."""
-    with open(path, "rb") as file:
-        chunks, texts, size = [(0, 8)], False, os.fstat(file.fileno()).st_size
+    with _binary(path) as file:
+        chunks, texts, size = [(0, 8)], False, file.seek(0, os.SEEK_END)
+        file.seek(0)
         if file.read(8) != PNG:
             return path
         while (start := file.tell()) + 12 <= size:
@@ -80,10 +92,11 @@ def _without_texts(path: str | Path) -> str | Path | io.BytesIO:
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: Source) -> Iterator[Image.Image]:
     """A picture of which only the header was read; whatever goes wrong with it becomes a UserError."""
     try:
-        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        if not isinstance(path, io.BytesIO) and os.path.exists(path) and not os.path.isfile(path) \
+                and not os.path.isdir(path):
             raise UserError(f"image {path} cannot be read: it is a pipe or a device, name a file")
         formats = _formats(path)
         with Image.open(_without_texts(path), formats=formats) as image:  # the header only: no size is a surprise
@@ -141,7 +154,7 @@ def _grey(image: Image.Image, raw: str, inverted: bool, path: str | Path) -> Ima
     return grey
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: Source) -> Image.Image:
     """Decode a picture to RGB: upright (EXIF), transparency over white, values beyond 8 bits as in `to_8_bits`.
 
     HEIC needs the package pillow-heif. Raises UserError for what is unreadable, truncated, empty, above 50 million

@@ -1,11 +1,10 @@
-// The live bridge: draws scenes, and runs look.onnx, write.onnx and compare.onnx on them. data.json is made at build time.
-import * as ort from "./ort.wasm.min.mjs";
-
+// The live page. Of drawings: it runs look.onnx, write.onnx and compare.onnx in the browser; data.json is made at build
+// time. Of photographs: `python -m minblip2 demo --run FOLDER` answers, and data.json says so.
 const FINE = 4; // shapes are drawn this many times larger and averaged down, as `minblip2.data.scenes` does
 const $ = (id) => document.getElementById(id);
 const state = { things: [], background: "", shape: "", colour: "", size: "", way: "greedy", block: 0, mask: "bi-directional",
-                hidden: new Set(), words: [], looked: null, seen: null };
-let data, models, running = Promise.resolve();
+                hidden: new Set(), tokens: [], looked: null, seen: null, photograph: null };
+let data, ort, models, engine, running = Promise.resolve();
 
 // --- words and ids ---------------------------------------------------------------------------------------------------
 
@@ -131,9 +130,49 @@ async function write(prompt, beams = 1) { // [{id, logP, looked, all}] for the w
     finished = finished.slice(0, beams);
     if (!running.length || (finished.length === beams && running[0].score / length <= finished.at(-1).final)) break;
   }
-  const best = finished[0] ?? running[0];
-  return best.steps;
+  const best = finished[0] ?? running[0], ids = best.steps.map((step) => step.id).filter((id) => id !== data.lm.end);
+  const word = (id) => (id === data.lm.end ? "(end)" : data.lm.words[id]);
+  return { text: words(ids), steps: best.steps.map(({ id, logP, looked, all }) => ({ text: word(id), p: Math.exp(logP), looked,
+    best: order(all).slice(0, 5).map((other) => [word(other), Math.exp(all[other]), other === id]) })) };
 }
+
+const inBrowser = { // what answers about drawings
+  async look() {
+    const { maps } = (state.seen = await look($("scene").getContext("2d").getImageData(0, 0, data.side, data.side).data));
+    state.maps = { dims: maps.dims, data: maps.data };
+  },
+  say: () => write(data.prompt, state.way.startsWith("beams") ? 5 : 1),
+  async ask(question) {
+    return { ...(await write(data.question.replace("{}", question))), unknown: tokenize(question, "lm").unknown };
+  },
+  async compare(sentence) {
+    const { ids, unknown } = tokenize(sentence, "qformer");
+    if (!ids.length) throw new Refusal("Write a sentence first.");
+    const result = await models.compare.run({ features: state.seen.features, ids: int64([[data.qformer.bos, ...ids, data.qformer.end].flat()]) });
+    return { cosines: [...result.cosines.data], match: result.match.data[0], unknown, tokens: ids.map((id) => data.qformer.words[id]) };
+  },
+};
+
+class Refusal extends Error {} // what the person can mend: shown, and no fault of the page
+
+async function post(path, given) { // the photograph and what is wanted of it, to Python on this machine
+  if (!state.photograph) throw new Refusal("Choose a photograph first.");
+  const answer = await fetch(`${path}?${new URLSearchParams(given)}`, { method: "POST", body: state.photograph, headers: { "Content-Type": data.kind } });
+  if (!answer.ok) throw new Refusal(await answer.text());
+  return answer.json();
+}
+
+const inPython = { // what answers about photographs
+  async look() {},
+  async say() {
+    const said = await post("caption", { way: state.way, hidden: [...state.hidden].join(",") });
+    state.maps = said.maps;
+    Object.assign($("seen"), { src: said.seen, alt: `what the encoder sees of your photograph: ${said.text}`, hidden: false });
+    return said;
+  },
+  ask: (question) => post("ask", { question }),
+  compare: (sentence) => post("match", { sentence }),
+};
 
 // --- what is shown ---------------------------------------------------------------------------------------------------
 
@@ -155,13 +194,11 @@ function showWords(target, steps) {
   target.replaceChildren(...steps.map((step, i) => {
     const button = document.createElement("button"), small = document.createElement("small");
     button.type = "button";
-    button.textContent = step.id === data.lm.end ? "(end)" : data.lm.words[step.id];
-    small.textContent = percent(Math.exp(step.logP));
+    button.textContent = step.text;
+    small.textContent = percent(step.p);
     button.append(small);
     const open = () => {
-      const best = order(step.all).slice(0, 5);
-      bars($("next"), best.map((id) => [id === data.lm.end ? "(end)" : data.lm.words[id], Math.exp(step.all[id]),
-                                        percent(Math.exp(step.all[id])), id === step.id]));
+      bars($("next"), step.best.map(([text, p, chosen]) => [text, p, percent(p), chosen]));
       state.looked = step.looked;
       showQueries();
     };
@@ -170,27 +207,32 @@ function showWords(target, steps) {
   }));
 }
 
+function paint(canvas, side, values, highest) { // a map (side side), from black over orange to white: lightness alone carries the value
+  canvas.width = canvas.height = side;
+  const image = new ImageData(side, side);
+  values.forEach((value, k) => {
+    const light = highest > 0 ? Math.sqrt(value / highest) : 0;
+    image.data.set([255 * Math.min(1, 1.6 * light), 255 * Math.max(0, 1.5 * light - 0.4), 255 * Math.max(0, 3 * light - 2), 255], k * 4);
+  });
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
 function showQueries() {
-  if (!state.seen) return;
-  const { maps } = state.seen, [, q, v] = maps.dims, side = Math.sqrt(v), most = state.looked ? Math.max(...state.looked) : 1;
+  const { maps } = state;
+  if (!maps) return;
+  const [, q, v] = maps.dims, side = Math.sqrt(v), most = state.looked?.length ? Math.max(...state.looked) : 1;
   const offset = state.block * q * v, highest = Math.max(...maps.data.slice(offset, offset + q * v));
   const focused = document.activeElement?.dataset?.query;
   $("queries").replaceChildren(...[...Array(q).keys()].map((i) => {
     const button = document.createElement("button"), canvas = document.createElement("canvas"), bar = document.createElement("span");
-    canvas.width = canvas.height = side;
-    const image = new ImageData(side, side);
-    for (let k = 0; k < v; k++) { // from black over orange to white: lightness alone carries the value
-      const value = Math.sqrt(maps.data[offset + i * v + k] / highest);
-      image.data.set([255 * Math.min(1, 1.6 * value), 255 * Math.max(0, 1.5 * value - 0.4), 255 * Math.max(0, 3 * value - 2), 255], k * 4);
-    }
-    canvas.getContext("2d").putImageData(image, 0, 0);
+    paint(canvas, side, maps.data.slice(offset + i * v, offset + (i + 1) * v), highest);
     canvas.setAttribute("aria-hidden", "true");
     bar.className = "looked";
-    bar.style.width = state.looked ? `${(100 * state.looked[i]) / most}%` : "0";
+    bar.style.width = state.looked?.length ? `${(100 * state.looked[i]) / most}%` : "0";
     button.type = "button";
     button.dataset.query = i;
     button.setAttribute("aria-pressed", state.hidden.has(i));
-    button.setAttribute("aria-label", `hide query ${i + 1}` + (state.looked ? `, the word attends to it ${percent(state.looked[i])}` : ""));
+    button.setAttribute("aria-label", `hide query ${i + 1}` + (state.looked?.length ? `, the word attends to it ${percent(state.looked[i])}` : ""));
     button.append(canvas, `q${i + 1}`, bar);
     button.addEventListener("click", () => { state.hidden.has(i) ? state.hidden.delete(i) : state.hidden.add(i); speak(); });
     return button;
@@ -199,7 +241,7 @@ function showQueries() {
 }
 
 function showMask() {
-  const q = 4, text = ["[CLS]", ...(tokenize($("sentence").value, "qformer").ids.map((id) => data.qformer.words[id])), "[SEP]"];
+  const q = 4, text = ["[CLS]", ...state.tokens, "[SEP]"];
   const generating = state.mask === "multimodal causal";
   if (generating) text[0] = "[DEC]";
   const names = [...Array(q).keys()].map((i) => `q${i + 1}`).concat(text), isQuery = (i) => i < q;
@@ -223,13 +265,13 @@ function showMask() {
 }
 
 async function compare() {
-  const { ids, unknown } = tokenize($("sentence").value, "qformer");
-  if (!ids.length) { $("match").textContent = "Write a sentence first."; return; }
-  const result = await models.compare.run({ features: state.seen.features, ids: int64([[data.qformer.bos, ...ids, data.qformer.end].flat()]) });
-  const cosines = [...result.cosines.data], best = cosines.indexOf(Math.max(...cosines));
-  $("match").textContent = `ITM: it matches with ${percent(result.match.data[0])}. ITC: cosine ${cosines[best].toFixed(2)}, by query ${best + 1}.`
-    + (unknown.length ? ` It does not know: ${unknown.join(", ")}.` : "");
+  const { cosines, match, unknown, tokens, map } = await engine.compare($("sentence").value);
+  const best = cosines.indexOf(Math.max(...cosines));
+  $("match").textContent = `ITM: it matches with ${percent(match)}. ITC: cosine ${cosines[best].toFixed(2)}, by query ${best + 1}.`
+    + (unknown?.length ? ` It does not know: ${unknown.join(", ")}.` : "");
   bars($("cosines"), cosines.map((value, i) => [`q${i + 1}`, value, value.toFixed(2), i === best]));
+  state.tokens = tokens;
+  if (map) paint($("fits"), map.side, map.data, Math.max(...map.data));
   showMask();
 }
 
@@ -240,40 +282,51 @@ function swap() {
   const parts = $("sentence").value.split(" ");
   [parts[found[0][1]], parts[other[1]]] = [other[0], found[0][0]];
   $("sentence").value = parts.join(" ");
-  later(compare);
+  later(compare, "match");
 }
 
-async function speak() {
-  later(async () => {
-    const steps = await write(data.prompt, state.way.startsWith("beams") ? 5 : 1);
-    state.words = steps.filter((step) => step.id !== data.lm.end);
+function speak() {
+  return later(async () => {
+    const { text, steps } = await engine.say();
     showWords($("caption"), steps);
-    $("caption").dataset.text = words(state.words.map((step) => step.id));
+    $("caption").dataset.text = text;
     state.looked = null;
     showQueries();
-  });
+  }, "caption");
 }
 
 async function ask() {
-  const question = $("question").value.trim().replace(/\?+$/, "");
-  const { unknown } = tokenize(question, "lm");
-  const steps = await write(data.question.replace("{}", question));
+  const { steps, unknown } = await engine.ask($("question").value.trim().replace(/\?+$/, data.photographs ? "?" : ""));
   showWords($("answer"), steps);
-  if (unknown.length) $("answer").append(` It has never read: ${unknown.join(", ")}.`);
+  if (unknown?.length) $("answer").append(` It has never read: ${unknown.join(", ")}.`);
 }
 
 function changed() {
   draw();
-  later(async () => {
-    state.seen = await look($("scene").getContext("2d").getImageData(0, 0, data.side, data.side).data);
-    showQueries();
-  });
+  later(async () => { await engine.look(); showQueries(); });
   speak();
-  later(compare);
+  later(compare, "match");
 }
 
-function later(task) { // one after another: a session runs one input at a time
-  running = running.then(task).catch((error) => { $("status").textContent = `Something failed: ${error.message}`; throw error; });
+function choosePhotograph() {
+  state.photograph = $("file").files[0] ?? null;
+  state.hidden.clear();
+  if (state.photograph?.size > data.most_bytes) {
+    $("photograph-says").textContent = `This photograph is larger than ${data.most_bytes >> 20} MB: save it smaller.`;
+    state.photograph = null;
+  }
+  if (!state.photograph) return;
+  $("photograph-says").textContent = "Looking …";
+  speak().then(() => { $("photograph-says").textContent = $("seen").hidden ? "" : "This is what the encoder sees."; });
+  if (data.compares) later(compare, "match");
+}
+
+function later(task, place = "status") { // one after another: a session runs one input at a time
+  running = running.then(task).catch((error) => {
+    if (error instanceof Refusal) { $(place).textContent = error.message; return; }
+    $("status").textContent = `Something failed: ${error.message}`;
+    throw error;
+  });
   window.bridge = running; // tests wait for it
   return running;
 }
@@ -296,10 +349,40 @@ function radios(id, values, set, first, style) {
   mark(id, first);
 }
 
+function beginPhotographs() {
+  engine = inPython;
+  $("about").textContent = `${data.name}, running in Python on this machine: your photograph goes there, is not kept, and goes nowhere else.`;
+  $("draw-title").textContent = "1. Choose a photograph";
+  $("photograph").hidden = $("fits").hidden = false;
+  $("drawing").hidden = $("swap").hidden = true;
+  $("comparing").hidden = !data.compares;
+  $("question").value = "what is in the picture?";
+  $("sentence").value = "a dog";
+  $("file").addEventListener("change", choosePhotograph);
+  controls(data.ways);
+  showMask();
+  $("status").textContent = "Ready.";
+}
+
 async function load() {
+  data = await (await fetch("data.json")).json();
+  await (data.photographs ? beginPhotographs() : beginDrawings());
+}
+
+function controls(ways) { // what both have
+  radios("ways", ways, (value) => { state.way = value; speak(); }, "greedy");
+  radios("blocks", data.blocks.map(String), (value) => { state.block = data.blocks.indexOf(Number(value)); showQueries(); }, String(data.blocks[0]),
+         (button, value) => (button.textContent = `block ${value}`));
+  radios("masks", ["bi-directional", "uni-modal", "multimodal causal"], (value) => { state.mask = value; showMask(); }, state.mask);
+  $("asking").addEventListener("submit", (event) => { event.preventDefault(); later(ask, "answer"); });
+  $("matching").addEventListener("submit", (event) => { event.preventDefault(); later(compare, "match"); });
+}
+
+async function beginDrawings() {
+  engine = inBrowser;
+  ort = await import("./ort.wasm.min.mjs");
   ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
-  data = await (await fetch("data.json")).json();
   for (const side of ["lm", "qformer"]) data[side].ids = new Map(data[side].words.map((word, id) => [word, id]));
   const names = ["look", "write", "compare"];
   const sessions = await Promise.all(names.map((name) => ort.InferenceSession.create(`${name}.onnx`, { executionProviders: ["wasm"] })));
@@ -310,10 +393,7 @@ async function load() {
   radios("colours", Object.keys(data.colours), (value) => (state.colour = value), state.colour, swatch(data.colours));
   radios("sizes", Object.keys(data.sizes), (value) => (state.size = value), state.size);
   radios("backgrounds", Object.keys(data.backgrounds), (value) => { state.background = value; changed(); }, state.background, swatch(data.backgrounds));
-  radios("ways", ["greedy", "nucleus 0.9", "beams 5"], (value) => { state.way = value; speak(); }, "greedy");
-  radios("blocks", data.blocks.map(String), (value) => { state.block = data.blocks.indexOf(Number(value)); showQueries(); }, String(data.blocks[0]),
-         (button, value) => (button.textContent = `block ${value}`));
-  radios("masks", ["bi-directional", "uni-modal", "multimodal causal"], (value) => { state.mask = value; showMask(); }, state.mask);
+  controls(["greedy", "nucleus 0.9", "beams 5"]);
   ["top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right"].forEach((name, i) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
     button.addEventListener("click", () => place(data.side * ((i % 3) + 0.5) / 3, data.side * (Math.floor(i / 3) + 0.5) / 3));
@@ -326,8 +406,6 @@ async function load() {
   $("undo").addEventListener("click", () => { state.things.pop(); changed(); });
   $("clear").addEventListener("click", () => { state.things = []; state.hidden.clear(); changed(); });
   $("random").addEventListener("click", byChance);
-  $("asking").addEventListener("submit", (event) => { event.preventDefault(); later(ask); });
-  $("matching").addEventListener("submit", (event) => { event.preventDefault(); later(compare); });
   $("swap").addEventListener("click", swap);
   state.things = [{ shape: "circle", colour: "red", size: "large", x: 16, y: 16 }, { shape: "star", colour: "blue", size: "large", x: 48, y: 44 }];
   changed();
@@ -338,5 +416,5 @@ async function load() {
 window.bridge = load().catch((error) => { $("status").textContent = `The model could not be loaded: ${error.message}`; throw error; });
 window.captionOf = async (rgba) => { // for tests: the greedy caption of 64 x 64 pixels (rgba)
   state.seen = await look(Uint8ClampedArray.from(rgba));
-  return words((await write(data.prompt)).filter((step) => step.id !== data.lm.end).map((step) => step.id));
+  return (await write(data.prompt)).text;
 };
