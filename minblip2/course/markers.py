@@ -7,7 +7,7 @@ from .lesson import ROOT
 
 README, GUIDE, RESULTS = ROOT / "README.md", ROOT / "notebooks" / "INSTRUCTORS.md", ROOT / "docs" / "RESULTS.md"
 PAGES = {  # part -> the page that holds it
-    **dict.fromkeys(("badges", "picture", "takes", "summary", "course"), README),
+    **dict.fromkeys(("badges", "picture", "photographs", "takes", "summary", "course"), README),
     **dict.fromkeys(("paper", "rooms"), ROOT / "minblip2" / "README.md"),
     **dict.fromkeys(("results", "parity", "benchmarks", "exercises"), RESULTS),
     **dict.fromkeys(("timings", "plans", "errors"), GUIDE)}

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.coco import CocoCaptions
 from ..data.entry import run_command
 from ..data.files import read_json, write_beside
+from ..data.pictures import load_image
 from ..evaluation.asking import questions_table
 from ..evaluation.tables import markdown
 from ..training.shipping import SHIPPED, working_copy
-from . import diagram, guide, layout, viz
+from . import diagram, figures, guide, layout, viz
 from .lesson import ROOT
 from .markers import put, read
 from .results import cell, columns, kept, provenance, results_table, seeds
@@ -37,14 +39,11 @@ def under_picture(right: Sequence[bool], prompt: str) -> str:
 
 def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
     """The first pictures of the validation split as PNG, captioned by a trained bridge; and what to write below it."""
-    from ..data.coco import CocoCaptions
-    from ..data.pictures import load_image
     from ..data.scene_captions import judge
     from ..data.scene_dataset import load_scenes
     from ..evaluation.scene_scores import QUESTIONS, write_after
     from ..training.bridge import load_bridge
     from ..training.records import recorded_data
-    from . import figures
 
     bridge = load_bridge(run)
     data = recorded_data(run)
@@ -54,6 +53,32 @@ def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
     truths = load_scenes(data, "val")[:count]
     right = [bool(judge(caption, truth)["things"]) for caption, truth in zip(captions, truths, strict=True)]
     return viz.png(figures.caption_sheet(images, [[caption] for caption in captions])), under_picture(right, prompt)
+
+
+def photographs_picture(count: int = 4) -> tuple[bytes, str]:
+    """The first photographs that ship as JPEG, with what is kept of the laptop bridge; and what to write below it."""
+    from . import photographs as one
+
+    said, data, run = one.kept(), one.photographs(), read_json(MEASURED / "laptop.json")
+    images = [one.DINO.crop_and_resize(load_image(path)) for path in data.paths[:count]]
+    figure, panels = viz.make_panels(2 * count, count, 2.3, 2.8)
+    maps, captions = one.unpacked(said["maps"]), one.marked(said["captions"])
+    for number, image in enumerate(images):
+        above, below = panels[number], panels[count + number]
+        viz.draw_picture(above, image)
+        figures.lay_over(below, image, maps[number])
+        for panel, text in ((above, f"{captions[number]}\n{one.QUESTIONS[number]} {said['answers'][number]}"),
+                            (below, f"where ITM looks: {data.images[number].captions[0]}")):
+            panel.set_title("\n".join(textwrap.fill(line, 32) for line in text.split("\n")), fontsize=9,
+                            weight="normal")
+    minutes = run["minutes_stage1"] + run["minutes_stage2"]
+    named = one.named(said["captions"])
+    return viz.jpeg(figure), (
+        f"*The first {count} of the {len(named)} photographs that ship, not chosen: the caption of a bridge that "
+        f"{minutes:.0f} minutes of a\nlaptop's CPU trained, its answer to a question, and where its matching looks for "
+        f"our own caption. {sum(named)} of the\n{len(named)} captions name the subject; "
+        "[lesson 15](notebooks/15_coco_on_one_gpu.ipynb) shows all. Photographs: CC BY 2.0,\n"
+        "[credits](data/photographs/CREDITS.md).*")
 
 
 def write_layout() -> None:
@@ -80,11 +105,13 @@ def write_results() -> list[str]:
 
 
 def write_pictures() -> None:
-    """Draw the README's two pictures: the whole of BLIP-2, and captions of the bridge that ships."""
-    drawn, sentence = picture(working_copy(ROOT))
-    put(sentence, "picture")
-    for name, content in (("bridge", drawn), ("blip2", viz.png(diagram.whole()))):
-        write_beside(ROOT / "notebooks" / "figures" / f"{name}.png",
+    """Draw the README's pictures: the whole of BLIP-2, captions of the bridge that ships, and photographs."""
+    (scenes, below), (photographs, credited) = picture(working_copy(ROOT)), photographs_picture()
+    put(below, "picture")
+    put(credited, "photographs")
+    for name, content in (("bridge.png", scenes), ("photographs.jpg", photographs),
+                          ("blip2.png", viz.png(diagram.whole()))):
+        write_beside(ROOT / "notebooks" / "figures" / name,
                      lambda partial, content=content: partial.write_bytes(content))
 
 
