@@ -178,9 +178,10 @@ def caption_sheet(images: Sequence[object], captions: Sequence[Sequence[str] | M
             draw_picture(figure.add_axes(place, anchor="S"), images[index])
             y -= 0.4 * line
             for number, block in enumerate(blocks[index]):
-                figure.text(left, y / total, block, fontsize=9, va="top", linespacing=1.15,
-                            color=QUIET if number else INK)
-                y -= line * (block.count("\n") + 1.3)
+                for text in block.split("\n"):  # one by one: in one text, lines without tails stand closer
+                    figure.text(left, y / total, text, fontsize=9, va="top", color=QUIET if number else INK)
+                    y -= line
+                y -= 0.3 * line
     return figure
 
 
