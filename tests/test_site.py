@@ -1,10 +1,12 @@
 """The site: links lead somewhere, the bridge in ONNX is the bridge, and the live page says what Python says."""
 
+import os
 import re
 import shutil
 import threading
 import urllib.request
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,9 @@ from minblip2.training.shipping import SHIPPED
 from minblip2.weights.onnx import Compare, Look, Write, export_onnx
 
 from .browser import fetch_axe, phone, violations
+
+CAPTIONS = int(os.environ.get("MINBLIP2_CAPTIONS", 60))  # 500 takes minutes
+SITE = Path(os.environ.get("MINBLIP2_SITE", ROOT / "site" / "html"))  # as `make site` leaves it
 
 # --- pages ------------------------------------------------------------------------------------------------------------
 
@@ -109,7 +114,7 @@ def sessions(exported):
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [image for _, image, _ in draw_scenes(60, "on the site")]
+    return [image for _, image, _ in draw_scenes(CAPTIONS, "on the site")]
 
 
 def captions_by_onnx(bridge, sessions, pictures):
@@ -210,3 +215,17 @@ def test_the_page_needs_nobody_and_excludes_nobody(page, tmp_path):
     assert page.errors == [] and all("127.0.0.1" in url or url.startswith("data:") for url in page.asked)
     assert violations(page, fetch_axe(tmp_path)) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 390  # a phone
+
+
+@pytest.mark.skipif(not (SITE / "index.html").exists(), reason="the site is not built: `make site`")
+def test_pages_of_the_built_site_exclude_nobody(tmp_path):
+    axe, serving = fetch_axe(tmp_path), demo.server(SITE, 0)
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    with phone() as page:
+        page.route("**/*", lambda route: route.continue_() if "127.0.0.1" in route.request.url else route.abort())
+        for name in ("index", "notebooks/05_qformer", "docs/GLOSSARY", "ko/index", "ko/notebooks/00_the_bridge",
+                     "ko/paper"):
+            page.goto(f"http://127.0.0.1:{serving.server_address[1]}/{name}.html", wait_until="load")
+            assert violations(page, axe) == [], name
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    serving.shutdown()

@@ -105,7 +105,7 @@ class Stage:
             if "### BEGIN SOLUTION" in cell.source:
                 cell.metadata["tags"] = ["hide-input"]
                 cell.source = re.sub(r"^ *### (?:BEGIN|END) SOLUTION\n?", "", cell.source, flags=re.MULTILINE)
-            elif cell.source.lstrip().startswith(("# Finds the course", "import os, sys")):
+            elif cell.source.lstrip().startswith("import sys\nfrom pathlib import Path\n\nhere"):
                 cell.metadata["tags"] = ["hide-input"]
             cell.outputs = cell.outputs if outputs else []
             for output in cell.outputs:  # Sphinx turns links of pages only
