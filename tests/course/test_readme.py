@@ -71,11 +71,11 @@ def test_the_landing_page_takes_three_minutes():
 
 @pytest.mark.parametrize("question, answer", QUESTIONS, ids=lambda text: text.strip()[:60])
 def test_every_question_has_an_answer_that_is_there(question, answer):
-    named = re.findall(r"\[(\d\d)\]\(\.\./(notebooks/\w+\.ipynb)\)((?:,? §\d+)+|, opening)", answer)
+    named = re.findall(r"\[(\d\d|[a-z ]+)\]\(\.\./(notebooks/(?:bonus/)?\w+\.ipynb)\)((?:,? §\d+)+|, opening)", answer)
     assert named and len(named) == answer.count("]("), f"a lesson without a section: {answer}"
     for number, path, where in named:
         prose = gates.markdown_of(nbformat.read(ROOT / path, 4))
-        assert path.startswith(f"notebooks/{number}_")
+        assert path.startswith(f"notebooks/{number}_" if number.isdecimal() else "notebooks/bonus/")
         for section in re.findall(r"\d+", where):
             assert re.search(rf"^## {section}(?: ·|\.) ", prose, re.MULTILINE), f"{path} has no section {section}"
 
