@@ -57,7 +57,8 @@ ASKED: dict[int, tuple[str, str]] = {  # COCO's id -> a question, and the words 
     525891: ("what does the sign say?", "stop"),
     475678: ("what are these?", "suitcase suitcases luggage"),
 }
-QUESTIONS = [question for question, _ in ASKED.values()]
+QUESTIONS, LONGEST = [question for question, _ in ASKED.values()], 20  # ids of an answer
+AS_PAPER = "Question: {} Answer:"
 
 
 def photographs() -> CocoCaptions:
@@ -187,8 +188,9 @@ def say_all(bridge: Bridge, run: Path) -> dict[str, Any]:
     maps = torch.stack([retriever.attention_maps(one, [text])[0] for one, text in zip(features, ours, strict=True)])
     return dict(
         captions=blip2.caption(features), alone=retriever.caption(features),
-        answers=blip2.ask(features, QUESTIONS),
-        answers_to_another=blip2.ask(features.roll(1, 0), QUESTIONS),
+        answers=blip2.ask(features, QUESTIONS, max_length=LONGEST),
+        answers_to_another=blip2.ask(features.roll(1, 0), QUESTIONS, max_length=LONGEST),
+        answers_as_paper=blip2.ask(features, QUESTIONS, AS_PAPER, max_length=LONGEST),
         cosine=rounded(retriever.similarity(features, ours)), match=rounded(retriever.match(features, ours)),
         temperature=round(bridge.stage1.temperature.item(), 4),
         maps=packed(maps),

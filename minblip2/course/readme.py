@@ -128,6 +128,7 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float]) -> str:
     step = next(row for row in rows_of("benchmarks") if row[0].startswith("stage-1 step") and row[1] == "transformers")
     sources = layout.module()
     lines = sum(layout.code_lines(sources[name]) for name in layout.core(sources))
+    lead = photographs["stage2_cider"] - photographs["stage1_cider"]
     said = [
         f"**Drawn scenes**, the bridge that ships: {scenes['stage2_things_seen']:.0f} % of captions have every colour "
         f"and shape right, {scenes['stage2_things_unseen']:.0f} % where a pair of both is one that no caption of its "
@@ -136,9 +137,10 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float]) -> str:
         "**Questions that the bridge was never trained on**, answered right: "
         + ", ".join(f"{kind} {scenes[f'ask_{kind}_own']:.0f} %" for kind in ASKED) + "; with another picture "
         + ", ".join(f"{scenes[f'ask_{kind}_another']:.0f}" for kind in ASKED) + " %.",
-        f"**Photographs**, two hours of training on a laptop: CIDEr-D {photographs['stage2_cider']:.0f}, another "
-        f"picture's caption {photographs['shuffled_cider']:.0f}. The Q-Former alone reaches "
-        f"{photographs['stage1_cider']:.0f}: at this size the language model does not help yet.",
+        f"**Photographs**, {photographs['minutes_stage1'] + photographs['minutes_stage2']:.0f} minutes of training "
+        f"without a GPU: CIDEr-D {photographs['stage2_cider']:.0f}, another picture's caption "
+        f"{photographs['shuffled_cider']:.0f}. The Q-Former alone reaches {photographs['stage1_cider']:.0f}, which is "
+        f"{'within' if abs(lead) < 2 * photographs['stage2_lead_sd'] else 'beyond'} luck.",
         f"**Same numbers** as transformers and LAVIS, from the originals' own layouts: {len(rows_of('parity')) - 1} "
         f"kinds of comparison, largest difference {largest:.0e}.",
         f"**Speed**: a stage-1 step is {float(step[4]):.1f} times as fast as one made of transformers' models, with "

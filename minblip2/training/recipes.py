@@ -168,7 +168,8 @@ LAPTOP = Recipe(
     # After the start token this is how SmolLM2's chat template opens an answer: before any training it makes captions
     # likelier than "a photo of" does, 69 nats each and not 73.
     prompt="assistant\n",
-    keep_tokens=129, beams=5,
+    question="user\n{}<|im_end|>\n<|im_start|>assistant\n",  # the whole turn; asked "Question: ...", it does not answer
+    keep_tokens=129, beams=3,
     match_weight=1.5,  # chosen on photographs that were held out of training: benchmarks/results/ranking.json
 )
 

@@ -6,7 +6,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import progress
-from minblip2.course import exercises, guide, markers, run
+from minblip2.course import exercises, guide, markers, photographs, run
 from minblip2.course.lesson import ROOT
 
 from . import gates
@@ -67,10 +67,9 @@ def test_the_commonest_message_is_quoted():
     assert commonest(output) == "a b c | d."
 
 
-def test_outputs_in_git_are_made_on_drawn_scenes():
+def test_outputs_in_git_show_what_the_kept_run_said():
     text = (ROOT / "notebooks" / "15_coco_on_one_gpu.ipynb").read_text(encoding="utf-8")
-    said = [form for form in re.findall(r"\*\*This run of the notebook:\*\* ([^.]*)\. Device", text) if "{" not in form]
-    assert said == ["the drawn scenes and the course's own bridge"], "execute it by minblip2.course.run --write"
+    assert f"**What answers here:** {photographs.source(None)}." in text, "execute it by minblip2.course.run --write"
 
 
 # --- exercises and their lessons --------------------------------------------------------------------------------------
