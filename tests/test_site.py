@@ -6,6 +6,7 @@ import shutil
 import threading
 import urllib.request
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,12 @@ def bridge():
 
 
 @pytest.fixture(scope="module")
+def writer(bridge):
+    """What writes in Python, in float32 as in a browser, also where a CPU would take bfloat16."""
+    return replace(bridge.blip2, precision="float32")
+
+
+@pytest.fixture(scope="module")
 def exported(bridge, tmp_path_factory):
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name, reason=f"{name} is not installed: it comes with the extra test")
@@ -134,8 +141,8 @@ def captions_by_onnx(bridge, sessions, pictures):
     return said
 
 
-def test_captions_are_those_of_python(bridge, sessions, pictures):
-    assert captions_by_onnx(bridge, sessions, pictures) == bridge.blip2.caption(pictures, QUESTIONS["things"], beams=1)
+def test_captions_are_those_of_python(bridge, writer, sessions, pictures):
+    assert captions_by_onnx(bridge, sessions, pictures) == writer.caption(pictures, QUESTIONS["things"], beams=1)
 
 
 @torch.no_grad()
@@ -184,12 +191,12 @@ def rgba(picture):
     return list(picture.convert("RGBA").tobytes())
 
 
-def test_the_page_captions_as_python_does(page, bridge, pictures):
+def test_the_page_captions_as_python_does(page, writer, pictures):
     said = [page.evaluate("(pixels) => captionOf(pixels)", rgba(picture)) for picture in pictures[:50]]
-    assert said == bridge.blip2.caption(pictures[:50], QUESTIONS["things"], beams=1)
+    assert said == writer.caption(pictures[:50], QUESTIONS["things"], beams=1)
 
 
-def test_what_is_drawn_in_the_page_is_captioned_as_python_captions_its_pixels(page, bridge):
+def test_what_is_drawn_in_the_page_is_captioned_as_python_captions_its_pixels(page, writer):
     from PIL import Image
 
     page.click("#clear")
@@ -202,13 +209,13 @@ def test_what_is_drawn_in_the_page_is_captioned_as_python_captions_its_pixels(pa
     pixels = page.evaluate(f"Array.from({canvas}.getImageData(0, 0, 64, 64).data)")
     image = Image.frombytes("RGBA", (64, 64), bytes(pixels)).convert("RGB")
     said = page.evaluate("document.getElementById('caption').dataset.text")
-    assert said == bridge.blip2.caption(image, QUESTIONS["things"], beams=1)
+    assert said == writer.caption(image, QUESTIONS["things"], beams=1)
     assert "red circle" in said and "blue square" in said
     page.fill("#question", "What colour is the square?")
     page.click("#asking button")
     page.evaluate("() => window.bridge")
     answer = re.sub(r"\d.*", "", page.inner_text("#answer button"))
-    assert answer == bridge.blip2.ask(image, "what colour is the square")
+    assert answer == writer.ask(image, "what colour is the square")
 
 
 def test_the_page_needs_nobody_and_excludes_nobody(page, tmp_path):
