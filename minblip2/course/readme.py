@@ -32,9 +32,8 @@ MEASURED = ROOT / "benchmarks" / "results"  # fetched.json: tests/pins.py; cours
 
 def under_picture(right: Sequence[bool], prompt: str) -> str:
     """What stands below the picture: how many of its captions name every thing of their scene, and nothing else."""
-    return (f'*The first {len(right)} scenes of the validation split, not chosen, captioned after the prompt '
-            f'"{prompt}":\n{sum(right)} of the {len(right)} captions are right in every colour and shape. How good '
-            "they are on the whole, and what\nfails, stands below.*")
+    return (f'*The first {len(right)} scenes of the validation split, not chosen, captioned after "{prompt}": '
+            f"{sum(right)} of {len(right)}\nright in every colour and shape.*")
 
 
 def picture(run: Path, count: int = 8) -> tuple[bytes, str]:
@@ -67,18 +66,16 @@ def photographs_picture(count: int = 4) -> tuple[bytes, str]:
         above, below = panels[number], panels[count + number]
         viz.draw_picture(above, image)
         figures.lay_over(below, image, maps[number])
-        for panel, text in ((above, f"{captions[number]}\n{one.QUESTIONS[number]} {said['answers'][number]}"),
+        for panel, text in ((above, f"{captions[number]}\n{one.QUESTIONS[number]} → {said['answers'][number]}"),
                             (below, f"where ITM looks: {data.images[number].captions[0]}")):
             panel.set_title("\n".join(textwrap.fill(line, 32) for line in text.split("\n")), fontsize=9,
                             weight="normal")
     minutes = run["minutes_stage1"] + run["minutes_stage2"]
     named = one.named(said["captions"])
     return viz.jpeg(figure), (
-        f"*The first {count} of the {len(named)} photographs that ship, not chosen: the caption of a bridge that "
-        f"{minutes:.0f} minutes of a\nlaptop's CPU trained, its answer to a question, and where its matching looks for "
-        f"our own caption. {sum(named)} of the\n{len(named)} captions name the subject; "
-        "[lesson 15](notebooks/15_coco_on_one_gpu.ipynb) shows all. Photographs: CC BY 2.0,\n"
-        "[credits](data/photographs/CREDITS.md).*")
+        f"*The first {count} of {len(named)}, not chosen, after {minutes:.0f} minutes of training without a GPU; "
+        f"{sum(named)} of the {len(named)} captions\nname the subject: "
+        "[lesson 15](notebooks/15_coco_on_one_gpu.ipynb). CC BY 2.0, [credits](data/photographs/CREDITS.md).*")
 
 
 def write_layout() -> None:
@@ -146,9 +143,8 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float]) -> str:
         f"**Speed**: a stage-1 step is {float(step[4]):.1f} times as fast as one made of transformers' models, with "
         "the same gradients.",
         f"**Small**: the paper's files have {lines} lines of code.",
-        "**Official weights** have never been loaded on the machines where this was written. Names, shapes and "
-        "layouts are checked, and small models in the same layout give transformers' numbers.",
-        "**Several GPUs** were never used; several processes on a CPU were."]
+        "**Official weights** were never loaded, nor several GPUs used, where this was written. Their names, shapes and "
+        "layouts are checked."]
     return "\n".join(textwrap.fill(f"- {line}", 100, subsequent_indent="  ") for line in said)
 
 

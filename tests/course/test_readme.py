@@ -120,7 +120,7 @@ def test_kept_seeds_are_a_column_of_means(tmp_path):
 
 def test_the_sentence_under_the_picture_counts_and_has_its_place():
     sentence = readme.under_picture([True, False, True], "we see")
-    assert "first 3 scenes" in sentence and "2 of the 3 captions are right" in sentence and '"we see"' in sentence
+    assert "first 3 scenes" in sentence and "2 of 3\nright" in sentence and '"we see"' in sentence
     assert sentence in markers.fill(README, sentence, "picture")
 
 
