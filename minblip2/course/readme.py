@@ -143,8 +143,8 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float]) -> str:
         f"**Speed**: a stage-1 step is {float(step[4]):.1f} times as fast as one made of transformers' models, with "
         "the same gradients.",
         f"**Small**: the paper's files have {lines} lines of code.",
-        "**Official weights** were never loaded, nor several GPUs used, where this was written. Their names, shapes and "
-        "layouts are checked."]
+        "**Official weights** were never loaded, nor several GPUs used, where this was written. Their names, shapes "
+        "and layouts are checked."]
     return "\n".join(textwrap.fill(f"- {line}", 100, subsequent_indent="  ") for line in said)
 
 
