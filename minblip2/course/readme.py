@@ -75,7 +75,7 @@ def photographs_picture(count: int = 4) -> tuple[bytes, str]:
     return viz.jpeg(figure), (
         f"*The first {count} of {len(named)}, not chosen, after {minutes:.0f} minutes of training without a GPU; "
         f"{sum(named)} of the {len(named)} captions\nname the subject: "
-        "[lesson 15](notebooks/15_coco_on_one_gpu.ipynb). CC BY 2.0, [credits](data/photographs/CREDITS.md).*")
+        "[lesson 15](notebooks/15_photographs.ipynb). CC BY 2.0, [credits](data/photographs/CREDITS.md).*")
 
 
 def write_layout() -> None:

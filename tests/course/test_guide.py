@@ -68,7 +68,7 @@ def test_the_commonest_message_is_quoted():
 
 
 def test_outputs_in_git_show_what_the_kept_run_said():
-    text = (ROOT / "notebooks" / "15_coco_on_one_gpu.ipynb").read_text(encoding="utf-8")
+    text = (ROOT / "notebooks" / "15_photographs.ipynb").read_text(encoding="utf-8")
     assert f"**What answers here:** {photographs.source(None)}." in text, "execute it by minblip2.course.run --write"
 
 
