@@ -130,11 +130,16 @@ def kept_by(lm: LanguageModel, trained: bool) -> int:
     return sum(size for place, size in kept.items() if place not in weights)
 
 
-def torchrun(folder: Path, program: str, *words: object, processes: int = 2) -> subprocess.CompletedProcess:
-    """Run a program, given as text, in so many processes on the CPU that form a group; `folder` keeps the file."""
+def torchrun(folder: Path, program: str, *words: object, processes: int = 2, restarts: int = 2
+             ) -> subprocess.CompletedProcess:
+    """Run a program, given as text, in so many processes on the CPU that form a group; `folder` keeps the file.
+
+    Now and then one of them aborts while gloo shuts down; all are then started again, at most `restarts` times.
+    """
     path = folder / "program.py"
     path.write_text(program, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", path]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+               f"--max-restarts={restarts}", path]
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.run([str(word) for word in (*command, *words)], capture_output=True, text=True, encoding="utf-8",
                           env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1",
