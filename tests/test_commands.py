@@ -323,6 +323,17 @@ def test_a_run_finds_its_data_when_it_moves_alone(recorded):
     assert recorded_parts(read_record(recorded / "one")) == recorded / "was" / "parts"
 
 
+def test_a_run_that_is_reached_through_a_link_finds_its_data(recorded):
+    shutil.move(recorded / "was", recorded / "is")
+    (recorded / "elsewhere").mkdir()
+    linked = recorded / "elsewhere" / "one"
+    try:
+        linked.symlink_to(recorded / "is" / "runs" / "one")
+    except OSError:
+        pytest.skip("this system makes no links")
+    assert recorded_data(linked) == recorded / "is" / "data"
+
+
 def test_what_is_not_there_any_more_is_told_with_its_option(recorded, cli, monkeypatch):
     shutil.rmtree(recorded / "was" / "data")
     shutil.rmtree(recorded / "was" / "parts")

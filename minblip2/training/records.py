@@ -100,5 +100,5 @@ def _found(out: Path, record: Mapping[str, Any], near: Mapping[str, Any], name: 
         return None
     was = Path(field(record, name, str, out / "run.json"))
     if isinstance(there := near.get(name), str) and (path := out / there).exists():
-        return Path(os.path.normpath(path))
+        return path.resolve()  # not by its letters: the run may be a link to another place
     return was

@@ -99,3 +99,15 @@ def test_the_recipe_s_weight_is_the_best_of_those_that_were_kept():
     rows = read_json(ranking.RESULTS / "ranking.json")["rows"]
     best = max(rows, key=lambda row: sum(value for key, value in row.items() if key != "weight"))
     assert best["weight"] == LAPTOP.match_weight
+
+
+def test_one_call_shows_the_photographs_with_what_was_said_and_whose_they_are(monkeypatch, said):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda what, raw=False: shown.append(what))
+    photographs.show_said()
+    figure, credits = shown
+    right = sum(photographs.named(said["captions"]))
+    assert f"{right} captions name the subject" in figure["text/plain"] and "image/jpeg" in figure["text/html"]
+    assert credits.data.count("CC BY 2.0 (resized)") == 16 and credits.data.count("flickr") == 16
