@@ -7,8 +7,10 @@ So the sum is what one process with the whole batch would get, and the backward 
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -233,6 +235,15 @@ def process_group(device: torch.device) -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
+        atexit.unregister(let_go), atexit.register(let_go)  # once, however many groups there were
+
+
+def let_go() -> None:
+    """Give gloo's threads, which outlive the group, the time to drop their last tensors while Python still stands.
+
+    One that does so later, as on a busy machine, aborts the process (pytorch/pytorch#179291).
+    """
+    time.sleep(0.5)
 
 
 def set_local_device() -> None:
