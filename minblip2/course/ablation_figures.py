@@ -19,7 +19,8 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return gaps.mean(), STUDENT[len(gaps)] * gaps.std(ddof=1) / len(gaps) ** 0.5
 
 
-def forest(rows: Mapping[str, Sequence[Sequence[float]]], titles: Sequence[str]) -> Figure:
+def forest(rows: Mapping[str, Sequence[Sequence[float]]], titles: Sequence[str],
+           against: str = "the base") -> Figure:
     """A forest plot: `rows` gives for each kind of run, and each of the `titles`, the differences within a seed.
 
     A dot is a seed, the line the 95 % interval of the mean; a diamond is filled where that excludes zero.
@@ -40,7 +41,7 @@ def forest(rows: Mapping[str, Sequence[Sequence[float]]], titles: Sequence[str])
         panel.set_title(titles[place], fontsize=9)
         panel.set_ylim(-0.5, len(rows) - 0.3)
     panels[0].set_yticks(range(len(rows)), list(rows)[::-1])
-    figure.supxlabel("difference from the base, in points", fontsize=9)
+    figure.supxlabel(f"difference from {against}, in points", fontsize=9)
     return figure
 
 

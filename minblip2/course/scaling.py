@@ -166,25 +166,27 @@ def spread_flow() -> Figure:
 
 
 def pair_matrices() -> Figure:
-    """The similarities of eight pairs as process 0 of two sees them, in three designs."""
-    looks = {"both": (IMAGE, "2"), "one": (QUERY, "1"), "constant": (PAPER, ""), "absent": (FORBIDDEN, "×")}
-    designs = {"each alone": lambda mine, yours: "both" if mine and yours else "absent",
-               "gathered without gradient": lambda mine, yours: "one" if mine or yours else "absent",
-               "gathered with gradient": lambda mine, yours: (
-                   "both" if mine and yours else "one" if mine or yours else "constant")}
+    """The similarities of eight pairs as process 0 of two sees them, in three designs.
+
+    A number counts the gradients that an entry gives to own vectors: of its image and of its caption, by each of the
+    two cross-entropies.
+    """
+    looks = {4: (IMAGE, "4 gradients"), 2: (QUERY, "2"), 1: (TEXT, "1"), 0: (PAPER, "0: a constant"),
+             None: (FORBIDDEN, "×: not there")}
+    designs = {"each alone": lambda mine, yours: 4 if mine and yours else None,
+               "gathered without gradient": lambda mine, yours: mine + yours or None,
+               "gathered with gradient": lambda mine, yours: 2 * (mine + yours)}
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     for panel, (title, kind) in zip(figure.subplots(1, 3), designs.items(), strict=True):
         for row, column in itertools.product(range(8), range(8)):
-            colour, letter = looks[kind(row < 4, column < 4)]
-            panel.add_patch(Rectangle((column, row), 1, 1, facecolor=colour, edgecolor=QUIET, linewidth=0.6))
-            panel.text(column + 0.5, row + 0.5, letter, ha="center", va="center", fontsize=9)
+            count = kind(row < 4, column < 4)
+            panel.add_patch(Rectangle((column, row), 1, 1, facecolor=looks[count][0], edgecolor=QUIET, linewidth=0.6))
+            panel.text(column + 0.5, row + 0.5, "×" if count is None else count, ha="center", va="center", fontsize=9,
+                       color=PAPER if count == 1 else INK)
         panel.set(xlim=(0, 8), ylim=(8, 0), aspect="equal", title=title, xlabel="caption", ylabel="image",
                   xticks=[0, 4, 8], yticks=[0, 4, 8])
-    labels = ("2: image and caption learn here", "1: one of them learns here", "counted, nothing learns",
-              "×: not there")
-    figure.legend(handles=[Patch(facecolor=colour, edgecolor=QUIET, label=label)
-                           for (colour, _), label in zip(looks.values(), labels, strict=True)],
-                  loc="outside lower center", ncols=4)
+    figure.legend(handles=[Patch(facecolor=colour, edgecolor=QUIET, label=label) for colour, label in looks.values()],
+                  loc="outside lower center", ncols=len(looks))
     return figure
 
 
