@@ -18,7 +18,7 @@ from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_a
 USES = {  # name of a mask -> (from queries to text?, from text to queries?, what the text sees of itself)
     "uni-modal (ITC)": (False, False, "every word"),
     "bi-directional (ITM)": (True, True, "every word"),
-    "multimodal causal (ITG)": (True, False, "the words\nbefore it"),
+    "multimodal causal (ITG)": (True, False, "itself and the\nwords before it"),
 }
 
 
@@ -45,8 +45,8 @@ def three_uses() -> Figure:
 def show_three_uses() -> None:
     """Display `three_uses`."""
     show(three_uses(), "The same self-attention under three masks. Uni-modal, for ITC: queries and text see only their "
-         "own side. Bi-directional, for ITM: both see everything. Multimodal causal, for ITG: text sees the queries "
-         "and the words before it, queries see no text. In all three, only queries read the image.")
+         "own side. Bi-directional, for ITM: both see everything. Multimodal causal, for ITG: a word sees the "
+         "queries, itself and the words before it; queries see no text. In all three, only queries read the image.")
 
 
 def _frame(panel: Axes, names: Sequence[str], queries: int, title: str) -> None:
