@@ -7,7 +7,6 @@ So the sum is what one process with the whole batch would get, and the backward 
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import time
@@ -235,15 +234,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
-        atexit.unregister(let_go), atexit.register(let_go)  # once, however many groups there were
-
-
-def let_go() -> None:
-    """Give gloo's threads, which outlive the group, the time to drop their last tensors while Python still stands.
-
-    One that does so later, as on a busy machine, aborts the process (pytorch/pytorch#179291).
-    """
-    time.sleep(0.5)
+        time.sleep(0.5)  # while Python stands gloo's threads may drop their last tensors (pytorch/pytorch#179291)
 
 
 def set_local_device() -> None:
