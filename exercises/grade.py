@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -107,6 +108,7 @@ def run_cells(job: dict) -> None:
     """What the process of its own does: run cells one after another, and note what begins and how it ended."""
     from IPython.core.interactiveshell import InteractiveShell  # which knows magics, and goes on after an error
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     shell, notes = InteractiveShell.instance(), Path(job["notes"])
     shell.showtraceback = lambda *_, **__: None  # nobody reads it, and to write one takes seconds
 

@@ -225,6 +225,8 @@ def test_who_sends_nothing_more_is_not_waited_for(server, monkeypatch):
 
 
 def test_many_at_once_are_asked_to_wait(server, monkeypatch, uploaded):
+    monkeypatch.setattr(demo_server.Handler, "timeout", 300)  # they keep their places while others are answered
+    monkeypatch.setattr(demo_server, "LONGEST", 300)
     lines = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(demo_server.AT_ONCE)]
     for line in lines:
         line.sendall(post(server, b"x", length=1000))

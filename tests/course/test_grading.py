@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -116,7 +117,15 @@ ENDS_ALL = "    import os\n    os._exit(0)"
 LEAVES = "    import sys\n    sys.exit()"
 
 
-def test_a_folder_becomes_a_table(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def in_the_background():
+    """As a shell starts what it sends to the background: SIGINT is ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_folder_becomes_a_table(tmp_path, monkeypatch, capsys, in_the_background):
     monkeypatch.setattr(checks, "PROGRESS", tmp_path / "progress.json")
     path = next(one for one in SOLUTIONS if one.name.startswith("06"))
     asked = grade.asked_in(nbformat.read(path, as_version=4))
