@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from babel.messages.catalog import Catalog
 
 HERE = ROOT / "docs" / "site"  # Sphinx's settings and what is not made from other files
-PAGES = ("docs/*.md", "notebooks/*.md", "minblip2/README.md", "CHANGELOG.md", ".github/CONTRIBUTING.md")
+PAGES = ("docs/*.md", "notebooks/*.md", "minblip2/README.md", "CHANGELOG.md", ".github/CONTRIBUTING.md",
+         "data/photographs/CREDITS.md")
+PICTURES = ("notebooks/figures", "data/photographs/images")  # that pages show, or lead to
 NOTEBOOKS = ("notebooks/[0-9]*.ipynb", "notebooks/bonus/[0-9]*.ipynb")
 FOLDERS = {"exercises": "exercises/index.md", "solutions": "exercises/index.md", "minblip2": "minblip2/README.md"}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(\s*<?([^)\s>#]*)(#[^)\s>]*)?>?\s*\)")
@@ -144,7 +146,8 @@ def write_sources(source: Path, language: str | None = None, outputs: bool = Tru
     """
     stage = Stage(source)
     shutil.copytree(HERE, source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("live", "locale"))
-    shutil.copytree(ROOT / "notebooks" / "figures", source / "notebooks" / "figures", dirs_exist_ok=True)
+    for folder in PICTURES:
+        shutil.copytree(ROOT / folder, source / folder, dirs_exist_ok=True)
     names = {kind: sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(kind)) for kind in NOTEBOOKS}
     solved = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("solutions/[0-9]*.ipynb"))
     for name in [*sum(names.values(), []), *solved]:
@@ -164,7 +167,7 @@ def write_sources(source: Path, language: str | None = None, outputs: bool = Tru
                                         "docs/FAQ.md", "notebooks/PAPER.md", "docs/RESULTS.md",
                                         "notebooks/INSTRUCTORS.md"])
                 + toctree("The module", ["docs/INSTALL.md", "docs/COMMANDS.md", "minblip2/README.md", "api/index.md",
-                                         "CHANGELOG.md", "CONTRIBUTING.md"]))
+                                         "CHANGELOG.md", "CONTRIBUTING.md", "data/photographs/CREDITS.md"]))
     stage.write("exercises/index.md", "# Exercises, solved\n\nOpen `exercises/` beside the lessons to work on them: "
                 "there a check answers at once. Here each answer is folded.\n"
                 + toctree("Exercises", [PurePosixPath(name).name for name in solved]).replace(":hidden:\n", ""))
