@@ -103,6 +103,7 @@ def read(path: Path, language: str | None = None) -> Catalog:
         if message.id and not has_words(message.id):
             catalogue.delete(message.id)
         message.locations, message.auto_comments = [], []
+        message.user_comments = [text for text in message.user_comments if text[:1] != "|"]  # an earlier msgid
     return catalogue
 
 
