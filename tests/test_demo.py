@@ -210,6 +210,13 @@ def test_a_hostile_request_gets_a_sentence(server, name):
     assert text.count("\n") == 1 and "Traceback" not in text and re.search(says, text), text
 
 
+def test_whoever_sends_too_much_still_hears_why(server):
+    """All of it on its way before anything is read: a connection closed on unread bytes would lose the answer."""
+    for _ in range(20):
+        status, text = talk(server, post(server, b"x" * (2 * 2**20), length=MOST_BYTES + 1))
+        assert status == 413 and "larger than" in text
+
+
 def test_what_the_model_cannot_use_gets_a_sentence(server, uploaded):
     for path, says in {"/caption?hidden=99": "queries are numbered", "/caption?hidden=a": "queries are numbered",
                        "/caption?way=fast": "there is no way", "/ask": "write a question",

@@ -93,7 +93,7 @@ def test_a_page_whose_code_differs_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("language, path", ALL, ids=[path.stem for _, path in ALL])
 def test_a_translation_keeps_links_code_and_formulas(language, path):
     for message in translation.read(path, language):
-        if not message.id or not message.string:
+        if not message.id or not message.string or message.fuzzy:  # what is stale is not shown
             continue
         for kind in (r"\]\(([^)]+)\)", r"`([^`]+)`", r"\$([^$]+)\$"):
             kept = [sorted(re.findall(kind, text)) for text in (message.id, message.string)]

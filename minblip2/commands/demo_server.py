@@ -10,6 +10,7 @@ import base64
 import copy
 import io
 import json
+import socket
 import threading
 import time
 import traceback
@@ -46,6 +47,7 @@ WAYS = {"greedy": dict(beams=1), "nucleus 0.9": dict(beams=1, top_p=0.9), "beams
 MOST_BYTES = 20 * 2**20  # of a photograph
 MOST_LETTERS = 300  # of a question or a sentence
 PATIENCE, LONGEST = 10, 60  # seconds: without a byte, and for all of them
+LINGER = 2  # seconds in which what is refused may still arrive
 AT_ONCE = 4  # uploads; what is more is asked to wait
 KIND = "application/octet-stream"  # a page elsewhere may not send this without being asked first, and never is
 
@@ -287,6 +289,16 @@ class Handler(BaseHTTPRequestHandler):
         """One sentence instead of a page; also what the standard library says of a request that is none."""
         self.close_connection = True
         self.send(code, "text/plain; charset=utf-8", f"{message or 'this is not understood'}\n".encode())
+        self.read_on()
+
+    def read_on(self) -> None:
+        """Throw away what still comes, for a moment: closed on unread bytes, a connection loses the answer, too."""
+        until = time.monotonic() + LINGER
+        with suppress(OSError):  # whoever asked has gone, or says nothing more
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(LINGER)
+            while self.connection.recv(2**16) and time.monotonic() < until:
+                pass
 
     def send(self, status: int, kind: str, content: bytes) -> None:
         """An answer that a browser takes for nothing else than what it is."""
