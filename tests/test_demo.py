@@ -225,6 +225,12 @@ def test_what_the_model_cannot_use_gets_a_sentence(server, uploaded):
         assert status == 422 and says in text, text
 
 
+def test_a_question_beyond_the_positions_of_the_language_model_gets_a_sentence(server, monkeypatch, uploaded):
+    monkeypatch.setattr(demo_server, "MOST_LETTERS", 3000)
+    status, text = talk(server, post(server, uploaded, "/ask?question=" + "+".join(["star"] * 300)))
+    assert status == 422 and "shorten the prompt" in text, text
+
+
 def test_who_sends_nothing_more_is_not_waited_for(server, monkeypatch):
     monkeypatch.setattr(demo_server.Handler, "timeout", 0.5)
     status, text = talk(server, post(server, b"x", length=1000), then_close=False)

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,7 +34,6 @@ from ..attention import attention_weights, capture_attention
 from ..course.lesson import ROOT
 from ..data.pictures import load_image
 from ..device import autocast
-from ..lm.packed import PackedLinears
 from ..lm.protocol import DecoderOnly
 from ..vit import to_grid
 from ..weights.blip2 import ANSWER, CAPTION, Blip2
@@ -97,9 +96,9 @@ def word_by_word(blip2: Blip2, features: Tensor, prompt: str, queries: int, **de
     """A text after an image's features (1 v e) and a prompt, and of each token its probability, the five likeliest in
     its place, and its attention to the queries (their number), mean over heads and layers."""
     tokenizer, stage2 = blip2.tokenizer, blip2.stage2.eval()
-    ids, mask = (part.to(features.device) for part in tokenizer.pad([tokenizer.encode_prompt(prompt)]))
-    with autocast(blip2.device, blip2.precision), PackedLinears() if blip2.packed else nullcontext():
-        written = stage2.generate(features, ids, mask, tokenizer.eos_id, **decoding)
+    blip2.require_positions([prompt], decoding["max_length"])
+    ids, mask = blip2.prompt_ids([prompt])
+    written = blip2.write(features, ids, mask, **decoding)
     length = min([*(written[0] == tokenizer.eos_id).nonzero()[:, 0].tolist(), written.shape[1] - 1]) + 1
     target, everything = written[:, :length], torch.ones(1, length, dtype=torch.bool, device=features.device)
     with autocast(blip2.device, blip2.precision):

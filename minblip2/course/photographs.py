@@ -28,7 +28,7 @@ from ..evaluation.metrics import split_words
 from ..training.bridge import Bridge, load_bridge
 from ..training.loop import read_log
 from ..training.records import recorded_data
-from ..training.shipping import run_checksum
+from ..training.shipping import finished, run_checksum
 from ..vit import to_grid
 from . import figures, viz
 from .lesson import ROOT, folded
@@ -68,8 +68,7 @@ def photographs() -> CocoCaptions:
 
 def laptop_bridge() -> Bridge | None:
     """The bridge under runs/laptop; None where there is none, and where outputs are made that others will see."""
-    finished = (RUN / "stage2" / "model.safetensors").exists()
-    return load_bridge(RUN) if finished and not os.environ.get("MINBLIP2_DRAWN_ONLY") else None
+    return load_bridge(RUN) if finished(RUN) and not os.environ.get("MINBLIP2_DRAWN_ONLY") else None
 
 
 def kept() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .. import UserError
 from ..data.files import write_beside
@@ -78,24 +79,30 @@ class Blip2(ImageReader):
         prompts = prompts if (one_for_all := isinstance(prompts, str)) else list(prompts)
         rest = iter([prompts] if one_for_all else prompts)
         self.stage2.eval()
-        self._require_positions([prompts] if one_for_all else prompts, decoding.get("max_length", 0))
+        self.require_positions([prompts] if one_for_all else prompts, decoding.get("max_length", 0))
         texts: list[str] = []
         for features in self.chunks(images, batch_size):
             given = [prompts] * len(features) if one_for_all else list(islice(rest, len(features)))
             if len(given) < len(features):
                 raise UserError(f"there are more images than the {len(texts) + len(given)} prompts: give one for each, "
                                 "or one for all")
-            ids, mask = (part.to(features.device)
-                         for part in self.tokenizer.pad([self.tokenizer.encode_prompt(prompt) for prompt in given]))
-            with autocast(self.device, self.precision), PackedLinears() if self.packed else nullcontext():
-                written = self.stage2.generate(features, ids, mask, self.tokenizer.eos_id, **decoding)
-            texts += [self.tokenizer.decode(row) for row in written]
+            texts += [self.tokenizer.decode(row) for row in self.write(features, *self.prompt_ids(given), **decoding)]
         if not one_for_all and (left := len(list(rest))):
             raise UserError(f"there are {len(texts) + left} prompts for {len(texts)} images: give one for each, or one "
                             "for all")
         return texts
 
-    def _require_positions(self, prompts: Sequence[str], max_length: int) -> None:
+    def prompt_ids(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The prompts' ids and mask (b s), as the language model is given them."""
+        ids, mask = self.tokenizer.pad([self.tokenizer.encode_prompt(prompt) for prompt in prompts])
+        return ids.to(self.device), mask.to(self.device)
+
+    def write(self, features: Tensor, ids: Tensor, mask: Tensor, **decoding) -> Tensor:
+        """The ids (b t) that the language model writes after features (b v e) and prompts, ids and mask (b s)."""
+        with autocast(self.device, self.precision), PackedLinears() if self.packed else nullcontext():
+            return self.stage2.generate(features, ids, mask, self.tokenizer.eos_id, **decoding)
+
+    def require_positions(self, prompts: Sequence[str], max_length: int) -> None:
         """Raise UserError where prompt and text go beyond the positions that the language model has learned."""
         most = getattr(self.stage2.lm.config, "max_positions", None)  # none where positions are only relative
         longest = max((len(self.tokenizer.encode_prompt(prompt)) for prompt in prompts), default=0)

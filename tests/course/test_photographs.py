@@ -57,8 +57,9 @@ def test_a_run_of_one_s_own_answers_unless_outputs_are_made_for_others(monkeypat
     monkeypatch.setattr(photographs, "load_bridge", lambda run: f"the bridge in {run}")
     monkeypatch.delenv("MINBLIP2_DRAWN_ONLY", raising=False)
     assert photographs.laptop_bridge() is None
-    (tmp_path / "stage2").mkdir()
-    (tmp_path / "stage2" / "model.safetensors").touch()
+    for stage in ("stage1", "stage2"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "model.safetensors").touch()
     assert photographs.laptop_bridge() == f"the bridge in {tmp_path}"
     monkeypatch.setenv("MINBLIP2_DRAWN_ONLY", "1")
     assert photographs.laptop_bridge() is None
