@@ -1,0 +1,312 @@
+"""Does stage 1 earn its place, at equal seconds? python -m benchmarks.earns [--seeds 0]
+
+In the ablations the captions are all true, there are thousands of them, and the image encoder was taught colours and
+shapes. Each of the `SETTINGS` here takes one of these away. In each, the `ARMS` train for equally many seconds on the
+frozen experts of a finished run: stage 1 and then stage 2 for half of them each, or stage 2 alone for all of them. What
+a step of each stage takes is measured first, and steps follow from that. Seconds are the processor's, not the clock's:
+others may use the machine. A run is one line of benchmarks/results/earns.jsonl; runs that are there are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import random
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from benchmarks.ablations import Ablation, add, base, borrow, known
+from minblip2.data.coco import CocoCaptions
+from minblip2.data.entry import run_command
+from minblip2.data.files import read_json, write_json
+from minblip2.data.progress import progress_bar
+from minblip2.data.scene_dataset import load_scenes
+from minblip2.data.scene_questions import KINDS, one_of_each
+from minblip2.data.scenes import Scene
+from minblip2.evaluation import metrics
+from minblip2.evaluation.scene_scores import QUESTIONS, longest_captions, scene_accuracy, write_after
+from minblip2.training.bridge import Bridge
+from minblip2.training.experts import TINY_VIT, ImageBatch, SceneImages
+from minblip2.training.loop import TrainConfig, train
+from minblip2.training.recipes import SCENES, default_data
+from minblip2.training.stages import stage1_losses, stage2_losses
+from minblip2.vit import ViT
+
+RESULTS = Path(__file__).parent / "results" / "earns.jsonl"
+SECONDS = 80.0  # of training in each run
+PACE = 60  # steps of each stage by which their seconds are measured
+ASKED = 250  # validation pictures about which questions are asked
+MASKED = TrainConfig(steps=1000, learning_rate=2e-3)
+
+
+# --- what both arms are given -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """So large a share of the training captions is `wrong`; so many `images` have captions (None: all); the image
+    encoder was never given a label if it is `unlabelled`.
+    """
+
+    wrong: float = 0.0
+    images: int | None = None
+    unlabelled: bool = False
+
+    def split(self, data: Path, seed: int) -> CocoCaptions:
+        """The training split as both stages see it."""
+        split = CocoCaptions(data, "train", limit=self.images)
+        split.pairs = with_wrong_captions(split.pairs, self.wrong, seed)
+        return split
+
+
+def with_wrong_captions(pairs: list[tuple[int, str]], share: float, seed: int) -> list[tuple[int, str]]:
+    """Pairs of (image, caption) in which this share of the captions is that of another image; a function of `seed`."""
+    rng, mixed = random.Random(f"{seed} wrong captions"), list(pairs)
+    for place in rng.sample(range(len(pairs)), round(share * len(pairs))):
+        image, other = pairs[place][0], rng.choice(pairs)
+        while other[0] == image:
+            other = rng.choice(pairs)
+        mixed[place] = image, other[1]
+    return mixed
+
+
+class MaskedPatches(nn.Module):
+    """The tiny ViT with a linear head that paints the patches which it is not shown (arXiv 2111.09886)."""
+
+    def __init__(self, share: float = 0.5):
+        super().__init__()
+        self.vit, self.share = ViT(TINY_VIT), share
+        self.paint = nn.Linear(TINY_VIT.width, 3 * TINY_VIT.patch_size**2)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What it paints and what was there (b v p), and which patches were masked (b v), of images (b c h w)."""
+        side, grid = TINY_VIT.patch_size, TINY_VIT.grid
+        masked = torch.rand(len(pixels), grid, grid) < self.share
+        hidden = repeat(masked, "b gh gw -> b 1 (gh i) (gw j)", i=side, j=side)
+        there = rearrange(pixels, "b c (gh i) (gw j) -> b (gh gw) (c i j)", i=side, j=side)
+        return self.paint(self.vit(pixels.masked_fill(hidden, 0.0))), there, rearrange(masked, "b gh gw -> b (gh gw)")
+
+
+def painting_loss(model: MaskedPatches, batch: ImageBatch) -> dict[str, Tensor]:
+    """The mean squared error of the masked patches, in which all that counts is pixels: no label is read."""
+    painted, there, masked = model(batch.pixels)
+    return {"loss": F.mse_loss(painted.float()[masked], there[masked])}
+
+
+def unlabelled_vit(folder: Path, config: TrainConfig = MASKED) -> ViT:
+    """Train the tiny ViT on masked pictures, or load it from `folder`; returned frozen."""
+    torch.manual_seed(config.seed)
+    model, batches, began = MaskedPatches(), SceneImages(config.batch_size, config.seed), time.process_time()
+    there = (folder / "model.safetensors").exists()
+    train(model, painting_loss, batches, config, folder, {"vit": TINY_VIT}, name="ViT from masked pictures")
+    if not there:
+        write_json(folder / "cpu.json", {"seconds": time.process_time() - began})
+    # The stem's batch norms have seen masked pictures only: their statistics are those of whole ones from here on.
+    norms = [part for part in model.vit.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    model.vit.train()
+    with torch.no_grad():
+        for _, batch in zip(range(20), SceneImages(32, config.seed, scenes=640).iterate(), strict=False):
+            model.vit(batch.pixels)
+    return model.vit.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def readable(vit: ViT, scenes: int = 320) -> dict[str, float]:
+    """How often a linear map reads colour and shape off a covered patch, in percent, on pictures not fitted to."""
+    batches, found = SceneImages(scenes, 1, 2 * scenes).iterate(), {}
+    (x, known), (new, truth) = ((F.pad(vit(batch.pixels), (0, 1), value=1.0).flatten(0, 1),
+                                 batch.labels.flatten(0, 2).long()) for batch in (next(batches), next(batches)))
+    x, known, new, truth = x[known[:, 0] >= 0], known[known[:, 0] >= 0], new[truth[:, 0] >= 0], truth[truth[:, 0] >= 0]
+    for place, name in enumerate(("colour", "shape")):
+        targets = x.T @ F.one_hot(known[:, place]).float()
+        weights = torch.linalg.solve(x.T @ x + 1e-2 * torch.eye(x.shape[1]), targets)
+        found[name] = 100 * float(((new @ weights).argmax(dim=1) == truth[:, place]).float().mean())
+    return found
+
+
+SETTINGS = {
+    "plain": Setting(),
+    "300 pictures with captions": Setting(images=300),
+    "half of the captions wrong": Setting(wrong=0.5),
+    "an encoder without labels": Setting(unlabelled=True),
+}
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Stage 1 gets this share of the seconds; stage 2 starts from so much of it: see `Recipe.warm_start`."""
+
+    stage1: float
+    warm_start: float
+
+    def steps(self, rates: tuple[float, float], seconds: float) -> tuple[int, int]:
+        """Of each stage, where a step of each takes so long as `rates` says."""
+        return round(self.stage1 * seconds / rates[0]), round((1 - self.stage1) * seconds / rates[1])
+
+
+BOTH, ALONE, AS_PAPER = "stage 1 and stage 2", "stage 2 alone", "stage 1 and stage 2 from all of it"
+ARMS = {BOTH: Arm(0.5, 0.5), ALONE: Arm(0.0, 1.0), AS_PAPER: Arm(0.5, 1.0)}
+
+
+# --- running them -----------------------------------------------------------------------------------------------------
+
+
+def once(folder: Path, training: Callable[[bool], object]) -> float:
+    """Train into a folder, or load what is there: the processor's seconds that it took. Nothing goes on halfway."""
+    path = folder / "cpu.json"
+    finished, began = path.exists(), time.process_time()
+    training(finished)
+    if not finished:
+        write_json(path, {"seconds": time.process_time() - began})
+    return read_json(path)["seconds"]
+
+
+def train_stages(recipe: Ablation, setting: Setting, data: Path, encoder: ViT | None, cache: Path, stage1: Path,
+                 stage2: Path) -> tuple[Bridge, list[float]]:
+    """A bridge trained on a setting, and the processor's seconds of its stages."""
+    backbones = recipe.build(recipe, data, None, recipe.experts_of)
+    bridge = Bridge(recipe, backbones if encoder is None else replace(backbones, encoder=encoder),
+                    recipe.new_stage1(backbones))
+    split = setting.split(data, recipe.stage1.seed)
+    features = bridge.features(split, cache)
+    pairs = bridge.stage1_pairs(split, [features])
+    losses = partial(stage1_losses, loss_weights=recipe.loss_weights)
+    spent = [once(stage1, lambda resume: train(
+        bridge.stage1, losses, pairs, recipe.stage1, stage1, bridge.stage1_settings(split), "stage 1", resume,
+        bridge.device))]
+    bridge.stage1.eval()
+    bridge.init_stage2(features)
+    pairs = bridge.stage2_pairs(split, [features])
+    losses = partial(stage2_losses, tokenizer=backbones.lm_tokenizer, prompt=recipe.prompt)
+    spent.append(once(stage2, lambda resume: train(
+        bridge.stage2, losses, pairs, recipe.stage2, stage2, bridge.stage2_settings(split), "stage 2", resume,
+        bridge.device)))
+    bridge.stage2.eval()
+    return bridge, spent
+
+
+def with_steps(recipe: Ablation, counts: tuple[int, int], warm_start: float = 1.0) -> Ablation:
+    """The same for so many steps of each stage, all in one go."""
+    stages = {name: replace(getattr(recipe, name), steps=steps, checkpoint_every=10**9)
+              for name, steps in zip(("stage1", "stage2"), counts, strict=True)}
+    return replace(recipe, warm_start=warm_start, **stages)
+
+
+def measured_rates(recipe: Ablation, data: Path, out: Path) -> tuple[float, float]:
+    """The processor's seconds of a step of each stage; kept in `out`, for all runs to go by."""
+    path = out / "rates.json"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            spent = train_stages(with_steps(recipe, (PACE, PACE)), Setting(), data, None, out / "cache",
+                                 Path(folder) / "stage1", Path(folder) / "stage2")[1]
+        write_json(path, {"rates": [seconds / PACE for seconds in spent]})
+    first, second = read_json(path)["rates"]
+    return first, second
+
+
+def answers(bridge: Bridge, features: Tensor, truths: Sequence[Scene]) -> dict[str, float]:
+    """Percent of the questions of `evaluate_questions` answered rightly, by kind and the mean of all kinds: of the own
+    picture, of another one, and by the commonest answer of each kind."""
+    rng, found = random.Random(0), {}
+    asked = [(row, question) for row, scene in enumerate(truths) for question in one_of_each(scene, rng)]
+    rows, texts = [row for row, _ in asked], [question.text for _, question in asked]
+    given = {name: bridge.blip2.ask(some[rows], texts, batch_size=100)
+             for name, some in (("own", features), ("another", features.roll(-2, 0)))}
+    for kind in KINDS:
+        some = [place for place, (_, question) in enumerate(asked) if question.kind == kind]
+        truth = [asked[place][1].answer for place in some]
+        right = {name: [texts[place] for place in some] for name, texts in given.items()}
+        right["guess"] = [Counter(truth).most_common(1)[0][0]] * len(truth)
+        found |= {f"ask_{kind}_{name}": 100 * float(np.mean(np.equal(said, truth))) for name, said in right.items()}
+    return found | {f"ask_{name}": float(np.mean([found[f"ask_{kind}_{name}"] for kind in KINDS]))
+                    for name in ("own", "another", "guess")}
+
+
+def measure(bridge: Bridge, data: CocoCaptions, features: np.ndarray) -> dict[str, float]:
+    """Percentages on validation pictures: captions, those of another picture, questions by kind, and ITC's recall."""
+    truths, seen = load_scenes(data.root, data.split), torch.from_numpy(np.array(features))
+    things, places = (write_after(bridge.blip2, seen, QUESTIONS[kind]) for kind in ("things", "positions"))
+    unseen = [scene.unseen for scene in truths]
+    found = {"things": scene_accuracy(things, truths)["things"],
+             "another": scene_accuracy(things[2:] + things[:2], truths)["things"],
+             "positions": scene_accuracy(places, truths)["positions"]}
+    for name, side in (("seen", False), ("unseen", True)):
+        of_side = [row for row, is_unseen in enumerate(unseen) if is_unseen == side]
+        found[f"things_{name}"] = scene_accuracy([things[row] for row in of_side],
+                                                 [truths[row] for row in of_side])["things"]
+    found |= answers(bridge, seen[:ASKED], truths[:ASKED])
+    chosen, own = longest_captions(data, 200)
+    cosine = bridge.retriever.similarity(seen[own], chosen)
+    return found | {"itc_t2i_r1": metrics.retrieval(cosine, torch.arange(len(own)))["t2i_r1"]}
+
+
+def slug(name: str) -> str:
+    """A name as a folder's."""
+    return re.sub("[^a-z0-9]+", "-", name.lower())
+
+
+def run(names: tuple[str, str], seed: int, start: Ablation, data: Path, out: Path, seconds: float) -> dict:
+    """Train and measure one arm in one setting: the line to keep. Arms with a stage 1 in common share it."""
+    (setting, arm), rates = (SETTINGS[names[0]], ARMS[names[1]]), measured_rates(start, data, out)
+    counts = arm.steps(rates, seconds)
+    encoder = unlabelled_vit(out / "vit-without-labels") if setting.unlabelled else None
+    recipe = with_steps(start, counts, arm.warm_start).with_seed(seed)
+    place = f"{slug(names[0])}-{seed}"
+    bridge, spent = train_stages(recipe, setting, data, encoder, out / "cache",
+                                 out / f"{place}-stage1-{counts[0]}",
+                                 out / f"{place}-{slug(names[1])}-{counts[1]}")
+    val = CocoCaptions(data, "val")
+    found = measure(bridge, val, bridge.features(val, out / "cache"))
+    vit = bridge.backbones.encoder
+    line = {"setting": names[0], "arm": names[1], "seed": seed, "rates": [round(rate, 5) for rate in rates],
+            "steps": list(counts), "cpu_seconds": [round(value, 1) for value in spent]}
+    if encoder is not None:
+        line["encoder_seconds"] = round(read_json(out / "vit-without-labels" / "cpu.json")["seconds"], 1)
+    line["readable"] = {name: round(value, 1) for name, value in readable(vit).items()}
+    return line | {"torch": torch.__version__, "machine": platform.machine(),
+                   "results": {key: round(value, 2) for key, value in found.items()}}
+
+
+def main() -> None:
+    """Run what is missing: all of one seed before the next."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[BOTH, ALONE])
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of training (default: {SECONDS:.0f})")
+    parser.add_argument("--experts-of", type=Path, default=Path("runs/scenes"), help="a finished run of the scenes")
+    parser.add_argument("--data", type=Path, help="the drawn scenes (default: those beside that run)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
+    options = parser.parse_args()
+    out, data = options.experts_of.parent / "earns", default_data(SCENES, options.experts_of, options.data)
+    borrow(out, {"cache": options.experts_of / "cache"})
+    start = base(1, options.experts_of)
+    done = {(line["setting"], line["arm"], line["seed"]) for line in known(options.results)}
+    runs = [(setting, arm, seed) for seed in options.seeds for setting in options.settings for arm in options.arms]
+    with progress_bar(runs, desc="earns", unit="run") as bar:
+        for setting, arm, seed in bar:
+            bar.set_postfix_str(f"{setting}, {arm}, seed {seed}")
+            if (setting, arm, seed) not in done:
+                add(options.results, run((setting, arm), seed, start, data, out, options.seconds))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command("benchmarks.earns", main))

@@ -1,0 +1,154 @@
+"""Does matching judge captions better if it was trained on near misses? python -m benchmarks.near_miss [RUN]
+
+RUN is a finished run of the scenes recipe. Its stage 1 is trained once more, from the same experts, for as many steps
+and under the same seed, but the wrong text of each triple of ITM is the true caption with two colours changed places
+or one colour or shape replaced (`near_miss`). Then both stage 1 choose among ten captions that RUN's stage 2 wrote, as
+lesson 11 does. Each is a line of benchmarks/results/near_miss.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.ablations import Ablation, add, borrow, build, known
+from minblip2.data.coco import CocoCaptions
+from minblip2.data.entry import run_command
+from minblip2.data.files import read_json
+from minblip2.data.scene_captions import judge, parse, phrase, swap_colours
+from minblip2.data.scene_dataset import load_scenes
+from minblip2.data.scenes import COLOURS, HELD_OUT, SHAPES
+from minblip2.data.tokenizer import Tokenizer
+from minblip2.evaluation.retrieval import evaluate_retrieval
+from minblip2.evaluation.scene_scores import QUESTIONS, foil_accuracy, longest_captions, write_after
+from minblip2.qformer import ImageKV
+from minblip2.stage1 import Stage1
+from minblip2.training.bridge import Bridge, load_bridge, train_bridge
+from minblip2.training.recipes import SCENES, default_data
+from minblip2.training.texts import text_tokenizer
+
+RESULTS = Path(__file__).parent / "results" / "near_miss.jsonl"
+WORDS = {word: tuple(kind) for kind in (COLOURS, SHAPES) for word in kind}  # each with all of its kind
+PAIR = re.compile(rf"\ban? (small |large )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
+DRAWS = 9  # beside the greedy caption
+
+
+def near_miss(caption: str, rng: random.Random) -> str | None:
+    """A true caption made false by one change: two colours change places, or one colour or shape is another.
+
+    Where that can be avoided, no held-out pair comes about and none twice: the words alone must not give it away. None
+    for a caption that names no thing.
+    """
+    if rng.random() < 0.5 and (foil := swap_colours(caption)) is not None:
+        return foil
+    named = parse(caption).things
+    changes = []
+    for found in PAIR.finditer(caption):
+        for place in (2, 3):
+            for word in WORDS[found[place]]:
+                pair = (word, found[3]) if place == 2 else (found[2], word)
+                if word != found[place] and pair not in named:
+                    changes.append((pair in HELD_OUT, found, pair))
+    if not changes:
+        return None
+    _, found, (colour, shape) = rng.choice([change for change in changes if not change[0]] or changes)
+    size = found[1] or ""
+    thing = f"a {size}{colour} {shape}" if size else phrase(colour, shape)
+    return caption[:found.start()] + thing + caption[found.end():]
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """Text to ids, as the recipe's stage 1 reads."""
+    return text_tokenizer()
+
+
+class NearMisses(Stage1):
+    """Matching's wrong text is the true one with one change; its wrong images are drawn as ever."""
+
+    def itm_triples(self, image_kv: ImageKV, text_ids: Tensor, text_mask: Tensor,
+                    negatives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """As in `Stage1`: a change keeps the number of words, so near misses have the true texts' mask."""
+        rng = random.Random(int(torch.randint(2**31, (1,))))
+        wrong = text_ids.clone()
+        for row, ids in zip(wrong, text_ids.tolist(), strict=True):
+            foil = tokenizer().encode(near_miss(tokenizer().decode(ids), rng))
+            row[:len(foil)] = torch.tensor(foil)
+        b = len(text_ids)
+        both = torch.cat([text_ids, wrong]), torch.cat([text_mask, text_mask])
+        images, texts = (torch.arange(b).repeat(3) for _ in range(2))
+        images[b:2 * b], texts[2 * b:] = negatives[0], torch.arange(b, 2 * b)
+        logits = self.itm_logits(image_kv.select(images), both[0][texts], both[1][texts])
+        return logits, (torch.arange(3 * b) < b).long()
+
+
+def ten_captions(bridge: Bridge, features: Tensor) -> list[list[str]]:
+    """The greedy caption of each picture, then others that are drawn: as many lists as there are captions of one."""
+    generator, prompt = torch.Generator().manual_seed(0), QUESTIONS["things"]
+    drawn = [bridge.blip2.caption(features, prompt, batch_size=len(features), top_p=1.0, generator=generator)
+             for _ in range(DRAWS)]
+    return [write_after(bridge.blip2, features, prompt), *([f"{prompt} {text}" for text in some] for some in drawn)]
+
+
+@torch.no_grad()
+def judged(bridge: Bridge, ten: list[list[str]], data: CocoCaptions, features: Tensor) -> dict[str, float]:
+    """How well this bridge's stage 1 chooses among the captions of each picture, beside who needs no judge; percent."""
+    truths = load_scenes(data.root, data.split)
+    retriever, texts = bridge.retriever, sorted({text for some in ten for text in some})
+    which = torch.tensor([[texts.index(text) for text in some] for some in zip(*ten, strict=True)])
+    fine = torch.tensor([[judge(texts[i], truth)["things"] for i in row]
+                         for row, truth in zip(which.tolist(), truths, strict=True)])
+    rows = torch.arange(len(features))
+    logits = retriever.pair_logits(features, texts, rows.repeat_interleave(len(ten)), which.flatten())
+    scores = {"frequent": (which[:, :, None] == which[:, None]).sum(dim=2),
+              "itm": (logits[:, 1] - logits[:, 0]).reshape(which.shape)}
+    picked = {name: fine.gather(1, some.argmax(dim=1, keepdim=True))[:, 0] for name, some in scores.items()}
+    greedy, itm = fine[:, 0], picked["itm"]
+    found = {"greedy": greedy, **picked, "any": fine.any(dim=1)}
+    chosen, own = longest_captions(data, 200)
+    recall = evaluate_retrieval(retriever, features[own], chosen, list(range(len(chosen))))
+    return {name: 100 * float(right.float().mean()) for name, right in found.items()} | {
+        "mended": int((itm & ~greedy).sum()), "spoiled": int((greedy & ~itm).sum()),
+        "binding": foil_accuracy(retriever, features, data, swap_colours)} | {
+        name: recall[name] for name in ("itc_t2i_r1", "itm_t2i_r1", "itm_i2t_r1")}
+
+
+def main() -> None:
+    """Write the lines that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", type=Path, default=Path("runs/scenes"))
+    parser.add_argument("--data", type=Path, help="the drawn scenes (default: those beside the run)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
+    options = parser.parse_args()
+    bridge, data = load_bridge(options.run), default_data(SCENES, options.run, options.data)
+    val, done = CocoCaptions(data, "val"), {(line["name"], line["seed"]) for line in known(options.results)}
+    features = torch.from_numpy(bridge.features(val, options.run / "cache").copy()).float()
+    ten = ten_captions(bridge, features)
+    own = read_json(options.run / "run.json")["seed"]
+    for name, seed in [("as it is", own), *(("near misses", seed) for seed in options.seeds)]:
+        if (name, seed) in done:
+            continue
+        trained, spent = bridge, None
+        if name == "near misses":
+            recipe = Ablation(**vars(SCENES.with_seed(seed)), experts_of=options.run, model=NearMisses)
+            out = options.run.parent / f"near-misses-{seed}"
+            borrow(out, {"cache": options.run / "cache"})
+            began = time.process_time()
+            trained = train_bridge(replace(recipe, build=build), data, None, out, stages=1)
+            spent = round(time.process_time() - began, 1)
+        found = judged(trained, ten, val, features)
+        add(options.results, {"name": name, "seed": seed, "steps": SCENES.stage1.steps, "cpu_seconds": spent,
+                              "images": len(val), "results": {key: round(value, 2) for key, value in found.items()}})
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command("benchmarks.near_miss", main))

@@ -1,0 +1,145 @@
+"""Whether stage 1 earns its place is asked fairly: both arms get the same data and equal seconds.
+
+And near misses are what they say: false, alike in length, and in the place of matching's wrong texts.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import ablations, earns, near_miss
+from minblip2.data.coco import CocoCaptions
+from minblip2.data.scene_captions import judge
+from minblip2.data.scene_dataset import load_scenes, write_scenes
+from minblip2.data.scene_questions import KINDS
+from minblip2.qformer import QFormerConfig
+from minblip2.stage1 import Stage1
+from minblip2.training.experts import ImageBatch
+from tests.test_ablations import experts  # noqa: F401
+
+PAIRS = [(image, f"caption {k} of {image}") for image in range(40) for k in range(5)]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, train=12, val=20, test=2, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_wrong_captions_are_of_other_pictures_and_as_many_as_asked(share):
+    mixed = earns.with_wrong_captions(PAIRS, share, 0)
+    assert [image for image, _ in mixed] == [image for image, _ in PAIRS]
+    wrong = [not caption.endswith(f" of {image}") for image, caption in mixed]
+    assert sum(wrong) == round(share * len(PAIRS))
+    assert mixed == earns.with_wrong_captions(PAIRS, share, 0), "a function of the seed"
+    assert share == 0 or mixed != earns.with_wrong_captions(PAIRS, share, 1)
+
+
+def test_few_captions_are_few_and_the_rest_is_as_it_was(scenes):
+    whole, few = (earns.Setting(images=images).split(scenes, 0) for images in (None, 3))
+    assert len(whole) == 12 and len(few) == 3 and few.pairs == whole.pairs[:len(few.pairs)]
+    assert whole.pairs == CocoCaptions(scenes, "train").pairs
+    noisy = earns.SETTINGS["half of the captions wrong"].split(scenes, 0)
+    assert noisy.paths == whole.paths and noisy.pairs != whole.pairs
+
+
+@pytest.mark.parametrize("rates", [(0.2, 0.05), (0.0123, 0.0456)])
+def test_steps_of_all_arms_take_equal_seconds(rates):
+    for name, arm in earns.ARMS.items():
+        steps = arm.steps(rates, 80.0)
+        assert sum(rate * count for rate, count in zip(rates, steps, strict=True)) == pytest.approx(80, rel=1e-2), name
+        assert (steps[0] == 0) == (name == earns.ALONE)
+
+
+def test_a_masked_patch_is_painted_without_a_look_at_it():
+    torch.manual_seed(0)
+    model, pixels = earns.MaskedPatches().eval(), torch.randn(2, 3, 64, 64)
+
+    def painted(image):
+        torch.manual_seed(1)  # the same patches are masked
+        return model(image)
+
+    shown, there, masked = painted(pixels)
+    hidden = masked.reshape(2, 1, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    again = painted(torch.where(hidden, 9.0, pixels))
+    assert torch.equal(shown, again[0]) and (again[1][masked] == 9).all() and torch.equal(again[2], masked)
+    assert not torch.equal(painted(torch.where(hidden, pixels, 9.0))[0], shown)
+    labels = torch.full((2, 8, 8, 6), float("nan"))
+    assert earns.painting_loss(model, ImageBatch(pixels, labels))["loss"].isfinite(), "no label is read"
+
+
+def test_each_run_is_a_line_and_is_not_run_again(experts, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(earns, "PACE", 1)
+    monkeypatch.setattr(earns, "ASKED", 4)
+    monkeypatch.setattr(earns.Arm, "steps", lambda arm, rates, seconds: (int(arm.stage1 > 0), 1))
+    monkeypatch.setattr(earns, "readable", lambda vit: {"colour": 1.0})
+    monkeypatch.setattr("sys.argv", ["earns", "--settings", "plain", "--seeds", "3", "--experts-of", str(experts),
+                                     "--data", str(experts.parent / "data"), "--results", str(tmp_path / "lines")])
+    for _ in range(2):
+        earns.main()
+    lines = ablations.known(tmp_path / "lines")
+    assert [(line["setting"], line["arm"], line["seed"]) for line in lines] == [
+        ("plain", earns.BOTH, 3), ("plain", earns.ALONE, 3)]
+    complete(lines)
+
+
+def complete(lines):
+    measured = {"things", "things_seen", "things_unseen", "positions", "another", "itc_t2i_r1", "ask_own",
+                "ask_another", "ask_guess", *(f"ask_{kind}_own" for kind in KINDS)}
+    for line in lines:
+        assert measured <= set(line["results"]) and len(line["steps"]) == len(line["cpu_seconds"]) == 2
+        assert line["setting"] in earns.SETTINGS and line["arm"] in earns.ARMS
+        assert (line["cpu_seconds"][0] > 1) == (line["steps"][0] > 5), "seconds are of what was trained"
+        json.dumps(line, allow_nan=False)
+
+
+# --- near misses ------------------------------------------------------------------------------------------------------
+
+
+def test_a_near_miss_is_false_and_as_long(scenes):
+    val, tokenizer, rng = CocoCaptions(scenes, "val"), near_miss.tokenizer(), random.Random(0)
+    truths = load_scenes(scenes, "val")
+    for image, caption in val.pairs:
+        foil = near_miss.near_miss(caption, rng)
+        assert judge(caption, truths[image])["things"] and not judge(foil, truths[image])["things"]
+        assert len(tokenizer.encode(foil)) == len(tokenizer.encode(caption))
+        assert sum(a != b for a, b in zip(foil.split(), caption.split(), strict=True)) <= 4, "two words, two articles"
+    assert near_miss.near_miss("nothing at all", rng) is None
+
+
+def test_near_misses_take_the_place_of_the_wrong_texts_only(monkeypatch):
+    texts = ["a red circle", "a blue star", "a green ring", "a pink cross"]  # equally long
+    monkeypatch.setattr(near_miss, "near_miss", lambda text, rng: texts[texts.index(text) - 1])
+    tokenizer, rolled = near_miss.tokenizer(), torch.arange(4).roll(1)
+    config = QFormerConfig(width=16, layers=2, heads=2, mlp_width=32, num_queries=4, image_width=12, dropout=0.0,
+                           vocab_size=len(tokenizer))
+    torch.manual_seed(0)
+    model = near_miss.NearMisses(config, 8).eval()
+    plain = Stage1(config, 8).eval()
+    plain.load_state_dict(model.state_dict())
+    ids, mask = tokenizer.pad([tokenizer.encode(text) for text in texts])
+    image, wrong_image = torch.randn(4, 5, 12), torch.tensor([2, 3, 0, 1])
+    found = model(image, ids, mask, None, (wrong_image, torch.zeros(4).long()))
+    expected = plain(image, ids, mask, None, (wrong_image, rolled))
+    assert torch.allclose(found.itm_logits, expected.itm_logits, atol=1e-6)
+    assert torch.equal(found.itm_labels, expected.itm_labels) and found.loss.isclose(expected.loss)
+
+
+# --- what was measured ------------------------------------------------------------------------------------------------
+
+
+def test_what_was_measured_is_whole_and_the_seconds_are_equal():
+    lines = ablations.known(Path(earns.RESULTS))
+    complete(lines)
+    runs = {(line["setting"], line["arm"], line["seed"]): line for line in lines}
+    assert len(runs) == len(lines), "no run twice"
+    for (setting, arm, seed), line in runs.items():
+        if arm != earns.ALONE:
+            other = runs[setting, earns.ALONE, seed]
+            assert sum(line["cpu_seconds"]) == pytest.approx(sum(other["cpu_seconds"]), rel=0.1)
+            assert line["rates"] == other["rates"]
