@@ -2,9 +2,10 @@
 
 In the ablations the captions are all true, there are thousands of them, and the image encoder was taught colours and
 shapes. Each of the `SETTINGS` here takes one of these away. In each, the `ARMS` train for equally many seconds on the
-frozen experts of a finished run: stage 1 and then stage 2 for half of them each, or stage 2 alone for all of them. What
-a step of each stage takes is measured first, and steps follow from that. Seconds are the processor's, not the clock's:
-others may use the machine. A run is one line of benchmarks/results/earns.jsonl; runs that are there are not run again.
+frozen experts of a finished run: stage 1 and then stage 2 for half of them each, or stage 2 alone for all of them. A
+third arm is not equal: stage 2 alone for half of them shows what stage 1 adds to as many steps of stage 2. What a step
+of each stage takes is measured first, and steps follow from that. Seconds are the processor's, not the clock's: others
+may use the machine. A run is one line of benchmarks/results/earns.jsonl; runs that are there are not run again.
 """
 
 from __future__ import annotations
@@ -152,18 +153,21 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """Stage 1 gets this share of the seconds; stage 2 starts from so much of it: see `Recipe.warm_start`."""
+    """Each stage gets this share of the seconds; stage 2 starts from so much of stage 1: see `Recipe.warm_start`."""
 
     stage1: float
-    warm_start: float
+    stage2: float
+    warm_start: float = 1.0
 
     def steps(self, rates: tuple[float, float], seconds: float) -> tuple[int, int]:
         """Of each stage, where a step of each takes so long as `rates` says."""
-        return round(self.stage1 * seconds / rates[0]), round((1 - self.stage1) * seconds / rates[1])
+        return round(self.stage1 * seconds / rates[0]), round(self.stage2 * seconds / rates[1])
 
 
-BOTH, ALONE, AS_PAPER = "stage 1 and stage 2", "stage 2 alone", "stage 1 and stage 2 from all of it"
-ARMS = {BOTH: Arm(0.5, 0.5), ALONE: Arm(0.0, 1.0), AS_PAPER: Arm(0.5, 1.0)}
+BOTH, ALONE = "stage 1 and stage 2", "stage 2 alone"
+HALF, AS_PAPER = "stage 2 alone, half the seconds", "stage 1 and stage 2 from all of it"
+# HALF takes the steps of stage 2 that BOTH takes: what stage 1 is worth if its own seconds cost nothing.
+ARMS = {BOTH: Arm(0.5, 0.5, 0.5), ALONE: Arm(0.0, 1.0), HALF: Arm(0.0, 0.5), AS_PAPER: Arm(0.5, 0.5)}
 
 
 # --- running them -----------------------------------------------------------------------------------------------------
@@ -276,7 +280,8 @@ def run(names: tuple[str, str], seed: int, start: Ablation, data: Path, out: Pat
     val = CocoCaptions(data, "val")
     found = measure(bridge, val, bridge.features(val, out / "cache"))
     vit = bridge.backbones.encoder
-    line = {"setting": names[0], "arm": names[1], "seed": seed, "rates": [round(rate, 5) for rate in rates],
+    line = {"setting": names[0], "arm": names[1], "seed": seed, "seconds": seconds,
+            "rates": [round(rate, 5) for rate in rates],
             "steps": list(counts), "cpu_seconds": [round(value, 1) for value in spent]}
     if encoder is not None:
         line["encoder_seconds"] = round(read_json(out / "vit-without-labels" / "cpu.json")["seconds"], 1)
@@ -285,12 +290,28 @@ def run(names: tuple[str, str], seed: int, start: Ablation, data: Path, out: Pat
                    "results": {key: round(value, 2) for key, value in found.items()}}
 
 
+def key(line: dict) -> tuple[str, str, int, float]:
+    """Which run a line is of."""
+    return line["setting"], line["arm"], line["seed"], line["seconds"]
+
+
+def differences(lines: Sequence[dict], measure: str, arm: str = BOTH, other: str = ALONE, seconds: float = SECONDS
+                ) -> dict[str, list[float]]:
+    """What an arm has more than another of a measure, within each seed that both have, by setting."""
+    values = {key(line): line["results"][measure] for line in lines}
+    pairs = {setting: [(values[setting, arm, seed, seconds], values[setting, other, seed, seconds])
+                       for seed in sorted({line["seed"] for line in lines})
+                       if {(setting, arm, seed, seconds), (setting, other, seed, seconds)} <= set(values)]
+             for setting in SETTINGS}
+    return {setting: [one - two for one, two in some] for setting, some in pairs.items() if some}
+
+
 def main() -> None:
     """Run what is missing: all of one seed before the next."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[BOTH, ALONE])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[BOTH, ALONE, HALF])
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of training (default: {SECONDS:.0f})")
     parser.add_argument("--experts-of", type=Path, default=Path("runs/scenes"), help="a finished run of the scenes")
     parser.add_argument("--data", type=Path, help="the drawn scenes (default: those beside that run)")
@@ -299,12 +320,12 @@ def main() -> None:
     out, data = options.experts_of.parent / "earns", default_data(SCENES, options.experts_of, options.data)
     borrow(out, {"cache": options.experts_of / "cache"})
     start = base(1, options.experts_of)
-    done = {(line["setting"], line["arm"], line["seed"]) for line in known(options.results)}
+    done = {key(line) for line in known(options.results)}
     runs = [(setting, arm, seed) for seed in options.seeds for setting in options.settings for arm in options.arms]
     with progress_bar(runs, desc="earns", unit="run") as bar:
         for setting, arm, seed in bar:
             bar.set_postfix_str(f"{setting}, {arm}, seed {seed}")
-            if (setting, arm, seed) not in done:
+            if (setting, arm, seed, options.seconds) not in done:
                 add(options.results, run((setting, arm), seed, start, data, out, options.seconds))
 
 

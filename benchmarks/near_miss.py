@@ -1,9 +1,10 @@
 """Does matching judge captions better if it was trained on near misses? python -m benchmarks.near_miss [RUN]
 
 RUN is a finished run of the scenes recipe. Its stage 1 is trained once more, from the same experts, for as many steps
-and under the same seed, but the wrong text of each triple of ITM is the true caption with two colours changed places
-or one colour or shape replaced (`near_miss`). Then both stage 1 choose among ten captions that RUN's stage 2 wrote, as
-lesson 11 does. Each is a line of benchmarks/results/near_miss.jsonl.
+and under the same seed, but the wrong text of each triple of ITM is the true caption with two colours changed places or
+one colour or shape replaced (`near_miss`). Then both stage 1 choose among ten captions that RUN's stage 2 wrote, as in
+lesson 11, and among ten that it drew at a high temperature, with many mistakes. Each stage 1 is a line of
+benchmarks/results/near_miss.jsonl.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.ablations import Ablation, add, borrow, build, known
+from minblip2.course.decoding import judged_pairs
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.entry import run_command
-from minblip2.data.files import read_json
+from minblip2.data.files import read_json, write_json
 from minblip2.data.scene_captions import judge, parse, phrase, swap_colours
 from minblip2.data.scene_dataset import load_scenes
 from minblip2.data.scenes import COLOURS, HELD_OUT, SHAPES
@@ -38,7 +40,8 @@ from minblip2.training.texts import text_tokenizer
 RESULTS = Path(__file__).parent / "results" / "near_miss.jsonl"
 WORDS = {word: tuple(kind) for kind in (COLOURS, SHAPES) for word in kind}  # each with all of its kind
 PAIR = re.compile(rf"\ban? (small |large )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
-DRAWS = 9  # beside the greedy caption
+TEN = 10  # captions of each picture
+WILD = 2.0  # the temperature at which there are many mistakes
 
 
 def near_miss(caption: str, rng: random.Random) -> str | None:
@@ -90,34 +93,48 @@ class NearMisses(Stage1):
         return logits, (torch.arange(3 * b) < b).long()
 
 
-def ten_captions(bridge: Bridge, features: Tensor) -> list[list[str]]:
-    """The greedy caption of each picture, then others that are drawn: as many lists as there are captions of one."""
+def ten_captions(bridge: Bridge, features: Tensor, temperature: float | None = None) -> list[list[str]]:
+    """Ten lists with a caption of each picture: the first is greedy and the others drawn, or, at a `temperature`, all
+    are drawn."""
     generator, prompt = torch.Generator().manual_seed(0), QUESTIONS["things"]
-    drawn = [bridge.blip2.caption(features, prompt, batch_size=len(features), top_p=1.0, generator=generator)
-             for _ in range(DRAWS)]
-    return [write_after(bridge.blip2, features, prompt), *([f"{prompt} {text}" for text in some] for some in drawn)]
+    greedy = [] if temperature else [write_after(bridge.blip2, features, prompt)]
+    drawn = [bridge.blip2.caption(features, prompt, batch_size=len(features), top_p=1.0, temperature=temperature,
+                                  generator=generator) for _ in range(TEN - len(greedy))]
+    return [*greedy, *([f"{prompt} {text}" for text in some] for some in drawn)]
 
 
 @torch.no_grad()
 def judged(bridge: Bridge, ten: list[list[str]], data: CocoCaptions, features: Tensor) -> dict[str, float]:
-    """How well this bridge's stage 1 chooses among the captions of each picture, beside who needs no judge; percent."""
+    """How well this bridge's ITM chooses among the captions of each picture, beside the first and the most frequent of
+    them and a perfect judge; and how often it prefers a right caption to a wrong one of the picture. Percent."""
     truths = load_scenes(data.root, data.split)
-    retriever, texts = bridge.retriever, sorted({text for some in ten for text in some})
+    texts = sorted({text for some in ten for text in some})
     which = torch.tensor([[texts.index(text) for text in some] for some in zip(*ten, strict=True)])
     fine = torch.tensor([[judge(texts[i], truth)["things"] for i in row]
                          for row, truth in zip(which.tolist(), truths, strict=True)])
     rows = torch.arange(len(features))
-    logits = retriever.pair_logits(features, texts, rows.repeat_interleave(len(ten)), which.flatten())
+    logits = bridge.retriever.pair_logits(features, texts, rows.repeat_interleave(len(ten)), which.flatten())
     scores = {"frequent": (which[:, :, None] == which[:, None]).sum(dim=2),
               "itm": (logits[:, 1] - logits[:, 0]).reshape(which.shape)}
     picked = {name: fine.gather(1, some.argmax(dim=1, keepdim=True))[:, 0] for name, some in scores.items()}
-    greedy, itm = fine[:, 0], picked["itm"]
-    found = {"greedy": greedy, **picked, "any": fine.any(dim=1)}
+    first, itm = fine[:, 0], picked["itm"]
+    found = {name: 100 * float(right.float().mean())
+             for name, right in {"first": first, **picked, "any": fine.any(dim=1)}.items()}
+    found |= {"mended": int((itm & ~first).sum()), "spoiled": int((first & ~itm).sum())}
+    for name, pairs in zip(("bound_wrongly", "not_there"), judged_pairs(ten, truths, scores["itm"]).values(),
+                           strict=True):
+        found |= {name: 100 * sum(pairs) / max(1, len(pairs)), f"{name}_pairs": len(pairs)}
+    return found
+
+
+def measure(bridge: Bridge, ten: list[list[str]], wild: list[list[str]], data: CocoCaptions, features: Tensor
+            ) -> dict[str, float]:
+    """This stage 1 as a judge of both kinds of captions, of truth and swapped colours, and in retrieval."""
     chosen, own = longest_captions(data, 200)
-    recall = evaluate_retrieval(retriever, features[own], chosen, list(range(len(chosen))))
-    return {name: 100 * float(right.float().mean()) for name, right in found.items()} | {
-        "mended": int((itm & ~greedy).sum()), "spoiled": int((greedy & ~itm).sum()),
-        "binding": foil_accuracy(retriever, features, data, swap_colours)} | {
+    recall = evaluate_retrieval(bridge.retriever, features[own], chosen, list(range(len(chosen))))
+    return judged(bridge, ten, data, features) | {
+        f"wild_{name}": value for name, value in judged(bridge, wild, data, features).items()} | {
+        "binding": foil_accuracy(bridge.retriever, features, data, swap_colours)} | {
         name: recall[name] for name in ("itc_t2i_r1", "itm_t2i_r1", "itm_i2t_r1")}
 
 
@@ -132,7 +149,7 @@ def main() -> None:
     bridge, data = load_bridge(options.run), default_data(SCENES, options.run, options.data)
     val, done = CocoCaptions(data, "val"), {(line["name"], line["seed"]) for line in known(options.results)}
     features = torch.from_numpy(bridge.features(val, options.run / "cache").copy()).float()
-    ten = ten_captions(bridge, features)
+    ten, wild = ten_captions(bridge, features), ten_captions(bridge, features, WILD)
     own = read_json(options.run / "run.json")["seed"]
     for name, seed in [("as it is", own), *(("near misses", seed) for seed in options.seeds)]:
         if (name, seed) in done:
@@ -142,10 +159,12 @@ def main() -> None:
             recipe = Ablation(**vars(SCENES.with_seed(seed)), experts_of=options.run, model=NearMisses)
             out = options.run.parent / f"near-misses-{seed}"
             borrow(out, {"cache": options.run / "cache"})
-            began = time.process_time()
+            began, path = time.process_time(), out / "cpu.json"
             trained = train_bridge(replace(recipe, build=build), data, None, out, stages=1)
-            spent = round(time.process_time() - began, 1)
-        found = judged(trained, ten, val, features)
+            if not path.exists():
+                write_json(path, {"seconds": time.process_time() - began})
+            spent = round(read_json(path)["seconds"], 1)
+        found = measure(trained, ten, wild, val, features)
         add(options.results, {"name": name, "seed": seed, "steps": SCENES.stage1.steps, "cpu_seconds": spent,
                               "images": len(val), "results": {key: round(value, 2) for key, value in found.items()}})
 

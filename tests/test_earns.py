@@ -6,6 +6,7 @@ And near misses are what they say: false, alike in length, and in the place of m
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,8 +53,10 @@ def test_few_captions_are_few_and_the_rest_is_as_it_was(scenes):
 def test_steps_of_all_arms_take_equal_seconds(rates):
     for name, arm in earns.ARMS.items():
         steps = arm.steps(rates, 80.0)
-        assert sum(rate * count for rate, count in zip(rates, steps, strict=True)) == pytest.approx(80, rel=1e-2), name
-        assert (steps[0] == 0) == (name == earns.ALONE)
+        seconds = 40 if name == earns.HALF else 80
+        assert sum(rate * count for rate, count in zip(rates, steps, strict=True)) == pytest.approx(seconds, rel=1e-2)
+        assert (steps[0] == 0) == (name in (earns.ALONE, earns.HALF))
+    assert earns.ARMS[earns.HALF].steps(rates, 80)[1] == earns.ARMS[earns.BOTH].steps(rates, 80)[1]
 
 
 def test_a_masked_patch_is_painted_without_a_look_at_it():
@@ -78,13 +81,14 @@ def test_each_run_is_a_line_and_is_not_run_again(experts, tmp_path, monkeypatch)
     monkeypatch.setattr(earns, "ASKED", 4)
     monkeypatch.setattr(earns.Arm, "steps", lambda arm, rates, seconds: (int(arm.stage1 > 0), 1))
     monkeypatch.setattr(earns, "readable", lambda vit: {"colour": 1.0})
-    monkeypatch.setattr("sys.argv", ["earns", "--settings", "plain", "--seeds", "3", "--experts-of", str(experts),
+    monkeypatch.setattr("sys.argv", ["earns", "--settings", "plain", "--seeds", "3", "--arms", earns.BOTH,
+                                     earns.ALONE, "--experts-of", str(experts),
                                      "--data", str(experts.parent / "data"), "--results", str(tmp_path / "lines")])
     for _ in range(2):
         earns.main()
     lines = ablations.known(tmp_path / "lines")
     assert [(line["setting"], line["arm"], line["seed"]) for line in lines] == [
-        ("plain", earns.BOTH, 3), ("plain", earns.ALONE, 3)]
+        ("plain", earns.BOTH, 3), ("plain", earns.ALONE, 3)] and lines[0]["seconds"] == earns.SECONDS
     complete(lines)
 
 
@@ -130,16 +134,54 @@ def test_near_misses_take_the_place_of_the_wrong_texts_only(monkeypatch):
     assert torch.equal(found.itm_labels, expected.itm_labels) and found.loss.isclose(expected.loss)
 
 
+def test_a_perfect_judge_picks_what_is_right_and_the_worst_what_is_wrong(scenes):
+    val, truths = CocoCaptions(scenes, "val"), load_scenes(scenes, "val")
+    rng, true = random.Random(0), [record.captions[0] for record in val.images]
+    ten = [[near_miss.near_miss(caption, rng) for caption in true], true, true[1:] + true[:1]]
+
+    def judged(sign):
+        def pair_logits(features, texts, rows, which):
+            right = torch.tensor([judge(texts[text], truths[row])["things"]
+                                  for row, text in zip(rows.tolist(), which.tolist(), strict=True)])
+            return torch.stack([torch.zeros(len(rows)), sign * right.float()], dim=1)
+
+        bridge = SimpleNamespace(retriever=SimpleNamespace(pair_logits=pair_logits))
+        return near_miss.judged(bridge, ten, val, torch.zeros(len(val), 1, 1))
+
+    best, worst = judged(1), judged(-1)
+    assert best["first"] == worst["first"] == worst["itm"] == 0 and best["itm"] == best["any"] == 100
+    assert best["mended"] == len(val) and best["spoiled"] == worst["mended"] == 0
+    assert best["not_there"] == 100 and worst["not_there"] == 0 and best["not_there_pairs"] > len(val)
+
+
 # --- what was measured ------------------------------------------------------------------------------------------------
 
 
 def test_what_was_measured_is_whole_and_the_seconds_are_equal():
     lines = ablations.known(Path(earns.RESULTS))
     complete(lines)
-    runs = {(line["setting"], line["arm"], line["seed"]): line for line in lines}
+    runs, shares = {earns.key(line): line for line in lines}, []
     assert len(runs) == len(lines), "no run twice"
-    for (setting, arm, seed), line in runs.items():
-        if arm != earns.ALONE:
-            other = runs[setting, earns.ALONE, seed]
-            assert sum(line["cpu_seconds"]) == pytest.approx(sum(other["cpu_seconds"]), rel=0.1)
-            assert line["rates"] == other["rates"]
+    for (setting, arm, seed, seconds), line in runs.items():
+        assert line["steps"] == list(earns.ARMS[arm].steps(line["rates"], seconds))
+        if arm in (earns.BOTH, earns.AS_PAPER):
+            other = runs[setting, earns.ALONE, seed, seconds]
+            shares.append(sum(line["cpu_seconds"]) / sum(other["cpu_seconds"]))
+    assert sum(shares) / len(shares) == pytest.approx(1, abs=0.05) and max(abs(share - 1) for share in shares) < 0.15
+
+
+def test_differences_are_within_a_seed():
+    lines = [{"setting": "plain", "arm": arm, "seed": seed, "seconds": 80.0, "results": {"things": value}}
+             for arm, seed, value in ((earns.BOTH, 0, 5), (earns.ALONE, 0, 7), (earns.BOTH, 1, 4), (earns.ALONE, 1, 1),
+                                      (earns.BOTH, 2, 9))]
+    assert earns.differences(lines, "things") == {"plain": [-2, 3]}
+    assert earns.differences(lines, "things", seconds=240.0) == {}
+
+
+def test_both_judges_were_given_the_same_captions():
+    own, *others = ablations.known(Path(near_miss.RESULTS))
+    assert own["name"] == "as it is" and others
+    for line in others:
+        assert line["name"] == "near misses" and line["steps"] == own["steps"] and line["images"] == own["images"]
+        for key in ("first", "any", "frequent"):
+            assert all(line["results"][name] == own["results"][name] for name in (key, f"wild_{key}"))
