@@ -251,7 +251,7 @@ def measure(bridge: Bridge, data: CocoCaptions, features: np.ndarray) -> dict[st
     unseen = [scene.unseen for scene in truths]
     found = {"things": scene_accuracy(things, truths)["things"],
              "another": scene_accuracy(things[2:] + things[:2], truths)["things"],
-             "positions": scene_accuracy(places, truths)["positions"]}
+             "positions": float(np.nan_to_num(scene_accuracy(places, truths)["positions"]))}  # none may be stated
     for name, side in (("seen", False), ("unseen", True)):
         of_side = [row for row, is_unseen in enumerate(unseen) if is_unseen == side]
         found[f"things_{name}"] = scene_accuracy([things[row] for row in of_side],
