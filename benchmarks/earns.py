@@ -311,7 +311,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[BOTH, ALONE, HALF])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of training (default: {SECONDS:.0f})")
     parser.add_argument("--experts-of", type=Path, default=Path("runs/scenes"), help="a finished run of the scenes")
     parser.add_argument("--data", type=Path, help="the drawn scenes (default: those beside that run)")

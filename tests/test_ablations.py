@@ -13,7 +13,7 @@ from minblip2.data.scene_dataset import write_scenes
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
 from minblip2.training.bridge import Bridge, train_bridge
-from minblip2.training.recipes import SCENES
+from minblip2.training.recipes import SCENES, Recipe
 from tests import spread_batch
 
 TINY = QFormerConfig(width=16, layers=2, heads=2, mlp_width=32, num_queries=4, image_width=12, vocab_size=30,
@@ -90,6 +90,19 @@ def test_a_frozen_bridge_trains_its_projection_only(experts):
     backbones = recipe.build(recipe, None, None, experts)
     stage2 = recipe.new_stage2(backbones, recipe.new_stage1(backbones))
     assert {name.split(".")[0] for name, value in stage2.named_parameters() if value.requires_grad} == {"projection"}
+
+
+def test_an_ablation_starts_stage_2_as_warm_as_its_recipe_says(experts):
+    recipe = ablations.base(2, experts)
+    backbones = recipe.build(recipe, None, None, experts)
+    stage1, started = recipe.new_stage1(backbones), {}
+    for share in (1.0, 0.5):
+        warm = replace(recipe, warm_start=share)
+        ours, recipes = (cls.new_stage2(warm, backbones, stage1).qformer.state_dict()
+                         for cls in (ablations.Ablation, Recipe))
+        assert all(torch.equal(value, recipes[name]) for name, value in ours.items())
+        started[share] = ours["query_tokens"]
+    assert torch.equal(started[1.0], stage1.qformer.query_tokens) and not torch.allclose(started[0.5], started[1.0])
 
 
 def test_random_negatives_do_not_ask_how_similar(experts):
