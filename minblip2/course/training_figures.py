@@ -13,7 +13,7 @@ from ..data.scenes import COLOURS, SHAPES, SIDE, Scene
 from ..training.experts import patch_labels
 from ..training.loop import TrainConfig
 from .figures import NAMES
-from .viz import IMAGE, INK, QUERY, TEXT, make_panels
+from .viz import IMAGE, INK, TEXT, make_panels
 
 
 def schedule(rates: Sequence[float], config: TrainConfig) -> Figure:
@@ -84,17 +84,4 @@ def profiles(values: Tensor, kinds: Sequence[str]) -> Figure:
         panel.axvline(first - 0.5, color="white", linewidth=2, linestyle="-")
         first += count
     figure.colorbar(drawn, label="attention, times its fair share")
-    return figure
-
-
-def recall_bars(rows: Mapping[str, tuple[float, float, float]], chance: float) -> Figure:
-    """Measured shares with their intervals, one line each: name -> (share, low, high)."""
-    figure, (panel,) = make_panels(1, 1, 7.6, 0.9 + 0.32 * len(rows))
-    for place, (value, low, high) in enumerate(reversed(rows.values())):
-        panel.plot([100 * low, 100 * high], [place, place], color=QUERY, linestyle="-", linewidth=3)
-        panel.plot(100 * value, place, marker="o", color=INK, linestyle="")
-    panel.axvline(100 * chance, color=INK, linewidth=1.2, linestyle=(0, (2, 2)))
-    panel.set_yticks(range(len(rows)), list(rows)[::-1])
-    panel.set(xlabel=f"recall@1 in percent, with its 95 % interval; dashed: chance, {100 * chance:.1f} %",
-              xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4))
     return figure
