@@ -160,6 +160,6 @@ def races(logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str,
             panel.plot([entry["step"] for entry in log], [entry[key] for entry in log], color=colour, linestyle=dash,
                        linewidth=1.3, label=None if seed else name)
     panel.axhline(blind, color=QUIET, linestyle=":", label="a model without the image")
-    panel.set(title=key, xlabel="step", ylabel="nats", ylim=(0, None))
+    panel.set(title=key, xlabel="step", ylabel="nats per word", ylim=(0, None))
     figure.legend(loc="outside right center")
     return figure

@@ -80,6 +80,24 @@ def randomised(module: Module, seed: int = 0) -> Module:
     return module.eval()
 
 
+@torch.no_grad()
+def what_runs(block: QFormerBlock, x: Tensor, num_queries: int, image: Tensor) -> dict[str, list[str]]:
+    """Which sides go through each part of a block: found with hooks by the number of tokens that come out of it.
+
+    x (b s e), whose first `num_queries` tokens are queries, of another number than words; image (b v image_width).
+    """
+    words, running = x.shape[1] - num_queries, {}
+    sides = {num_queries: ["queries"], words: ["text"]}
+    sides[x.shape[1]] = [side for count, (side,) in sides.items() if count]
+    hooks = [part.register_forward_hook(lambda _, inputs, out, name=name: running.update({name: sides[out.shape[1]]}))
+             for name, part in block.named_children()]
+    reads = num_queries and block.cross_attention is not None
+    block(x, num_queries, block.cross_attention.project(image) if reads else None, None, None)
+    for hook in hooks:
+        hook.remove()
+    return running
+
+
 class OneEach(nn.Module):
     """Self-attention in which queries and text have projections of their own, and meet in one softmax over all keys."""
 
