@@ -141,8 +141,8 @@ def slope_figure(values: Tensor, tokens: Sequence[str]) -> Figure:
         panel.text(column, row, "0", ha="center", va="center", fontsize=9, color=viz.QUIET)
     panel.set_xticks(range(len(tokens)), tokens, rotation=90)
     panel.set_yticks(range(len(tokens)), tokens)
-    panel.set(title="row depends on column", xlabel="word", ylabel="state at")
-    figure.colorbar(drawn, ax=panel, shrink=0.8, label="derivative, power of ten")
+    panel.set(title="how much a state depends on a word", xlabel="word", ylabel="state at")
+    figure.colorbar(drawn, ax=panel, shrink=0.8, label="log₁₀ of the derivative")
     return figure
 
 
@@ -167,18 +167,6 @@ def shift_figure(ids: Tensor, mask: Tensor, tokenizer: Tokenizer) -> Figure:
             panel.text(-1.05, -2 * row - line - 0.35 * row, name, ha="center", va="center", color=viz.QUIET)
     panel.set(xlim=(-0.6, ids.shape[1] - 0.5), ylim=(-2.35 * len(ids) + 0.8, 0.5))
     panel.axis("off")
-    return figure
-
-
-def mixing_figure(share: Tensor, red: Tensor, blue: Tensor, title: str) -> Figure:
-    """Probabilities of two colours while the vector that stands for the colour moves from one to the other."""
-    figure = Figure(figsize=(6.2, 3), layout="constrained")
-    panel = figure.subplots()
-    for values, name, colour, dash in ((red, "red", viz.WRONG, "--"), (blue, "blue", viz.TEXT, "-")):
-        panel.plot(share, values, color=colour, linestyle=dash, label=f"“{name}”")
-    panel.set(xlabel="share of blue in the vector", ylabel="probability of the word", ylim=(-0.03, 1.03), title=title)
-    panel.legend(loc="center left")
-    panel.grid(axis="y")
     return figure
 
 
