@@ -19,14 +19,22 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return gaps.mean(), STUDENT[len(gaps)] * gaps.std(ddof=1) / len(gaps) ** 0.5
 
 
+def written(differences: Sequence[float]) -> str:
+    """Their mean and interval for a table, as "+1.5 ± 15.7"; in bold where the interval excludes zero."""
+    mean, half = interval(differences)
+    text = f"{mean:+.1f} ± {half:.1f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
 def forest(rows: Mapping[str, Sequence[Sequence[float]]], titles: Sequence[str],
            against: str = "the base") -> Figure:
     """A forest plot: `rows` gives for each kind of run, and each of the `titles`, the differences within a seed.
 
-    A dot is a seed, the line the 95 % interval of the mean; a diamond is filled where that excludes zero.
+    A dot is a seed, the line the 95 % interval of the mean; a diamond is filled where that excludes zero. All panels
+    have one scale.
     """
     figure = Figure(figsize=(9.2, 1.15 + 0.36 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(titles), sharex=True, sharey=True, squeeze=False)[0]
     for place, panel in enumerate(panels):
         panel.axvline(0, color=INK, linewidth=1, linestyle=(0, (2, 2)))
         for height, differences in enumerate(some[place] for some in reversed(rows.values())):
