@@ -138,21 +138,6 @@ def matrices(named: Mapping[str, Tensor], label: str = "probability in a row") -
     return figure
 
 
-def verdicts(picture: object, said: Mapping[str, Tensor]) -> Figure:
-    """For each query how much it favours a match (match − no match), by caption; the first is the true one."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    image, panel = figure.subplots(1, 2, width_ratios=(1, 3))
-    draw_picture(image, picture)
-    for k, ((caption, values), colour) in enumerate(zip(said.items(), (TEXT, WRONG), strict=True)):
-        panel.bar(torch.arange(1, len(values) + 1) + 0.4 * k - 0.2, values, width=0.4, color=colour,
-                  hatch="//" if k else "", edgecolor=PAPER,
-                  label=f"{'✓✗'[k]} {caption}: mean {values.mean():.1f}".replace("-", "−"))
-    panel.set(xlabel="query", ylabel="logit of match − no match", xticks=range(1, len(values) + 1))
-    panel.axhline(0, color=INK, linewidth=1, linestyle="-")
-    figure.legend(loc="outside lower center", ncols=1)
-    return figure
-
-
 def base_rate(curves: Mapping[str, Tensor], lines: Mapping[str, float], leaves: int) -> Figure:
     """Curves of stage 1, each beside a dashed line at what ignores the input, and a mark where ITM leaves its line.
 
