@@ -25,3 +25,10 @@ def test_forest_fills_a_diamond_only_where_zero_is_excluded():
 def test_panels_that_are_compared_have_one_scale():
     one, other = forest({"row": [[9, 10, 11], [-90, 0, 10]]}, ["one", "other"]).axes
     assert one.get_xlim() == other.get_xlim()
+
+
+def test_better_and_worse_differ_in_more_than_colour():
+    figure = forest({"better": [[9, 10, 11]], "worse": [[-9, -10, -11]], "unsure": [[-9, 0, 10]]}, ["measure"])
+    signs = {round(line.get_ydata()[0]): line.get_marker() for line in figure.axes[0].lines
+             if line.get_marker() in ("+", "_")}
+    assert signs == {2: "+", 1: "_"}  # rows from below
