@@ -266,7 +266,7 @@ def pair_matrices() -> Figure:
              None: (FORBIDDEN, "×: not there")}
     designs = {"each alone": lambda mine, yours: 4 if mine and yours else None,
                "gathered without gradient": lambda mine, yours: mine + yours or None,
-               "gathered with gradient": lambda mine, yours: 2 * (mine + yours)}
+               "whole loss, own part alive": lambda mine, yours: 2 * (mine + yours)}
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     for panel, (title, kind) in zip(figure.subplots(1, 3), designs.items(), strict=True):
         for row, column in itertools.product(range(8), range(8)):
@@ -298,16 +298,18 @@ def gradient_lengths(ratios: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
 
 
 def stacked(rows: Mapping[str, Mapping[str, float]], label: str, marks: Sequence[tuple[float, str]] = ()) -> Figure:
-    """One bar for each row, made of its parts; `marks` are dashed lines with their names."""
+    """One bar for each row, made of its parts, with its sum; `marks` are dashed lines with their names."""
     figure = Figure(figsize=(9.2, 1.35 + 0.36 * len(rows)), layout="constrained")
     panel, left = figure.subplots(), np.zeros(len(rows))
     for part, (colour, hatch) in zip(next(iter(rows.values())), LOOKS, strict=False):
         values = np.array([some[part] for some in rows.values()])
         panel.barh(list(rows), values, left=left, color=colour, hatch=hatch, edgecolor=PAPER, label=part)
         left += values
+    for line, value in enumerate(left):
+        panel.annotate(f"{value:,.0f}", (value, line), (4, 0), textcoords="offset points", va="center", fontsize=9)
     for place, name in marks:
         panel.axvline(place, color=INK, linewidth=1.2, linestyle="--")
         panel.annotate(name, (place, -0.65), (3, 0), textcoords="offset points", fontsize=9)
-    panel.set(xlabel=label, ylim=(len(rows) - 0.4, -1 if marks else -0.6))
+    panel.set(xlabel=label, xlim=(0, 1.1 * left.max()), ylim=(len(rows) - 0.4, -1 if marks else -0.6))
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=len(LOOKS))
     return figure

@@ -40,10 +40,11 @@ from ..weights.names import EVA, STAGE1
 from ..weights.official import load_blip2
 from .flow import Box, flow
 from .lesson import ROOT
-from .viz import IMAGE, QUERY, TEXT, WRONG
+from .viz import FORBIDDEN, IMAGE, QUERY, TEXT, WRONG
 
 SIZES = dict(width=48, layers=2, heads=3, mlp_width=96)
 PIXELS = 56
+ROUNDING = 3e-6  # how far logits move, at most, when float32 adds up in another order: with a margin
 
 
 @dataclass(frozen=True)
@@ -177,16 +178,24 @@ def refusal(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
 
 
 def traps(rows: Sequence[tuple[str, float, int]], captions: int) -> Figure:
-    """Silent mistakes (name, how far the logits move, captions as before) as bars on a logarithmic axis."""
+    """Silent mistakes (name, how far the logits move, captions as before) as dots on a logarithmic axis.
+
+    A grey band has what rounding does in float32.
+    """
     rows = sorted(rows, key=lambda row: row[1])
-    figure = Figure(figsize=(8.8, 0.9 + 0.32 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8.8, 1.2 + 0.32 * len(rows)), layout="constrained")
     panel = figure.subplots()
+    panel.axvspan(1e-7, ROUNDING, color=FORBIDDEN, label="rounding")
     for line, (_, moved, kept) in enumerate(rows):
-        panel.barh(line, moved, left=0, color=TEXT if kept == captions else WRONG, height=0.7)
-        panel.text(moved * 1.3, line, f"{kept} of {captions} captions as before", va="center", fontsize=9)
-    panel.set(xscale="log", xlim=(1e-7, 200), xlabel="logits move by δ", yticks=range(len(rows)),
-              yticklabels=[name for name, *_ in rows])
+        same = kept == captions
+        panel.plot(moved, line, marker="o" if same else "X", markersize=9, linestyle="", color=TEXT if same else WRONG,
+                   label="all captions as before" if same else "some captions changed")
+        panel.text(moved * 1.5, line, f"{kept} of {captions} captions as before", va="center", fontsize=9)
+    panel.set(xscale="log", xlim=(1e-7, 200), ylim=(-0.6, len(rows) - 0.4), xlabel="logits move by δ",
+              yticks=range(len(rows)), yticklabels=[name for name, *_ in rows])
     ticks = [10.0**power for power in range(-7, 1)]
     panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.minorticks_off()
+    legend = {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(legend.values(), legend, loc="outside lower center", ncols=len(legend))
     return figure

@@ -127,13 +127,21 @@ def against_batch_size(sizes: Sequence[int], curves: Mapping[str, Sequence[float
     return figure
 
 
-def matrices(named: Mapping[str, Tensor], label: str = "probability in a row") -> Figure:
-    """Probabilities (b n) with which images pick captions, side by side on one scale, which `label` names."""
-    figure = Figure(figsize=(9, 3.3), layout="constrained")
+def matrices(named: Mapping[str, Tensor], label: str = "probability in a row", numbered: bool = False) -> Figure:
+    """Probabilities (b n) with which images pick captions, side by side on one scale, which `label` names.
+
+    `numbered` panels have numbers on their axes, from 1, and leave the mean of the true pairs to their names.
+    """
+    figure = Figure(figsize=(9, 3.7 if numbered else 3.3), layout="constrained")
     for panel, (name, matrix) in zip(figure.subplots(1, len(named)), named.items(), strict=True):
         drawn = panel.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
-        panel.set(title=name, xlabel=f"caption; its own gets {matrix.diagonal().mean():.2f}", ylabel="image",
-                  xticks=[], yticks=[])
+        if numbered:
+            panel.set(xlabel="caption", xticks=range(matrix.shape[1]), yticks=range(matrix.shape[0]))
+            panel.set_xticklabels(range(1, matrix.shape[1] + 1), fontsize=8)
+            panel.set_yticklabels(range(1, matrix.shape[0] + 1), fontsize=8)
+        else:
+            panel.set(xlabel=f"caption; its own gets {matrix.diagonal().mean():.2f}", xticks=[], yticks=[])
+        panel.set(title=name, ylabel="image")
     figure.colorbar(drawn, ax=figure.axes, shrink=0.7, label=label)
     return figure
 

@@ -30,7 +30,7 @@ def test_traps_are_sorted_and_marked():
     panel = figure.axes[0]
     assert [label.get_text() for label in panel.get_yticklabels()] == ["mild", "bad"]
     assert [text.get_text()[:6] for text in panel.texts] == ["8 of 8", "3 of 8"]
-    colours = [bar.get_facecolor() for bar in panel.patches]
+    colours = [dot.get_color() for dot in panel.lines]
     assert colours[0] != colours[1]
 
 
