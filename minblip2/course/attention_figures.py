@@ -14,7 +14,7 @@ from .viz import FORBIDDEN, IMAGE, INK, QUERY, QUIET, as_array, draw_arrow, draw
 # name -> (left, bottom, width, height, what stands in the box, its colour); one unit is a tenth of an inch
 FLOW: dict[str, tuple[float, float, float, float, str, str]] = {
     "x": (1, 17, 12, 6, "x\n(b s e)", QUERY),
-    "context": (1, 4, 12, 6, "context\n(b k e)", IMAGE),
+    "context": (1, 3, 12, 8, "context\n(b k e′),\nof any width e′", IMAGE),
     "q": (20, 17.5, 14, 5, "query (b h s d)", QUERY),
     "k": (20, 8.5, 14, 5, "key (b h k d)", IMAGE),
     "v": (20, 0.5, 14, 5, "value (b h k d)", IMAGE),

@@ -60,7 +60,7 @@ def itg_flow() -> Figure:
         "out": (94, 2, 16, 9, "asked for:\na red circle [SEP]", TEXT)}
     arrows = [("image", "queries"), ("queries", "cache"), ("cache", "text"), ("in", "text"), ("text", "head"),
               ("head", "out")]
-    return flow(boxes, arrows, notes=[(72, 21.5, "multimodal causal mask")], unit=UNIT)
+    return flow(boxes, arrows, notes=[(58.5, 12.7, "multimodal causal mask")], unit=UNIT)
 
 
 def _queries(panel: Axes, values: Sequence[float] | Tensor, title: str, colour: str = QUERY) -> None:
