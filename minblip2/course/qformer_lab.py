@@ -180,12 +180,13 @@ def verdicts(logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> lis
     A difference shows when it is larger than three standard errors of the paired differences.
     """
     rows = []
-    for title, value in ((f"{NAMING}, mean over the run", lambda log: statistics.mean(one[NAMING] for one in log)),
-                         (f"{FITTING}, at the end", lambda log: log[-1][FITTING])):
+    for title, value, digits in (
+            (f"{NAMING}, mean over the run", lambda log: statistics.mean(one[NAMING] for one in log), 2),
+            (f"{FITTING}, at the end", lambda log: log[-1][FITTING], 1)):
         one, other = ([value(log) for log in runs] for runs in logs.values())
         gains = [b - a for a, b in zip(one, other, strict=True)]
         least = 3 * statistics.stdev(gains) / len(gains) ** 0.5
-        rows.append([title, *(f"{statistics.mean(run):.3g} ± {statistics.stdev(run):.2g}" for run in (one, other)),
-                     f"{statistics.mean(gains):+.2g}", f"{least:.2g}",
+        rows.append([title, *(f"{statistics.mean(run):.{digits}f} ± {statistics.stdev(run):.{digits}f}"
+                              for run in (one, other)), f"{statistics.mean(gains):+.{digits}f}", f"{least:.{digits}f}",
                      "yes" if abs(statistics.mean(gains)) > least else "no"])
     return rows

@@ -19,18 +19,18 @@ UNIT = 0.083  # inches: these three are as wide as a page
 def itc_flow() -> Figure:
     """ITC: images and captions apart, all cosines, the largest over queries, temperature, softmax both ways."""
     boxes: dict[str, Box] = {
-        "features": (0, 19, 14, 8, "image features,\nfrozen (b v e)", IMAGE),
-        "queries": (19, 19, 16, 8, "Q-Former,\nqueries alone", QUERY),
-        "vectors": (40, 19, 16, 8, "linear, length 1:\ng (b q e)", QUERY),
-        "text": (0, 4, 14, 8, "captions\n[CLS] ...", TEXT),
-        "encoder": (19, 4, 16, 8, "Q-Former,\ntext alone", TEXT),
-        "vector": (40, 4, 16, 8, "[CLS], linear,\nlength 1: t (b e)", TEXT),
-        "cosine": (61, 8, 13, 15, "all cosines\n(b n q)", None),
-        "best": (78, 8, 13, 15, "largest over\nthe queries,\n÷ temperature\n(b n)", None),
-        "loss": (95, 8, 14, 15, "cross-entropy\nof rows and\nof columns", None)}
+        "features": (0, 15, 14, 8, "image features,\nfrozen\n(b v image_width)", IMAGE),
+        "queries": (19, 15, 16, 8, "Q-Former,\nqueries alone", QUERY),
+        "vectors": (40, 15, 16, 8, "linear, length 1:\ng (b q embed_dim)", QUERY),
+        "text": (0, 0, 14, 8, "captions\n[CLS] ...", TEXT),
+        "encoder": (19, 0, 16, 8, "Q-Former,\ntext alone", TEXT),
+        "vector": (40, 0, 16, 8, "[CLS], linear,\nlength 1:\nt (b embed_dim)", TEXT),
+        "cosine": (61, 4, 13, 15, "all cosines\n(b n q)", None),
+        "best": (78, 4, 13, 15, "largest over\nthe queries,\n÷ temperature\n(b n)", None),
+        "loss": (95, 4, 14, 15, "cross-entropy\nof rows and\nof columns", None)}
     arrows = [("features", "queries"), ("queries", "vectors"), ("text", "encoder"), ("encoder", "vector"),
               ("vectors", "cosine"), ("vector", "cosine"), ("cosine", "best"), ("best", "loss")]
-    return flow(boxes, arrows, notes=[(12, 15.5, "uni-modal mask: no arrow between the two rows")], unit=UNIT)
+    return flow(boxes, arrows, notes=[(12, 11.5, "uni-modal mask: no arrow between the two rows")], unit=UNIT)
 
 
 def itm_flow() -> Figure:
