@@ -139,8 +139,9 @@ def size(*modules: nn.Module) -> int:
 
 
 def build(recipe: Ablation, data: Path, parts: Path | None, out: Path, resume: bool = True) -> Backbones:
-    """The experts of another run, under whatever seed this one is."""
-    return build_scenes(replace(recipe, experts=SCENES.experts), data, parts, recipe.experts_of)
+    """The experts of another run, under its own seed, whatever this one's is."""
+    experts = SCENES.with_seed(read_json(recipe.experts_of / "run.json")["seed"]).experts
+    return build_scenes(replace(recipe, experts=experts), data, parts, recipe.experts_of)
 
 
 Change = Callable[[Ablation], Ablation]

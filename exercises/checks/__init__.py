@@ -40,10 +40,12 @@ from minblip2.data.files import read_json, write_json
 ROOT = Path(__file__).resolve().parents[2]
 PROGRESS = ROOT / "runs" / "progress.json"
 DONE, WRONG, OPEN = "done", "not right yet", "not done yet"
-# Whose lines are not the learner's: the checks', the module's, Python's and those of the packages.
+# Whose lines are not the learner's: the checks', the module's, Python's and those of the packages, which an environment
+# may share with the system.
 LIBRARY_PATHS = (str(Path(__file__).parent), str(ROOT / "exercises" / "own.py"), str(ROOT / "exercises" / "reading.py"),
                  str(ROOT / "minblip2"), "<frozen",
-                 *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+                 *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+                 *(str(Path(package.__file__).parents[1]) for package in (torch, np)))
 SIGNS = {DONE: "✓", WRONG: "✗", OPEN: "○"}
 # Read once, before any line of the learner's has run: an answer cannot turn the grading off.
 GRADED, NOTED = bool({"NBGRADER_EXECUTION", "MINBLIP2_GRADING"} & set(os.environ)), os.environ.get("MINBLIP2_GRADING")

@@ -1,4 +1,4 @@
-"""Checks of lesson 07: hard negatives, the triple, logits of the queries, the base rate, and re-ranking."""
+"""Checks of lesson 07: the logits of the queries, the base rate, hard negatives, the triple, and re-ranking."""
 
 from __future__ import annotations
 
@@ -12,6 +12,156 @@ from torch import Tensor, nn
 
 from . import Wrong, close, exercise, expect, expect_tensor
 from .slips import name_slip, parts, quantity, slopes, telling
+
+# --- what the queries say ---------------------------------------------------------------------------------------------
+
+
+@exercise("07.1", "lesson 07, section 1")
+def match_logits(logits_of: Callable[[Tensor, int, nn.Linear], Tensor]) -> None:
+    """The head's logits, averaged over the queries."""
+    draws, output, right = [], [], []
+    for b, q, t, e in ((3, 4, 5, 6), (1, 1, 2, 3), (2, 7, 1, 4), (4, random.randint(8, 12), 3, 5)):
+        states, head = 4 * torch.randn(b, q + t, e), nn.Linear(e, 2)
+        nn.init.normal_(head.bias)
+        given = states.clone()
+        output.append(expect_tensor(logits_of(states, q, head), (b, 2), "the logits", "(b 2)", torch.float32).detach())
+        expect(torch.equal(given, states), "your function changed the states that it was given.")
+        weight, bias = head.weight.tolist(), head.bias.tolist()
+        said = torch.tensor([[[sum(w * x for w, x in zip(row, state, strict=True)) + bias[side]
+                               for side, row in enumerate(weight)] for state in one] for one in states.tolist()])
+        draws.append((said, q, head.bias.detach()))  # what the head says of each place: (b s 2)
+        right.append(said[:, :q].mean(dim=1))
+        if not close(output[-1], right[-1]):
+            other = torch.cat([states[:, :q], torch.randn(b, t, e)], dim=1)
+            expect(close(logits_of(other, q, head), output[-1]),
+                   "the answer changes with the states of words: it is to "
+                   "be read from the queries alone, which stand before the text.")
+            mixed = torch.cat([states[:, :q].roll(1, dims=1), states[:, q:]], dim=1)
+            same_when_mixed = close(logits_of(mixed, q, head), output[-1])
+            changed = [states.clone() for _ in range(q)]
+            for place, some in enumerate(changed):
+                some[:, place] += 1
+            silent = [place for place, some in enumerate(changed) if close(logits_of(some, q, head), output[-1])]
+    if not all(map(close, output, right)):
+        name_slip(LOGIT_SLIPS, draws, output, right)
+        expect(not silent, f"the logits do not change with the queries {silent}, counted from 0: all have a say.")
+        expect(same_when_mixed, "the same queries in another order give another answer: queries have no order.")
+        expect(False, "your logits are others than those of the loop over the queries. With one query, what should "
+               "come out is what the head says of it; and with two?")
+    states, head, weights = torch.randn(2, 5, 4, requires_grad=True), nn.Linear(4, 2), torch.randn(2, 2)
+    made = logits_of(states, 3, head)
+    expect(made.requires_grad, "no gradient flows from the logits.")
+    inputs = {"the queries": states, "the head's weights": head.weight, "the head's bias": head.bias}
+    wanted = slopes(head(states[:, :3]).mean(dim=1), [*inputs.values()], weights)
+    for name, slope, asked in zip(inputs, slopes(made, [*inputs.values()], weights), wanted, strict=True):
+        expect(bool(slope.any()), f"{name} get no gradient: both learn. Was something detached on the way?")
+        expect(name != "the queries" or bool(slope[:, :3].any(dim=2).all()), "some query gets no gradient: all have a "
+               "say.")
+        expect(close(slope, asked), f"the logits are right, but {name} get another gradient than those of the loop "
+               "over the queries: does some part of the way not let it through?")
+
+
+LOGIT_SLIPS = {
+    "only the first query is asked.": lambda said, q, bias: said[:, 0],
+    "the queries' logits are added: with twice as many queries everything would be twice as sure. Asked for is their "
+    "mean.": lambda said, q, bias: said[:, :q].sum(dim=1),
+    "you average probabilities: cross-entropy and ranking want logits, so softmax comes after the mean, if at all.":
+        lambda said, q, bias: said[:, :q].softmax(dim=2).mean(dim=1),
+    "these are probabilities; asked for are logits: cross-entropy makes probabilities itself.":
+        lambda said, q, bias: said[:, :q].mean(dim=1).softmax(dim=1),
+    "these are logarithms of probabilities; the re-ranking adds the bare logit of a match, so leave them as they come.":
+        lambda said, q, bias: said[:, :q].mean(dim=1).log_softmax(dim=1),
+    "you average logarithms of probabilities; asked for are the head's logits, as they come.":
+        lambda said, q, bias: said[:, :q].log_softmax(dim=2).mean(dim=1),
+    "the largest over the queries counts in ITC; in ITM all have the same say.":
+        lambda said, q, bias: said[:, :q].amax(dim=1),
+    "the head's bias is missing.": lambda said, q, bias: said[:, :q].mean(dim=1) - bias,
+    "the head's bias is counted once for each query.": lambda said, q, bias: said[:, :q].mean(dim=1) + (q - 1) * bias,
+    "the head's bias is divided by the number of queries.": lambda said, q, bias: said[:, :q].mean(dim=1)
+    - bias + bias / q,
+    "the two logits are exchanged: they come as the head gives them.":
+        lambda said, q, bias: said[:, :q].mean(dim=1).flip(1),
+    "the median of the queries' logits is not their mean.": lambda said, q, bias: said[:, :q].median(dim=1).values,
+}
+
+
+# --- the base rate ----------------------------------------------------------------------------------------------------
+
+
+def xlogx(x: float) -> float:
+    """x ln x, which is 0 at 0."""
+    return x * math.log(x) if x > 0 else 0.0
+
+
+SAID_SLIPS = {
+    "that is one for so many wrong ones; what is one of all pairs?": lambda wrong, p: 1 / max(1, wrong),
+    "that is the share of wrong pairs; asked for is the probability of a match.": lambda wrong, p: 1 - p,
+    "that is the best for as many wrong pairs as true ones.": lambda wrong, p: 0.5,
+    "a model that says 0 pays without end for every true pair.": lambda wrong, p: 0.0,
+}
+PAID_SLIPS = {
+    "that is paid by the true pairs alone; wrong ones pay, too.": lambda wrong, p: -math.log(p),
+    "the wrong pairs pay as well.": lambda wrong, p: -xlogx(p),
+    "the true pairs pay as well.": lambda wrong, p: -xlogx(1 - p),
+    "that is paid by a model that says one half, and the share allows for less.": lambda wrong, p: math.log(2),
+    "both costs are added as if the two kinds were equally frequent, and there were one of each.":
+        lambda wrong, p: -math.log(p) - math.log(1 - p) if wrong else None,
+    "both costs count half, as if the two kinds were equally frequent.":
+        lambda wrong, p: -(math.log(p) + math.log(1 - p)) / 2 if wrong else None,
+    "that is the sum over a true pair and its wrong ones; the loss is a mean over pairs.":
+        lambda wrong, p: (-xlogx(p) - xlogx(1 - p)) * (1 + wrong),
+    "that is counted in bits, with the base 2; torch counts with e.":
+        lambda wrong, p: (-xlogx(p) - xlogx(1 - p)) / math.log(2),
+    "the two shares are exchanged: which share of the pairs pays −ln p, and which −ln (1 − p)?":
+        lambda wrong, p: -(1 - p) * math.log(p) - p * math.log(1 - p) if wrong else None,
+    "a cost is not negative: the logarithm of a probability is, so its sign has to be turned.":
+        lambda wrong, p: xlogx(p) + xlogx(1 - p),
+}
+RIGHT_SLIPS = {
+    "that is the accuracy of a model that always says match; the likelier answer is the other.": lambda wrong, p: p,
+    "that is the accuracy of a model that never says match, and without wrong pairs match is the likelier answer.":
+        lambda wrong, p: 1 - p,
+    "a coin would be right in one half; a model that knows the share does better.": lambda wrong, p: 0.5,
+    "that is for drawing the answer by chance, not taking the likelier one.":
+        lambda wrong, p: p * p + (1 - p) ** 2,
+    "that is the share of wrong answers.": lambda wrong, p: min(p, 1 - p),
+}
+
+
+@exercise("07.2", "lesson 07, section 2")
+def base_rate(predict: Callable[[int], tuple[float, float, float]]) -> None:
+    """What a model pays that knows only how many pairs are wrong."""
+    draws = [(wrong, 1 / (1 + wrong)) for wrong in (3, 2, 1, *random.sample(range(4, 30), 3), 0)]
+    answers, stops = [], ""
+    for wrong, _ in draws:
+        try:
+            output = predict(wrong)
+        except (ValueError, ZeroDivisionError) as error:
+            if wrong:
+                raise
+            stops = f"your function stops ({error})"
+            break
+        numbers = parts(output, 3, "three numbers: probability, loss, accuracy")
+        if not wrong and any(isinstance(one, float | Tensor | np.floating) and one != one for one in numbers):
+            stops = "your function gives nan"
+            break
+        answers.append([quantity(one, f"with {wrong} wrong pairs {what}") for one, what in
+                        zip(numbers, ("the probability", "the loss", "the accuracy"), strict=True)])
+    draws = draws[:len(answers)]
+    wanted = [lambda wrong, p: p, lambda wrong, p: -xlogx(p) - xlogx(1 - p), lambda wrong, p: max(p, 1 - p)]
+    asks = [("you would say match with the probability", SAID_SLIPS, "of all pairs, how many are true?"),
+            ("your loss is", PAID_SLIPS, "what does a true pair pay, what a wrong one, and how many are there of "
+             "each?"), ("your accuracy is", RIGHT_SLIPS, "always the likelier answer: how often is it right?")]
+    for output, rule, (said, slips, question) in zip(zip(*answers, strict=True), wanted, asks, strict=True):
+        right = [rule(*draw) for draw in draws]
+        for (wrong, _), one, truth in zip(draws, output, right, strict=True):
+            if not math.isclose(one, truth, rel_tol=1e-4, abs_tol=1e-5):
+                at = f"with {wrong} wrong pairs for each true one {said} {one:.4f}; "
+                name_slip({at + meaning: slip for meaning, slip in slips.items()}, draws, output, right)
+                expect(False, at + question)
+    expect(not stops, f"with 0 wrong pairs for each true one {stops}: p ln p goes to 0 with p, though the logarithm of "
+           "0 does not exist.")
+
 
 # --- hard negatives ---------------------------------------------------------------------------------------------------
 
@@ -169,7 +319,7 @@ def nobody_left(draw: Callable) -> None:
                "a batch with a ValueError.")
 
 
-@exercise("07.1", "lesson 07, sections 3 and 5")
+@exercise("07.3", "lesson 07, sections 3 and 5")
 def sample_negatives(draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     """Wrong partners, likelier the more similar, never from the same picture."""
     never_the_same(draw)
@@ -185,7 +335,7 @@ def sample_negatives(draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) ->
 # --- the triple -------------------------------------------------------------------------------------------------------
 
 
-@exercise("07.2", "lesson 07, section 4")
+@exercise("07.4", "lesson 07, section 4")
 def match_triple(triple: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> None:
     """True pairs, wrong images, wrong texts."""
     for b in (5, 2, random.randint(6, 9)):
@@ -231,156 +381,6 @@ def match_triple(triple: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor
         expect(not torch.equal(labels.bool(), ~true), "labels are the other way round: 1 is a match.")
         expect(int(labels.sum()) == b, f"{int(labels.sum())} of your labels say match; there are {b} true pairs.")
         expect(bool((labels[:b] == 1).all()), "the labels do not stand beside their pairs: which pairs come first?")
-
-
-# --- what the queries say ---------------------------------------------------------------------------------------------
-
-
-@exercise("07.3", "lesson 07, section 1")
-def match_logits(logits_of: Callable[[Tensor, int, nn.Linear], Tensor]) -> None:
-    """The head's logits, averaged over the queries."""
-    draws, output, right = [], [], []
-    for b, q, t, e in ((3, 4, 5, 6), (1, 1, 2, 3), (2, 7, 1, 4), (4, random.randint(8, 12), 3, 5)):
-        states, head = 4 * torch.randn(b, q + t, e), nn.Linear(e, 2)
-        nn.init.normal_(head.bias)
-        given = states.clone()
-        output.append(expect_tensor(logits_of(states, q, head), (b, 2), "the logits", "(b 2)", torch.float32).detach())
-        expect(torch.equal(given, states), "your function changed the states that it was given.")
-        weight, bias = head.weight.tolist(), head.bias.tolist()
-        said = torch.tensor([[[sum(w * x for w, x in zip(row, state, strict=True)) + bias[side]
-                               for side, row in enumerate(weight)] for state in one] for one in states.tolist()])
-        draws.append((said, q, head.bias.detach()))  # what the head says of each place: (b s 2)
-        right.append(said[:, :q].mean(dim=1))
-        if not close(output[-1], right[-1]):
-            other = torch.cat([states[:, :q], torch.randn(b, t, e)], dim=1)
-            expect(close(logits_of(other, q, head), output[-1]),
-                   "the answer changes with the states of words: it is to "
-                   "be read from the queries alone, which stand before the text.")
-            mixed = torch.cat([states[:, :q].roll(1, dims=1), states[:, q:]], dim=1)
-            same_when_mixed = close(logits_of(mixed, q, head), output[-1])
-            changed = [states.clone() for _ in range(q)]
-            for place, some in enumerate(changed):
-                some[:, place] += 1
-            silent = [place for place, some in enumerate(changed) if close(logits_of(some, q, head), output[-1])]
-    if not all(map(close, output, right)):
-        name_slip(LOGIT_SLIPS, draws, output, right)
-        expect(not silent, f"the logits do not change with the queries {silent}, counted from 0: all have a say.")
-        expect(same_when_mixed, "the same queries in another order give another answer: queries have no order.")
-        expect(False, "your logits are others than those of the loop over the queries. With one query, what should "
-               "come out is what the head says of it; and with two?")
-    states, head, weights = torch.randn(2, 5, 4, requires_grad=True), nn.Linear(4, 2), torch.randn(2, 2)
-    made = logits_of(states, 3, head)
-    expect(made.requires_grad, "no gradient flows from the logits.")
-    inputs = {"the queries": states, "the head's weights": head.weight, "the head's bias": head.bias}
-    wanted = slopes(head(states[:, :3]).mean(dim=1), [*inputs.values()], weights)
-    for name, slope, asked in zip(inputs, slopes(made, [*inputs.values()], weights), wanted, strict=True):
-        expect(bool(slope.any()), f"{name} get no gradient: both learn. Was something detached on the way?")
-        expect(name != "the queries" or bool(slope[:, :3].any(dim=2).all()), "some query gets no gradient: all have a "
-               "say.")
-        expect(close(slope, asked), f"the logits are right, but {name} get another gradient than those of the loop "
-               "over the queries: does some part of the way not let it through?")
-
-
-LOGIT_SLIPS = {
-    "only the first query is asked.": lambda said, q, bias: said[:, 0],
-    "the queries' logits are added: with twice as many queries everything would be twice as sure. Asked for is their "
-    "mean.": lambda said, q, bias: said[:, :q].sum(dim=1),
-    "you average probabilities: cross-entropy and ranking want logits, so softmax comes after the mean, if at all.":
-        lambda said, q, bias: said[:, :q].softmax(dim=2).mean(dim=1),
-    "these are probabilities; asked for are logits: cross-entropy makes probabilities itself.":
-        lambda said, q, bias: said[:, :q].mean(dim=1).softmax(dim=1),
-    "these are logarithms of probabilities; the re-ranking adds the bare logit of a match, so leave them as they come.":
-        lambda said, q, bias: said[:, :q].mean(dim=1).log_softmax(dim=1),
-    "you average logarithms of probabilities; asked for are the head's logits, as they come.":
-        lambda said, q, bias: said[:, :q].log_softmax(dim=2).mean(dim=1),
-    "the largest over the queries counts in ITC; in ITM all have the same say.":
-        lambda said, q, bias: said[:, :q].amax(dim=1),
-    "the head's bias is missing.": lambda said, q, bias: said[:, :q].mean(dim=1) - bias,
-    "the head's bias is counted once for each query.": lambda said, q, bias: said[:, :q].mean(dim=1) + (q - 1) * bias,
-    "the head's bias is divided by the number of queries.": lambda said, q, bias: said[:, :q].mean(dim=1)
-    - bias + bias / q,
-    "the two logits are exchanged: they come as the head gives them.":
-        lambda said, q, bias: said[:, :q].mean(dim=1).flip(1),
-    "the median of the queries' logits is not their mean.": lambda said, q, bias: said[:, :q].median(dim=1).values,
-}
-
-
-# --- the base rate ----------------------------------------------------------------------------------------------------
-
-
-def xlogx(x: float) -> float:
-    """x ln x, which is 0 at 0."""
-    return x * math.log(x) if x > 0 else 0.0
-
-
-SAID_SLIPS = {
-    "that is one for so many wrong ones; what is one of all pairs?": lambda wrong, p: 1 / max(1, wrong),
-    "that is the share of wrong pairs; asked for is the probability of a match.": lambda wrong, p: 1 - p,
-    "that is the best for as many wrong pairs as true ones.": lambda wrong, p: 0.5,
-    "a model that says 0 pays without end for every true pair.": lambda wrong, p: 0.0,
-}
-PAID_SLIPS = {
-    "that is paid by the true pairs alone; wrong ones pay, too.": lambda wrong, p: -math.log(p),
-    "the wrong pairs pay as well.": lambda wrong, p: -xlogx(p),
-    "the true pairs pay as well.": lambda wrong, p: -xlogx(1 - p),
-    "that is paid by a model that says one half, and the share allows for less.": lambda wrong, p: math.log(2),
-    "both costs are added as if the two kinds were equally frequent, and there were one of each.":
-        lambda wrong, p: -math.log(p) - math.log(1 - p) if wrong else None,
-    "both costs count half, as if the two kinds were equally frequent.":
-        lambda wrong, p: -(math.log(p) + math.log(1 - p)) / 2 if wrong else None,
-    "that is the sum over a true pair and its wrong ones; the loss is a mean over pairs.":
-        lambda wrong, p: (-xlogx(p) - xlogx(1 - p)) * (1 + wrong),
-    "that is counted in bits, with the base 2; torch counts with e.":
-        lambda wrong, p: (-xlogx(p) - xlogx(1 - p)) / math.log(2),
-    "the two shares are exchanged: which share of the pairs pays −ln p, and which −ln (1 − p)?":
-        lambda wrong, p: -(1 - p) * math.log(p) - p * math.log(1 - p) if wrong else None,
-    "a cost is not negative: the logarithm of a probability is, so its sign has to be turned.":
-        lambda wrong, p: xlogx(p) + xlogx(1 - p),
-}
-RIGHT_SLIPS = {
-    "that is the accuracy of a model that always says match; the likelier answer is the other.": lambda wrong, p: p,
-    "that is the accuracy of a model that never says match, and without wrong pairs match is the likelier answer.":
-        lambda wrong, p: 1 - p,
-    "a coin would be right in one half; a model that knows the share does better.": lambda wrong, p: 0.5,
-    "that is for drawing the answer by chance, not taking the likelier one.":
-        lambda wrong, p: p * p + (1 - p) ** 2,
-    "that is the share of wrong answers.": lambda wrong, p: min(p, 1 - p),
-}
-
-
-@exercise("07.4", "lesson 07, section 2")
-def base_rate(predict: Callable[[int], tuple[float, float, float]]) -> None:
-    """What a model pays that knows only how many pairs are wrong."""
-    draws = [(wrong, 1 / (1 + wrong)) for wrong in (3, 2, 1, *random.sample(range(4, 30), 3), 0)]
-    answers, stops = [], ""
-    for wrong, _ in draws:
-        try:
-            output = predict(wrong)
-        except (ValueError, ZeroDivisionError) as error:
-            if wrong:
-                raise
-            stops = f"your function stops ({error})"
-            break
-        numbers = parts(output, 3, "three numbers: probability, loss, accuracy")
-        if not wrong and any(isinstance(one, float | Tensor | np.floating) and one != one for one in numbers):
-            stops = "your function gives nan"
-            break
-        answers.append([quantity(one, f"with {wrong} wrong pairs {what}") for one, what in
-                        zip(numbers, ("the probability", "the loss", "the accuracy"), strict=True)])
-    draws = draws[:len(answers)]
-    wanted = [lambda wrong, p: p, lambda wrong, p: -xlogx(p) - xlogx(1 - p), lambda wrong, p: max(p, 1 - p)]
-    asks = [("you would say match with the probability", SAID_SLIPS, "of all pairs, how many are true?"),
-            ("your loss is", PAID_SLIPS, "what does a true pair pay, what a wrong one, and how many are there of "
-             "each?"), ("your accuracy is", RIGHT_SLIPS, "always the likelier answer: how often is it right?")]
-    for output, rule, (said, slips, question) in zip(zip(*answers, strict=True), wanted, asks, strict=True):
-        right = [rule(*draw) for draw in draws]
-        for (wrong, _), one, truth in zip(draws, output, right, strict=True):
-            if not math.isclose(one, truth, rel_tol=1e-4, abs_tol=1e-5):
-                at = f"with {wrong} wrong pairs for each true one {said} {one:.4f}; "
-                name_slip({at + meaning: slip for meaning, slip in slips.items()}, draws, output, right)
-                expect(False, at + question)
-    expect(not stops, f"with 0 wrong pairs for each true one {stops}: p ln p goes to 0 with p, though the logarithm of "
-           "0 does not exist.")
 
 
 # --- re-ranking -------------------------------------------------------------------------------------------------------

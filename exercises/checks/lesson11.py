@@ -1,4 +1,4 @@
-"""Checks of lesson 11: the nucleus, what a cache saves, a step of beam search, a text's score, and rows that end."""
+"""Checks of lesson 11: what a cache saves, rows that end, the nucleus, a step of beam search, and a text's score."""
 
 from __future__ import annotations
 
@@ -12,6 +12,143 @@ from torch import Tensor
 
 from . import Wrong, close, exercise, expect, expect_tensor
 from .slips import agree, name_slip, parts, quantity, telling
+
+# --- what a cache saves -----------------------------------------------------------------------------------------------
+
+
+@exercise("11.1", "lesson 11, section 2")
+def tokens_computed(predict: Callable[[int, int], tuple[int, int]]) -> None:
+    """How many tokens go through the model, without a cache and with one."""
+    draws = [*(telling_lengths() for _ in range(4)), (32, 1), (1, 2)]
+    asked = "two numbers, without a cache and with one"
+    answers = [[quantity(one, "each number") for one in parts(predict(*draw), 2, asked)] for draw in draws]
+    known = [counts(*draw) for draw in draws]
+    right = [[float(without), float(cached)] for without, cached, _, _ in known]
+    if answers == right:
+        return
+    expect(answers != [two[::-1] for two in right], "the two are exchanged: first without a cache, then with one.")
+    for side, name, question in (
+            (0, "without", "how long is the sequence at the first call, at the second, at the last? Add them up."),
+            (1, "with", "which tokens go through the model once, and which never?")):
+        output, truth = [two[side] for two in answers], [two[side] for two in right]
+        if output == truth:
+            continue
+        (prompt, written), number = next((draw, one) for draw, one, two in zip(draws, output, truth, strict=True)
+                                         if one != two)
+        said = f"with {prompt} tokens given and {written} written you count {number:g} {name} a cache: "
+        # The slips in one order for all draws: at the lengths that tell nothing two of them may count the same.
+        slips = {said + meaning: (lambda *draw, side=side, place=place: counts(*draw)[2 + side][place][0])
+                 for place, (_, meaning) in enumerate(known[0][2 + side])}
+        name_slip(slips, draws, output, truth)
+        expect(False, said + question)
+
+
+def counts(prompt: int, written: int) -> tuple[int, int, list[tuple[int, str]], list[tuple[int, str]]]:
+    """Tokens without a cache and with one, and what a slip in either would count, and what is wrong with it."""
+    calls = [prompt + line for line in range(written)]  # how long the sequence is at each call
+    right, kept = sum(calls), prompt + written - 1
+    slow = [(right + prompt + written, "there is one call too many: when the last word is written, is the model "
+                                       "asked again?"),
+            (right + written, "what is in the sequence at the first call? Nothing has been written yet."),
+            (written * (prompt + written), "the sequence does not have its full length from the first call on."),
+            (written * prompt, "the words that are written are read as well."),
+            (right - written * prompt, "the given tokens go through the model in every call, too."),
+            (prompt + right - written * prompt, "without a cache the given tokens are computed anew in every call."),
+            (kept, "that is what it costs with a cache.")]
+    fast = [(kept + 1, "is the last word ever read? Nobody asks for a word after it."),
+            (written, "the given tokens have to be read once, too."),
+            (written - 1, "the given tokens have to be read once, too, though the last word never is."),
+            (prompt, "each word that is written, but for the last, is read as well: its key is wanted later."),
+            (right, "that is what it costs without one.")]
+    return right, kept, slow, fast
+
+
+def telling_lengths() -> tuple[int, int]:
+    """Numbers of tokens given and written at which no two slips count the same."""
+    while True:
+        lengths = random.randint(3, 60), random.randint(3, 40)
+        right, kept, slow, fast = counts(*lengths)
+        if len({right, *dict(slow)}) == 8 and len({kept, *dict(fast)}) == 6:
+            return lengths
+
+
+# --- rows that end ----------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """A model that knows by heart what it says: row after row, also after the end."""
+
+    def __init__(self, lengths: list[int], end: int, vocabulary: int, longest: int):
+        self.eos_id, self.vocab_size, self.longest = end, vocabulary, longest
+        words = [index for index in range(vocabulary) if index != end]
+        self.plan = [random.choices(words, k=longest + 2) for _ in lengths]
+        for row, length in zip(self.plan, lengths, strict=True):
+            row[length:length + 1] = [end]  # what comes after it is babble
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        expect_tensor(ids, what="what you feed the model")
+        expect(ids.ndim == 2 and len(ids) == len(self.plan), f"what you feed the model has the shape "
+               f"{tuple(ids.shape)}; asked for is (b t) with b = {len(self.plan)}.")
+        place = ids.shape[1]
+        expect(place <= self.longest, f"with max_length {self.longest} the model is asked for a word when {place} are "
+               "written.")
+        expect(bool(((ids >= 0) & (ids < self.vocab_size)).all()), "the model is fed ids that are no words of it.")
+        for row, said in zip(self.plan, ids.tolist(), strict=True):
+            expect(self.eos_id in row[:place] or said == row[:place],
+                   f"a text that has not ended is fed as {said}, and "
+                   f"the model has said {row[:place]}: each next word is the likeliest token after all before it.")
+        said = torch.tensor([row[place] for row in self.plan])
+        # Logits of any sign, and so close to each other that whoever draws by chance does not say the same.
+        noise = 0.9 * torch.rand(len(said), self.vocab_size)
+        return torch.nn.functional.one_hot(said, self.vocab_size).float() + noise - 5
+
+    def texts(self) -> list[list[int]]:
+        """What is to be written, each row closed and filled with the end."""
+        ends = [row.index(self.eos_id) if self.eos_id in row else self.longest for row in self.plan]
+        width = min(self.longest, max(ends) + 1)
+        return [[*row[:length], *[self.eos_id] * width][:width] for row, length in zip(self.plan, ends, strict=True)]
+
+
+@exercise("11.2", "lesson 11, section 3")
+def write(write_of: Callable[[Callable[[Tensor], Tensor], int, int, int], Tensor]) -> None:
+    """A row that has ended stays ended, and the others go on."""
+    ends = random.sample(range(6), 6)  # each number is the end once
+    cases = (([2, 6, 4], 12), ([5, 1], 9), ([0, 3, 3, 7], 8), ([4], 10), ([9, 9], 5), ([2, 9], 6))
+    for end, (lengths, longest) in zip(ends, cases, strict=True):
+        model = Told(lengths, end, 6, longest)
+        right = model.texts()
+        output = write_of(model, len(lengths), end, longest)
+        expect_tensor(output, what="the result")
+        expect(output.ndim == 2 and len(output) == len(lengths),
+               f"the result has the shape {tuple(output.shape)}; asked for "
+               f"are {len(lengths)} rows (b t).")
+        expect(not output.is_floating_point() and output.dtype != torch.bool,
+               f"the result holds {output.dtype}; ids are "
+               "whole numbers.")
+        said = output.tolist()
+        at = f"with {len(lengths)} texts of {lengths} words, the end {end} and max_length {longest}"
+        expect(said[0][:1] == right[0][:1], f"{at} the first word of the first text is {right[0][0]}, and you write "
+               f"{said[0][:1]}: is it the likeliest token?")
+        for row, ids in enumerate(said):
+            if end in ids:
+                ended = ids.index(end) + 1
+                after = ids[ended:]
+                expect(not any(token != end for token in after) or after == model.plan[row][ended:len(ids)],
+                       f"{at} an ended row goes on with the ids {after}; it is to be filled with the end token.")
+                expect(set(after) <= {end},
+                       f"{at} row {row + 1} writes on after its end: it is over, whatever the model says.")
+        width = len(right[0])
+        expect(len(said[0]) <= longest, f"{at} {len(said[0])} words are written, more than max_length.")
+        if len(said[0]) < width:
+            first = min(lengths) + 1
+            expect(len(said[0]) != first, f"{at} {first} words are written: all stop when the first has ended, "
+                   "and the others have not finished.")
+            expect(False, f"{at} only {len(said[0])} words are written.")
+        expect(len(said[0]) == width, f"{at} {len(said[0])} words are written, where {width} would do: do you stop "
+               "when every row has ended, at whatever step it did?")
+        for ids, whole in zip(said, right, strict=True):
+            expect(ids == whole, f"{at} the model says {whole} and you write {ids}: is it the likeliest token?")
+
 
 # --- the nucleus ------------------------------------------------------------------------------------------------------
 
@@ -89,7 +226,7 @@ NUCLEUS_SLIPS: dict[str, Callable[[Tensor, float], list[set[int]]]] = {
 }
 
 
-@exercise("11.1", "lesson 11, sections 4 and 10")
+@exercise("11.3", "lesson 11, section 4")
 def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
     """The smallest set that holds enough, the token that crosses the line included."""
     def make() -> list[tuple[Tensor, float]]:
@@ -153,65 +290,6 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
                f"{meaning}.")
         expect(top_p > 0 or torch.equal(kept, scores == scores.amax(dim=1, keepdim=True)), "with top_p = 0 one token "
                "stays, and it is not the likeliest.")
-
-
-# --- what a cache saves -----------------------------------------------------------------------------------------------
-
-
-@exercise("11.2", "lesson 11, section 2")
-def tokens_computed(predict: Callable[[int, int], tuple[int, int]]) -> None:
-    """How many tokens go through the model, without a cache and with one."""
-    draws = [*(telling_lengths() for _ in range(4)), (32, 1), (1, 2)]
-    asked = "two numbers, without a cache and with one"
-    answers = [[quantity(one, "each number") for one in parts(predict(*draw), 2, asked)] for draw in draws]
-    known = [counts(*draw) for draw in draws]
-    right = [[float(without), float(cached)] for without, cached, _, _ in known]
-    if answers == right:
-        return
-    expect(answers != [two[::-1] for two in right], "the two are exchanged: first without a cache, then with one.")
-    for side, name, question in (
-            (0, "without", "how long is the sequence at the first call, at the second, at the last? Add them up."),
-            (1, "with", "which tokens go through the model once, and which never?")):
-        output, truth = [two[side] for two in answers], [two[side] for two in right]
-        if output == truth:
-            continue
-        (prompt, written), number = next((draw, one) for draw, one, two in zip(draws, output, truth, strict=True)
-                                         if one != two)
-        said = f"with {prompt} tokens given and {written} written you count {number:g} {name} a cache: "
-        # The slips in one order for all draws: at the lengths that tell nothing two of them may count the same.
-        slips = {said + meaning: (lambda *draw, side=side, place=place: counts(*draw)[2 + side][place][0])
-                 for place, (_, meaning) in enumerate(known[0][2 + side])}
-        name_slip(slips, draws, output, truth)
-        expect(False, said + question)
-
-
-def counts(prompt: int, written: int) -> tuple[int, int, list[tuple[int, str]], list[tuple[int, str]]]:
-    """Tokens without a cache and with one, and what a slip in either would count, and what is wrong with it."""
-    calls = [prompt + line for line in range(written)]  # how long the sequence is at each call
-    right, kept = sum(calls), prompt + written - 1
-    slow = [(right + prompt + written, "there is one call too many: when the last word is written, is the model "
-                                       "asked again?"),
-            (right + written, "what is in the sequence at the first call? Nothing has been written yet."),
-            (written * (prompt + written), "the sequence does not have its full length from the first call on."),
-            (written * prompt, "the words that are written are read as well."),
-            (right - written * prompt, "the given tokens go through the model in every call, too."),
-            (prompt + right - written * prompt, "without a cache the given tokens are computed anew in every call."),
-            (kept, "that is what it costs with a cache.")]
-    fast = [(kept + 1, "is the last word ever read? Nobody asks for a word after it."),
-            (written, "the given tokens have to be read once, too."),
-            (written - 1, "the given tokens have to be read once, too, though the last word never is."),
-            (prompt, "each word that is written, but for the last, is read as well: its key is wanted later."),
-            (right, "that is what it costs without one.")]
-    return right, kept, slow, fast
-
-
-def telling_lengths() -> tuple[int, int]:
-    """Numbers of tokens given and written at which no two slips count the same."""
-    while True:
-        lengths = random.randint(3, 60), random.randint(3, 40)
-        right, kept, slow, fast = counts(*lengths)
-        if len({right, *dict(slow)}) == 8 and len({kept, *dict(fast)}) == 6:
-            return lengths
 
 
 # --- a step of beam search --------------------------------------------------------------------------------------------
@@ -279,7 +357,7 @@ BEAM_SLIPS: dict[str, Callable[[Tensor, Tensor, int], list[list[int]] | None]] =
 }
 
 
-@exercise("11.3", "lesson 11, section 5")
+@exercise("11.4", "lesson 11, section 5")
 def beam_step(step_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]) -> None:
     """The best of all beams times all tokens."""
     sizes = ((3, 6, 3, False), (1, 5, 3, False), (4, 9, 4, False), (3, 8, 4, True), (2, 7, 1, False), (4, 7, 3, True),
@@ -403,7 +481,7 @@ SCORE_SLIPS = {
 ANYTHING = -math.inf, math.nan, 1e4, math.inf
 
 
-@exercise("11.4", "lesson 11, sections 5 and 7")
+@exercise("11.5", "lesson 11, section 7")
 def text_scores(scores_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Log-probability, divided by a power of the length."""
     def make() -> list[tuple[Tensor, Tensor, float]]:
@@ -443,81 +521,3 @@ def text_scores(scores_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     one, power = torch.full((1, 4), -0.7), 1.0
     output = scores_of(one.double(), torch.ones(1, 4, dtype=torch.bool), power)
     expect(output.dtype == torch.float64, f"numbers of float64 give {output.dtype}: take the kind that comes in.")
-
-
-# --- rows that end ----------------------------------------------------------------------------------------------------
-
-
-class Told:
-    """A model that knows by heart what it says: row after row, also after the end."""
-
-    def __init__(self, lengths: list[int], end: int, vocabulary: int, longest: int):
-        self.eos_id, self.vocab_size, self.longest = end, vocabulary, longest
-        words = [index for index in range(vocabulary) if index != end]
-        self.plan = [random.choices(words, k=longest + 2) for _ in lengths]
-        for row, length in zip(self.plan, lengths, strict=True):
-            row[length:length + 1] = [end]  # what comes after it is babble
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        expect_tensor(ids, what="what you feed the model")
-        expect(ids.ndim == 2 and len(ids) == len(self.plan), f"what you feed the model has the shape "
-               f"{tuple(ids.shape)}; asked for is (b t) with b = {len(self.plan)}.")
-        place = ids.shape[1]
-        expect(place <= self.longest, f"with max_length {self.longest} the model is asked for a word when {place} are "
-               "written.")
-        expect(bool(((ids >= 0) & (ids < self.vocab_size)).all()), "the model is fed ids that are no words of it.")
-        for row, said in zip(self.plan, ids.tolist(), strict=True):
-            expect(self.eos_id in row[:place] or said == row[:place],
-                   f"a text that has not ended is fed as {said}, and "
-                   f"the model has said {row[:place]}: each next word is the likeliest token after all before it.")
-        said = torch.tensor([row[place] for row in self.plan])
-        # Logits of any sign, and so close to each other that whoever draws by chance does not say the same.
-        noise = 0.9 * torch.rand(len(said), self.vocab_size)
-        return torch.nn.functional.one_hot(said, self.vocab_size).float() + noise - 5
-
-    def texts(self) -> list[list[int]]:
-        """What is to be written, each row closed and filled with the end."""
-        ends = [row.index(self.eos_id) if self.eos_id in row else self.longest for row in self.plan]
-        width = min(self.longest, max(ends) + 1)
-        return [[*row[:length], *[self.eos_id] * width][:width] for row, length in zip(self.plan, ends, strict=True)]
-
-
-@exercise("11.5", "lesson 11, section 3")
-def write(write_of: Callable[[Callable[[Tensor], Tensor], int, int, int], Tensor]) -> None:
-    """A row that has ended stays ended, and the others go on."""
-    ends = random.sample(range(6), 6)  # each number is the end once
-    cases = (([2, 6, 4], 12), ([5, 1], 9), ([0, 3, 3, 7], 8), ([4], 10), ([9, 9], 5), ([2, 9], 6))
-    for end, (lengths, longest) in zip(ends, cases, strict=True):
-        model = Told(lengths, end, 6, longest)
-        right = model.texts()
-        output = write_of(model, len(lengths), end, longest)
-        expect_tensor(output, what="the result")
-        expect(output.ndim == 2 and len(output) == len(lengths),
-               f"the result has the shape {tuple(output.shape)}; asked for "
-               f"are {len(lengths)} rows (b t).")
-        expect(not output.is_floating_point() and output.dtype != torch.bool,
-               f"the result holds {output.dtype}; ids are "
-               "whole numbers.")
-        said = output.tolist()
-        at = f"with {len(lengths)} texts of {lengths} words, the end {end} and max_length {longest}"
-        expect(said[0][:1] == right[0][:1], f"{at} the first word of the first text is {right[0][0]}, and you write "
-               f"{said[0][:1]}: is it the likeliest token?")
-        for row, ids in enumerate(said):
-            if end in ids:
-                ended = ids.index(end) + 1
-                after = ids[ended:]
-                expect(not any(token != end for token in after) or after == model.plan[row][ended:len(ids)],
-                       f"{at} an ended row goes on with the ids {after}; it is to be filled with the end token.")
-                expect(set(after) <= {end},
-                       f"{at} row {row + 1} writes on after its end: it is over, whatever the model says.")
-        width = len(right[0])
-        expect(len(said[0]) <= longest, f"{at} {len(said[0])} words are written, more than max_length.")
-        if len(said[0]) < width:
-            first = min(lengths) + 1
-            expect(len(said[0]) != first, f"{at} {first} words are written: all stop when the first has ended, "
-                   "and the others have not finished.")
-            expect(False, f"{at} only {len(said[0])} words are written.")
-        expect(len(said[0]) == width, f"{at} {len(said[0])} words are written, where {width} would do: do you stop "
-               "when every row has ended, at whatever step it did?")
-        for ids, whole in zip(said, right, strict=True):
-            expect(ids == whole, f"{at} the model says {whole} and you write {ids}: is it the likeliest token?")

@@ -283,7 +283,7 @@ BORNE_OUT = {  # claims that the table bears out -> where to look
 }
 
 
-@exercise("14.3", "lesson 14, sections 1 to 3 and 10")
+@exercise("14.3", "lesson 14, sections 1 to 3 and 8")
 def not_concluded(claims_of: Callable[[], set[str]]) -> None:
     """The letters of the claims that the table does not bear out."""
     output = letters_of(claims_of(), "abcdefgh")

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .flow import Box, flow
-from .viz import IMAGE, INK, QUERY, QUIET, TEXT
+from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # 97.5 % quantile for the mean of so many values
 
@@ -19,29 +19,40 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return gaps.mean(), STUDENT[len(gaps)] * gaps.std(ddof=1) / len(gaps) ** 0.5
 
 
+def written(differences: Sequence[float]) -> str:
+    """Their mean and interval for a table, as "+1.5 ± 15.7"; in bold where the interval excludes zero."""
+    mean, half = interval(differences)
+    text = f"{mean:+.1f} ± {half:.1f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
 def forest(rows: Mapping[str, Sequence[Sequence[float]]], titles: Sequence[str],
            against: str = "the base") -> Figure:
     """A forest plot: `rows` gives for each kind of run, and each of the `titles`, the differences within a seed.
 
-    A dot is a seed, the line the 95 % interval of the mean; a diamond is filled where that excludes zero.
+    A dot is a seed, the line the 95 % interval of the mean; a diamond is filled where that excludes zero, and bears a
+    plus if the row is better, a minus if it is worse. All panels have one scale.
     """
     figure = Figure(figsize=(9.2, 1.15 + 0.36 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(titles), sharex=True, sharey=True, squeeze=False)[0]
     for place, panel in enumerate(panels):
         panel.axvline(0, color=INK, linewidth=1, linestyle=(0, (2, 2)))
         for height, differences in enumerate(some[place] for some in reversed(rows.values())):
             mean, half = interval(differences)
             sure = abs(mean) > half
-            colour = TEXT if sure else QUIET
+            colour = (TEXT if mean > 0 else WRONG) if sure else QUIET
             panel.plot([mean - half, mean + half], [height, height], color=colour, linewidth=1.6, linestyle="-")
-            panel.plot(mean, height, marker="D", markersize=6, color=colour,
+            panel.plot(mean, height, marker="D", markersize=8 if sure else 6, color=colour,
                        markerfacecolor=colour if sure else "white")
+            if sure:
+                panel.plot(mean, height, marker="+" if mean > 0 else "_", markersize=6, markeredgewidth=1.5,
+                           color=PAPER)
             panel.plot(differences, [height + 0.27] * len(differences), marker="o", markersize=3.2, linestyle="",
                        color=colour, alpha=0.8)
         panel.set_title(titles[place], fontsize=9)
         panel.set_ylim(-0.5, len(rows) - 0.3)
     panels[0].set_yticks(range(len(rows)), list(rows)[::-1])
-    figure.supxlabel(f"difference from {against}, in points", fontsize=9)
+    figure.supxlabel(f"difference from {against}, in points (filled: better +, worse −)", fontsize=9)
     return figure
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+from einops import einsum
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from .viz import FORBIDDEN, IMAGE, INK, QUERY, QUIET, as_array, draw_arrow, draw
 # name -> (left, bottom, width, height, what stands in the box, its colour); one unit is a tenth of an inch
 FLOW: dict[str, tuple[float, float, float, float, str, str]] = {
     "x": (1, 17, 12, 6, "x\n(b s e)", QUERY),
-    "context": (1, 4, 12, 6, "context\n(b k e)", IMAGE),
+    "context": (1, 3, 12, 8, "context\n(b k e′),\nof any width e′", IMAGE),
     "q": (20, 17.5, 14, 5, "query (b h s d)", QUERY),
     "k": (20, 8.5, 14, 5, "key (b h k d)", IMAGE),
     "v": (20, 0.5, 14, 5, "value (b h k d)", IMAGE),
@@ -57,6 +59,21 @@ def show_flow() -> None:
     show(flow(), "How data flow through attention: linear maps make queries from x, and keys and values from the "
          "context; queries and keys give scores, of which a mask strikes out some; softmax over the keys makes them "
          "weights; the weights mix the values, and a last linear map gives the result.")
+
+
+def softmax_health(d: int, scale: float, rows: int = 400, keys: int = 32) -> tuple[float, float, float]:
+    """Spread of the scores q·k · scale, mean of the largest weight of a row, and median length of the gradient there.
+
+    Queries and keys of width d have independent normal entries; the loss mixes the weights by random numbers.
+    """
+    generator = torch.Generator().manual_seed(d)
+    q = torch.randn(rows, d, generator=generator)
+    k = torch.randn(rows, keys, d, generator=generator)
+    scores = (einsum(q, k, "b d, b k d -> b k") * scale).requires_grad_()
+    weights = scores.softmax(dim=-1)
+    (weights * torch.randn(rows, keys, generator=generator)).sum().backward()
+    largest, gradient = weights.max(dim=-1).values, scores.grad.norm(dim=-1)
+    return scores.std().item(), largest.mean().item(), gradient.median().item()
 
 
 def saturation(widths: Sequence[int], runs: Mapping[str, Sequence[tuple[float, float, float]]]) -> Figure:

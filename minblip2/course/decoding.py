@@ -158,7 +158,7 @@ def endings(rows: Sequence[Sequence[int]], end: int, name: Callable[[int], str])
 
 def nuclei(scores: Mapping[str, Tensor], top_p: float, name: Callable[[int], str]) -> tuple[Figure, list[int]]:
     """The ten likeliest words of logits (k) for each title, the nucleus in blue, the sum so far; and the sizes."""
-    figure, panels = make_panels(len(scores), 3, 3.05, 2.75)
+    figure, panels = make_panels(len(scores), 2, 4.55, 2.6)
     sizes = []
     for panel, (title, values) in zip(panels, scores.items(), strict=True):
         best, order = values.softmax(dim=0).topk(10)
@@ -167,10 +167,11 @@ def nuclei(scores: Mapping[str, Tensor], top_p: float, name: Callable[[int], str
                   color=[TEXT if rank < sizes[-1] else "#ABABAB" for rank in range(10)])
         panel.plot(range(10), best.cumsum(0), color=INK, marker=".", linestyle="-", linewidth=1)
         panel.axhline(top_p, color=WRONG, linewidth=1.2, linestyle="--")
-        panel.tick_params(axis="x", rotation=60)
+        panel.tick_params(axis="x", rotation=40)
         panel.set_title(f"{title}: {sizes[-1]} kept")
         panel.set_ylim(0, 1.08)
-    panels[0].set_ylabel("probability; line: sum so far")
+    for panel in panels[::2]:
+        panel.set_ylabel("probability; line: sum")
     return figure, sizes
 
 

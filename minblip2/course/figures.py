@@ -156,7 +156,8 @@ def curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
 def caption_sheet(images: Sequence[object], captions: Sequence[Sequence[str] | Mapping[str, str]]) -> Figure:
     """Pictures in rows of four with their captions below, the first caption dark, the others grey.
 
-    images: PIL or (H W c) arrays; captions: for each, a list of texts or label -> text, as {"ours": ..., "true": ...}.
+    A row is as high as its highest picture needs. images: PIL or (H W c) arrays; captions: for each, a list of texts or
+    label -> text, as {"ours": ..., "true": ...}.
     """
     if not images or len(images) != len(captions):
         raise UserError(f"there are {len(images)} pictures and {len(captions)} sets of captions: give as many of each")
@@ -169,14 +170,16 @@ def caption_sheet(images: Sequence[object], captions: Sequence[Sequence[str] | M
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
     tall = [sum(block.count("\n") + 1.3 for block in texts) for texts in blocks]  # in lines
     heights = [line * (1 + max(tall[index] for index in row)) for row in rows]
-    total = sum(heights) + side * len(rows)
+    shapes = [as_array(image).shape for image in images]
+    above = [side * (0.06 + 0.94 * max(min(1, shapes[index][0] / shapes[index][1]) for index in row)) for row in rows]
+    total = sum(heights) + sum(above)
     figure = Figure(figsize=(side * columns, total))
     top = total
-    for row, height in zip(rows, heights, strict=True):
-        top -= side + height
+    for row, height, high in zip(rows, heights, above, strict=True):
+        top -= high + height
         for column, index in enumerate(row):
             left, y = (column + 0.03) / columns, top + height
-            place = (left, y / total, 0.94 / columns, 0.96 * side / total)
+            place = (left, y / total, 0.94 / columns, (high - 0.04 * side) / total)
             draw_picture(figure.add_axes(place, anchor="S"), images[index])
             y -= 0.4 * line
             for number, block in enumerate(blocks[index]):

@@ -22,16 +22,22 @@ from ..generation import generate
 from ..lm.opt import OPT
 from ..lm.protocol import LanguageModel
 from . import viz
-from .pipeline import Step, pipeline
+from .flow import Box, flow
 
 
 def decoder_figure() -> Figure:
     """The data flow of a decoder-only language model, and the place where vectors that are no words can enter."""
-    return pipeline([Step("text", "“a red star”", viz.TEXT), Step("tokenizer", "ids, b t", viz.TEXT),
-                     Step("word table", "vectors, b t e\na soft prompt, b q e,\nenters here", viz.QUERY),
-                     Step("blocks, under\na causal mask", "states h, b t e", viz.TEXT, frozen=True),
-                     Step("word table,\ntransposed", "logits, b t n", viz.TEXT, frozen=True),
-                     Step("softmax", "probabilities of\nthe next word", viz.TEXT)])
+    boxes: dict[str, Box] = {
+        "text": (0, 12, 11, 7, "text:\n“a red star”", viz.TEXT),
+        "ids": (15, 12, 11, 7, "tokenizer:\nids (b t)", viz.TEXT),
+        "table": (30, 12, 11, 7, "word table E", viz.TEXT), "vectors": (45, 12, 11, 7, "vectors\n(b t e)", None),
+        "blocks": (60, 12, 14, 7, "blocks under a\ncausal mask:\nstates h (b t e)", viz.TEXT),
+        "logits": (78, 12, 13, 7, "word table Eᵀ:\nlogits (b t n)", viz.TEXT),
+        "chances": (95, 12, 13, 7, "softmax:\nprobabilities of\nthe next word", viz.TEXT),
+        "soft": (45, 1, 11, 6, "soft prompt\n(b q e)", viz.QUERY)}
+    line = ["text", "ids", "table", "vectors", "blocks", "logits", "chances"]
+    return flow(boxes, [*zip(line, line[1:], strict=False), ("soft", "vectors")], dotted=("table", "blocks", "logits"),
+                notes=[(0, 4, "dotted: frozen in BLIP-2")], unit=0.083)
 
 
 def states(model: LanguageModel, embeds: Tensor, mask: Tensor) -> Tensor:
@@ -132,17 +138,19 @@ def slopes(model: OPT, ids: Tensor) -> Tensor:
 
 
 def slope_figure(values: Tensor, tokens: Sequence[str]) -> Figure:
-    """Derivatives (s k) on a scale of powers of ten; cells that are exactly zero are grey and say 0."""
+    """Derivatives (s k) on a scale of powers of ten; exact zeros are grey and say 0, a line follows the diagonal."""
     figure = Figure(figsize=(5.6, 4.6), layout="constrained")
     panel = figure.subplots()
     drawn = panel.imshow(viz.as_array(values.log10().where(values > 0, torch.nan)), cmap="viridis")
     panel.set_facecolor(viz.FORBIDDEN)
     for row, column in (values == 0).nonzero().tolist():
         panel.text(column, row, "0", ha="center", va="center", fontsize=9, color=viz.QUIET)
+    edge = [(0.5 + (step + 1) // 2, 0.5 + step // 2) for step in range(-1, 2 * len(tokens) - 2)]
+    panel.plot(*zip(*edge, strict=True), color=viz.INK, linewidth=2.2)  # below it: a word and those before it
     panel.set_xticks(range(len(tokens)), tokens, rotation=90)
     panel.set_yticks(range(len(tokens)), tokens)
-    panel.set(title="row depends on column", xlabel="word", ylabel="state at")
-    figure.colorbar(drawn, ax=panel, shrink=0.8, label="derivative, power of ten")
+    panel.set(title="how much a state depends on a word", xlabel="word", ylabel="state at")
+    figure.colorbar(drawn, ax=panel, shrink=0.8, label="log₁₀ of the derivative")
     return figure
 
 
@@ -167,18 +175,6 @@ def shift_figure(ids: Tensor, mask: Tensor, tokenizer: Tokenizer) -> Figure:
             panel.text(-1.05, -2 * row - line - 0.35 * row, name, ha="center", va="center", color=viz.QUIET)
     panel.set(xlim=(-0.6, ids.shape[1] - 0.5), ylim=(-2.35 * len(ids) + 0.8, 0.5))
     panel.axis("off")
-    return figure
-
-
-def mixing_figure(share: Tensor, red: Tensor, blue: Tensor, title: str) -> Figure:
-    """Probabilities of two colours while the vector that stands for the colour moves from one to the other."""
-    figure = Figure(figsize=(6.2, 3), layout="constrained")
-    panel = figure.subplots()
-    for values, name, colour, dash in ((red, "red", viz.WRONG, "--"), (blue, "blue", viz.TEXT, "-")):
-        panel.plot(share, values, color=colour, linestyle=dash, label=f"“{name}”")
-    panel.set(xlabel="share of blue in the vector", ylabel="probability of the word", ylim=(-0.03, 1.03), title=title)
-    panel.legend(loc="center left")
-    panel.grid(axis="y")
     return figure
 
 

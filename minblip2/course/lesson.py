@@ -19,7 +19,7 @@ from ..training.recipes import SCENES, default_data
 from ..training.shipping import working_copy
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS_PER_MINUTE = 83  # prose and code together, as readers of the first edition needed
+WORDS_PER_MINUTE = 70  # prose and code together; a fresh reader of each lesson needed 59 to 90, 70 on average
 
 
 def __getattr__(name: str) -> Path:

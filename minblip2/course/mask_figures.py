@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -20,6 +19,7 @@ USES = {  # name of a mask -> (from queries to text?, from text to queries?, wha
     "bi-directional (ITM)": (True, True, "every word"),
     "multimodal causal (ITG)": (True, False, "itself and the\nwords before it"),
 }
+LEGEND = "green: the derivative is not zero; grey with a 0: exactly zero"
 
 
 def three_uses() -> Figure:
@@ -63,10 +63,9 @@ def _frame(panel: Axes, names: Sequence[str], queries: int, title: str) -> None:
     panel.set_xlabel(title, weight="bold")
 
 
-def _derivatives(panel: Axes, values: Tensor, scale: Normalize) -> None:
-    """The size of each derivative as a colour; exact zeros are grey and say 0."""
-    panel.set_facecolor(FORBIDDEN)
-    panel.imshow(values.log10().where(values > 0, torch.nan), cmap="viridis", norm=scale)
+def _derivatives(panel: Axes, values: Tensor) -> None:
+    """Coloured where the derivative is not zero; exact zeros are grey and say 0."""
+    panel.imshow(values > 0, cmap=ListedColormap([FORBIDDEN, IMAGE]), vmin=0, vmax=1)
     for row, column in (values == 0).nonzero().tolist():
         panel.text(column, row, "0", ha="center", va="center", fontsize=9, color=QUIET)
 
@@ -76,22 +75,14 @@ def _through(blocks: int) -> str:
     return f"derivative through {blocks} block{'s' * (blocks > 1)}"
 
 
-def _common_scale(maps: Sequence[Tensor]) -> Normalize:
-    """From the smallest to the largest power of ten in any of the maps."""
-    powers = torch.cat([values[values > 0] for values in maps]).log10()
-    return Normalize(powers.min().item(), powers.max().item())
-
-
 def dependence_maps(masks: Mapping[str, Tensor], maps: Mapping[str, Mapping[int, Tensor]], names: Sequence[str],
                     queries: int) -> Figure:
     """Each mask (s s) in a row of its own, beside the derivatives (s s) of outputs by inputs through some blocks.
 
-    maps: name of a mask -> number of blocks -> derivatives; all have one colour scale.
+    maps: name of a mask -> number of blocks -> derivatives.
     """
     blocks = len(next(iter(maps.values())))
-    scale = _common_scale([values for both in maps.values() for values in both.values()])
-    figure = Figure(figsize=(8.4, 2.7 * len(masks) + 1.2), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 0.985))  # with a colour bar below, it forgets what stands on top
+    figure = Figure(figsize=(7.4, 2.2 * len(masks) + 0.9), layout="constrained")
     side = 1 + (torch.arange(len(names)) >= queries).int()  # 1: a query is looked at, 2: a word is
     for line, (name, mask) in zip(figure.subplots(len(masks), 1 + blocks, squeeze=False), masks.items(), strict=True):
         _frame(line[0], names, queries, "the mask")
@@ -99,24 +90,23 @@ def dependence_maps(masks: Mapping[str, Tensor], maps: Mapping[str, Mapping[int,
         line[0].imshow(mask * side, cmap=ListedColormap([FORBIDDEN, QUERY, TEXT]), vmin=0, vmax=2)
         for panel, (count, values) in zip(line[1:], maps[name].items(), strict=True):
             _frame(panel, names, queries, _through(count))
-            _derivatives(panel, values, scale)
+            _derivatives(panel, values)
         for panel in line:
             panel.label_outer()  # names and titles stand once, at the left and above the top row
-    figure.colorbar(ScalarMappable(scale, "viridis"), ax=figure.axes, location="bottom", shrink=0.5, aspect=40,
-                    label="size of the derivative, as a power of ten; grey with a 0: exactly zero")
+    figure.supxlabel(LEGEND, fontsize=10)
     return figure
 
 
 def leak(maps: Mapping[int, Tensor], names: Sequence[str], queries: int) -> Figure:
     """Derivatives (s s) under a leaky mask through some numbers of blocks, the words among themselves framed."""
-    scale, size = _common_scale(list(maps.values())), len(names) - queries
-    figure = Figure(figsize=(9, 4.3), layout="constrained")
+    size = len(names) - queries
+    figure = Figure(figsize=(7.4, 4.1), layout="constrained")
     for panel, (count, values) in zip(figure.subplots(1, len(maps)), maps.items(), strict=True):
         _frame(panel, names, queries, _through(count))
-        _derivatives(panel, values, scale)
+        _derivatives(panel, values)
         panel.add_patch(Rectangle((queries - 0.42, queries - 0.42), size - 0.16, size - 0.16, fill=False,
                                   edgecolor=WRONG, linewidth=2.5, zorder=5))
-    figure.colorbar(ScalarMappable(scale, "viridis"), ax=figure.axes, shrink=0.8, label="derivative, power of ten")
+    figure.supxlabel(LEGEND, fontsize=10)
     return figure
 
 

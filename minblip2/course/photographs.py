@@ -108,11 +108,11 @@ def marked(texts: Sequence[str]) -> list[str]:
 
 
 def sheet(captions: Sequence[str], **others: Sequence[str]) -> Figure:
-    """All photographs with their captions, marked, and what others say of them: name -> texts."""
+    """All photographs, cut as the encoder sees them, with their captions, marked, and others': name -> texts."""
     data = photographs()
     texts = [{f"{number}": caption} | {name: some[number - 1] for name, some in others.items()}
              for number, caption in enumerate(marked(captions), start=1)]
-    return figures.caption_sheet([load_image(path) for path in data.paths], texts)
+    return figures.caption_sheet([DINO.crop_and_resize(load_image(path)) for path in data.paths], texts)
 
 
 def show_said() -> None:

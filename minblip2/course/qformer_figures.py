@@ -47,8 +47,8 @@ def draw_block(panel: Axes, running: Mapping[str, Iterable[str]], labels: Mappin
                ) -> None:
     """One block from left to right; running: part -> the sides ("queries", "text") that go through it.
 
-    labels: what stands at the start of a side, and under "image" at the arrow of keys and values; `reads`: whether
-    the block has cross-attention at all.
+    labels: what stands at the start of a side, under "image" at the arrow of keys and values, and under "norm" behind
+    each part, if it is not "norm"; `reads`: whether the block has cross-attention at all.
     """
     sides = {side for some in running.values() for side in some}
     for side in (QUERIES, WORDS):
@@ -64,7 +64,7 @@ def draw_block(panel: Axes, running: Mapping[str, Iterable[str]], labels: Mappin
     for part, ((x, width, label), owners) in PARTS.items():
         if part == "cross_attention" and not reads:
             continue
-        going = set(running.get(part, ()))
+        going, label = set(running.get(part, ())), label.replace("norm", labels.get("norm", "norm"))
         if len(owners) == 2:  # grey, since it is shared; the half of a side that is absent is white
             middle, top = LEVEL[QUERIES] - 0.15, LEVEL[QUERIES] + TALL
             low, high = 0.0 if WORDS in going else middle, top if QUERIES in going else middle
@@ -86,8 +86,10 @@ def data_flow() -> Figure:
     """One block that reads the image, with the shapes of what goes through it."""
     figure = Figure(figsize=(9, 2.9))
     every = {part: owners for part, (_, owners) in PARTS.items()}
-    draw_block(figure.add_axes((0, 0, 1, 1)), every,
-               {QUERIES: "queries\n(b q e)", WORDS: "text\n(b t e)", "image": "keys and values of the image (b h v d)"})
+    panel, (x, width, _) = figure.add_axes((0, 0, 1, 1)), PARTS["cross_attention"][0]
+    draw_block(panel, every, {QUERIES: "queries\n(b q e)", WORDS: "text\n(b t e)", "norm": "+, norm",
+                              "image": "keys and values of the image (b h v d)"})
+    panel.text(x + width / 2, LEVEL[QUERIES] - 0.13, "in every second block", ha="center", va="center", fontsize=8)
     return figure
 
 
@@ -160,6 +162,6 @@ def races(logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str,
             panel.plot([entry["step"] for entry in log], [entry[key] for entry in log], color=colour, linestyle=dash,
                        linewidth=1.3, label=None if seed else name)
     panel.axhline(blind, color=QUIET, linestyle=":", label="a model without the image")
-    panel.set(title=key, xlabel="step", ylabel="nats", ylim=(0, None))
+    panel.set(title=key, xlabel="step", ylabel="nats per word", ylim=(0, None))
     figure.legend(loc="outside right center")
     return figure

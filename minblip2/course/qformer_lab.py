@@ -80,6 +80,24 @@ def randomised(module: Module, seed: int = 0) -> Module:
     return module.eval()
 
 
+@torch.no_grad()
+def what_runs(block: QFormerBlock, x: Tensor, num_queries: int, image: Tensor) -> dict[str, list[str]]:
+    """Which sides go through each part of a block: found with hooks by the number of tokens that come out of it.
+
+    x (b s e), whose first `num_queries` tokens are queries, of another number than words; image (b v image_width).
+    """
+    words, running = x.shape[1] - num_queries, {}
+    sides = {num_queries: ["queries"], words: ["text"]}
+    sides[x.shape[1]] = [side for count, (side,) in sides.items() if count]
+    hooks = [part.register_forward_hook(lambda _, inputs, out, name=name: running.update({name: sides[out.shape[1]]}))
+             for name, part in block.named_children()]
+    reads = num_queries and block.cross_attention is not None
+    block(x, num_queries, block.cross_attention.project(image) if reads else None, None, None)
+    for hook in hooks:
+        hook.remove()
+    return running
+
+
 class OneEach(nn.Module):
     """Self-attention in which queries and text have projections of their own, and meet in one softmax over all keys."""
 
@@ -162,12 +180,13 @@ def verdicts(logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> lis
     A difference shows when it is larger than three standard errors of the paired differences.
     """
     rows = []
-    for title, value in ((f"{NAMING}, mean over the run", lambda log: statistics.mean(one[NAMING] for one in log)),
-                         (f"{FITTING}, at the end", lambda log: log[-1][FITTING])):
+    for title, value, digits in (
+            (f"{NAMING}, mean over the run", lambda log: statistics.mean(one[NAMING] for one in log), 2),
+            (f"{FITTING}, at the end", lambda log: log[-1][FITTING], 1)):
         one, other = ([value(log) for log in runs] for runs in logs.values())
         gains = [b - a for a, b in zip(one, other, strict=True)]
         least = 3 * statistics.stdev(gains) / len(gains) ** 0.5
-        rows.append([title, *(f"{statistics.mean(run):.3g} ± {statistics.stdev(run):.2g}" for run in (one, other)),
-                     f"{statistics.mean(gains):+.2g}", f"{least:.2g}",
+        rows.append([title, *(f"{statistics.mean(run):.{digits}f} ± {statistics.stdev(run):.{digits}f}"
+                              for run in (one, other)), f"{statistics.mean(gains):+.{digits}f}", f"{least:.{digits}f}",
                      "yes" if abs(statistics.mean(gains)) > least else "no"])
     return rows

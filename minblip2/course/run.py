@@ -120,12 +120,13 @@ def main() -> int:
         return None
 
     with ThreadPoolExecutor(args.jobs) as pool, progress_bar(total=len(chosen), unit="notebook", leave=False) as bar:
-        for failure in (future.result() for future in as_completed([pool.submit(run_one, path) for path in chosen])):
+        failures = []
+        for future in as_completed([pool.submit(run_one, path) for path in chosen]):
+            failures += filter(None, [future.result()])
             bar.update()
-            if failure:
-                print(failure, file=sys.stderr)
-                pool.shutdown(cancel_futures=True)
-                return 1
+    if failures:
+        print(*failures, f"course: {len(failures)} of {len(chosen)} notebooks failed", sep="\n", file=sys.stderr)
+        return 1
     taken = dict(wall_minutes=(time.perf_counter() - started) / 60, cpu_minutes=(cpu_seconds() - used) / 60,
                  cores=os.cpu_count(), machine=platform.processor() or platform.machine())
     print(f"\ncourse: {taken['wall_minutes']:.1f} minutes, {taken['cpu_minutes']:.1f} of CPU time, on "

@@ -6,9 +6,10 @@ is trained; it is how one gets a language model that says something within secon
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,19 +28,23 @@ from ..data.scenes import draw_scenes
 from ..data.tokenizer import Tokenizer
 from ..data.transforms import Transform
 from ..lm.opt import OPT, OPTConfig
+from ..lm.t5 import T5, T5Config
 from ..qformer import QFormer, QFormerConfig
 from ..stage1 import Stage1
 from ..stage2 import Stage2
+from ..training import budget
 from ..vit import EVA_G, ViT
 from ..weights.blip2 import Blip2
 from ..weights.keymap import spell_out
 from ..weights.names import EVA, STAGE1
 from ..weights.official import load_blip2
 from .flow import Box, flow
-from .viz import IMAGE, QUERY, TEXT, WRONG
+from .lesson import ROOT
+from .viz import FORBIDDEN, IMAGE, QUERY, TEXT, WRONG
 
 SIZES = dict(width=48, layers=2, heads=3, mlp_width=96)
 PIXELS = 56
+ROUNDING = 3e-6  # how far logits move, at most, when float32 adds up in another order: with a margin
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,37 @@ def save_stage1(stage1: Stage1, folder: Path) -> None:
     write_json(folder / "config.json", dict(model_type="blip-2", vision_config=vision, qformer_config=sizes))
 
 
+def official_language_models() -> dict[str, nn.Module]:
+    """The frozen language models of four published BLIP-2s, by the name of the hub folder, on the meta device."""
+    def flan_t5(width: int, mlp_width: int, heads: int) -> T5:
+        return T5(T5Config(vocab_size=32128, width=width, layers=24, heads=heads, head_width=64, mlp_width=mlp_width,
+                           gated=True, tied=False, scaled=False, activation="gelu"))
+
+    with torch.device("meta"):
+        return {"blip2-opt-2.7b": OPT(OPTConfig(vocab_size=50304, width=2560, layers=32, heads=32, mlp_width=10240)),
+                "blip2-opt-6.7b": OPT(OPTConfig(vocab_size=50304, width=4096, layers=32, heads=32, mlp_width=16384)),
+                "blip2-flan-t5-xl": flan_t5(2048, 5120, 32), "blip2-flan-t5-xxl": flan_t5(4096, 10240, 64)}
+
+
+def fetched(needs: Mapping[str, Mapping[int, float]]) -> dict[str, Blip2]:
+    """The official models that were fetched and fit into memory; of the others it is printed why they are left out.
+
+    needs: name -> bytes of a frozen number -> bytes of the model.
+    """
+    parts = Path(os.environ.get("MINBLIP2_PARTS", ROOT / "data" / "parts"))
+    device = budget.best_device()
+    free, value = budget.free_memory(device), budget.compute_dtype(device).itemsize
+    found = {}
+    for name in ("blip2-opt-2.7b", "blip2-flan-t5-xl"):
+        if not any((parts / name).glob("*.safetensors")):
+            print(f"{name}: not there; fetch it with: python data/download.py weights {name}")
+        elif free and needs[name][value] > 0.9 * free:
+            print(f"{name}: there, but it needs {needs[name][value] / 1e9:.0f} GB of memory")
+        else:
+            found[name] = Blip2.from_folder(parts / name)
+    return found
+
+
 def path_of_a_file() -> Figure:
     """How lesson 16 proves that two implementations are one model: one file, two readers, the same logits."""
     boxes: dict[str, Box] = {
@@ -142,16 +178,24 @@ def refusal(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
 
 
 def traps(rows: Sequence[tuple[str, float, int]], captions: int) -> Figure:
-    """Silent mistakes (name, how far the logits move, captions as before) as bars on a logarithmic axis."""
+    """Silent mistakes (name, how far the logits move, captions as before) as dots on a logarithmic axis.
+
+    A grey band has what rounding does in float32.
+    """
     rows = sorted(rows, key=lambda row: row[1])
-    figure = Figure(figsize=(8.8, 0.9 + 0.32 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8.8, 1.2 + 0.32 * len(rows)), layout="constrained")
     panel = figure.subplots()
+    panel.axvspan(1e-7, ROUNDING, color=FORBIDDEN, label="rounding")
     for line, (_, moved, kept) in enumerate(rows):
-        panel.barh(line, moved, left=0, color=TEXT if kept == captions else WRONG, height=0.7)
-        panel.text(moved * 1.3, line, f"{kept} of {captions} captions as before", va="center", fontsize=9)
-    panel.set(xscale="log", xlim=(1e-7, 200), xlabel="logits move by δ", yticks=range(len(rows)),
-              yticklabels=[name for name, *_ in rows])
+        same = kept == captions
+        panel.plot(moved, line, marker="o" if same else "X", markersize=9, linestyle="", color=TEXT if same else WRONG,
+                   label="all captions as before" if same else "some captions changed")
+        panel.text(moved * 1.5, line, f"{kept} of {captions} captions as before", va="center", fontsize=9)
+    panel.set(xscale="log", xlim=(1e-7, 200), ylim=(-0.6, len(rows) - 0.4), xlabel="logits move by δ",
+              yticks=range(len(rows)), yticklabels=[name for name, *_ in rows])
     ticks = [10.0**power for power in range(-7, 1)]
     panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.minorticks_off()
+    legend = {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(legend.values(), legend, loc="outside lower center", ncols=len(legend))
     return figure

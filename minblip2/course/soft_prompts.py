@@ -30,17 +30,17 @@ KINDS: dict[str, Sequence[str]] = {
 def stage2_flow() -> Figure:
     """Lesson 10: from image features to the loss of the words, and back."""
     boxes: dict[str, Box] = {
-        "features": (0, 15, 14, 6, "image features\n(b v e)", IMAGE),
+        "features": (0, 15, 14, 6, "image features\n(b v 1408)", IMAGE),
         "queries": (17, 15, 15, 6, "Q-Former, queries\nonly: (b q 768)", QUERY),
-        "projection": (35, 15, 14, 6, "linear layer\n768 → e of LM", QUERY),
+        "projection": (35, 15, 14, 6, "linear layer\n768 → e", QUERY),
         "prompt": (35, 7.5, 14, 5, "text prompt, as\nword vectors", TEXT),
         "text": (35, 0, 14, 5, "caption, as\nword vectors", TEXT),
-        "sequence": (53, 0, 14, 21, "one sequence\n(b s e)\n\n[soft prompt ;\n\nprompt ;\n\ncaption]", None),
+        "sequence": (53, 0, 14, 21, "one sequence\n(b s e)\n\nsoft prompt\n\ntext prompt\n\ncaption", None),
         "lm": (71, 6, 12, 9, "language\nmodel\nfrozen", TEXT),
         "loss": (87, 7, 14, 7, "−ln p of each\ncaption word,\nmean", None)}
     arrows = (("features", "queries"), ("queries", "projection"), ("projection", "sequence"), ("prompt", "sequence"),
               ("text", "sequence"), ("sequence", "lm"), ("lm", "loss"))
-    return flow(boxes, arrows, dotted=("lm", "features"))
+    return flow(boxes, arrows, dotted=("lm", "features", "prompt", "text"))
 
 
 def tape(tokens: Sequence[str], answers: Sequence[str], queries: int, is_real: Sequence[bool]) -> Figure:

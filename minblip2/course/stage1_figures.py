@@ -19,18 +19,18 @@ UNIT = 0.083  # inches: these three are as wide as a page
 def itc_flow() -> Figure:
     """ITC: images and captions apart, all cosines, the largest over queries, temperature, softmax both ways."""
     boxes: dict[str, Box] = {
-        "features": (0, 19, 14, 8, "image features,\nfrozen (b v e)", IMAGE),
-        "queries": (19, 19, 16, 8, "Q-Former,\nqueries alone", QUERY),
-        "vectors": (40, 19, 16, 8, "linear, length 1:\ng (b q e)", QUERY),
-        "text": (0, 4, 14, 8, "captions\n[CLS] ...", TEXT),
-        "encoder": (19, 4, 16, 8, "Q-Former,\ntext alone", TEXT),
-        "vector": (40, 4, 16, 8, "[CLS], linear,\nlength 1: t (b e)", TEXT),
-        "cosine": (61, 8, 13, 15, "all cosines\n(b n q)", None),
-        "best": (78, 8, 13, 15, "largest over\nthe queries,\n÷ temperature\n(b n)", None),
-        "loss": (95, 8, 14, 15, "cross-entropy\nof rows and\nof columns", None)}
+        "features": (0, 15, 14, 8, "image features,\nfrozen\n(b v image_width)", IMAGE),
+        "queries": (19, 15, 16, 8, "Q-Former,\nqueries alone", QUERY),
+        "vectors": (40, 15, 16, 8, "linear, length 1:\ng (b q embed_dim)", QUERY),
+        "text": (0, 0, 14, 8, "captions\n[CLS] ...", TEXT),
+        "encoder": (19, 0, 16, 8, "Q-Former,\ntext alone", TEXT),
+        "vector": (40, 0, 16, 8, "[CLS], linear,\nlength 1:\nt (b embed_dim)", TEXT),
+        "cosine": (61, 4, 13, 15, "all cosines\n(b n q)", None),
+        "best": (78, 4, 13, 15, "largest over\nthe queries,\n÷ temperature\n(b n)", None),
+        "loss": (95, 4, 14, 15, "cross-entropy\nof rows and\nof columns", None)}
     arrows = [("features", "queries"), ("queries", "vectors"), ("text", "encoder"), ("encoder", "vector"),
               ("vectors", "cosine"), ("vector", "cosine"), ("cosine", "best"), ("best", "loss")]
-    return flow(boxes, arrows, notes=[(12, 15.5, "uni-modal mask: no arrow between the two rows")], unit=UNIT)
+    return flow(boxes, arrows, notes=[(12, 11.5, "uni-modal mask: no arrow between the two rows")], unit=UNIT)
 
 
 def itm_flow() -> Figure:
@@ -60,7 +60,7 @@ def itg_flow() -> Figure:
         "out": (94, 2, 16, 9, "asked for:\na red circle [SEP]", TEXT)}
     arrows = [("image", "queries"), ("queries", "cache"), ("cache", "text"), ("in", "text"), ("text", "head"),
               ("head", "out")]
-    return flow(boxes, arrows, notes=[(72, 21.5, "multimodal causal mask")], unit=UNIT)
+    return flow(boxes, arrows, notes=[(58.5, 12.7, "multimodal causal mask")], unit=UNIT)
 
 
 def _queries(panel: Axes, values: Sequence[float] | Tensor, title: str, colour: str = QUERY) -> None:
@@ -127,29 +127,22 @@ def against_batch_size(sizes: Sequence[int], curves: Mapping[str, Sequence[float
     return figure
 
 
-def matrices(named: Mapping[str, Tensor], label: str = "probability in a row") -> Figure:
-    """Probabilities (b n) with which images pick captions, side by side on one scale, which `label` names."""
-    figure = Figure(figsize=(9, 3.3), layout="constrained")
+def matrices(named: Mapping[str, Tensor], label: str = "probability in a row", numbered: bool = False) -> Figure:
+    """Probabilities (b n) with which images pick captions, side by side on one scale, which `label` names.
+
+    `numbered` panels have numbers on their axes, from 1, and leave the mean of the true pairs to their names.
+    """
+    figure = Figure(figsize=(9, 3.7 if numbered else 3.3), layout="constrained")
     for panel, (name, matrix) in zip(figure.subplots(1, len(named)), named.items(), strict=True):
         drawn = panel.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
-        panel.set(title=name, xlabel=f"caption; its own gets {matrix.diagonal().mean():.2f}", ylabel="image",
-                  xticks=[], yticks=[])
+        if numbered:
+            panel.set(xlabel="caption", xticks=range(matrix.shape[1]), yticks=range(matrix.shape[0]))
+            panel.set_xticklabels(range(1, matrix.shape[1] + 1), fontsize=8)
+            panel.set_yticklabels(range(1, matrix.shape[0] + 1), fontsize=8)
+        else:
+            panel.set(xlabel=f"caption; its own gets {matrix.diagonal().mean():.2f}", xticks=[], yticks=[])
+        panel.set(title=name, ylabel="image")
     figure.colorbar(drawn, ax=figure.axes, shrink=0.7, label=label)
-    return figure
-
-
-def verdicts(picture: object, said: Mapping[str, Tensor]) -> Figure:
-    """For each query how much it favours a match (match − no match), by caption; the first is the true one."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    image, panel = figure.subplots(1, 2, width_ratios=(1, 3))
-    draw_picture(image, picture)
-    for k, ((caption, values), colour) in enumerate(zip(said.items(), (TEXT, WRONG), strict=True)):
-        panel.bar(torch.arange(1, len(values) + 1) + 0.4 * k - 0.2, values, width=0.4, color=colour,
-                  hatch="//" if k else "", edgecolor=PAPER,
-                  label=f"{'✓✗'[k]} {caption}: mean {values.mean():.1f}".replace("-", "−"))
-    panel.set(xlabel="query", ylabel="logit of match − no match", xticks=range(1, len(values) + 1))
-    panel.axhline(0, color=INK, linewidth=1, linestyle="-")
-    figure.legend(loc="outside lower center", ncols=1)
     return figure
 
 

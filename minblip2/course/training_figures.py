@@ -1,19 +1,15 @@
-"""What lessons draw and count of training runs: the schedule, curves between chance and floor, what queries see."""
+"""What lessons draw and count of training runs: the schedule, and curves between chance and floor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from ..data.scenes import COLOURS, SHAPES, SIDE, Scene
-from ..training.experts import patch_labels
 from ..training.loop import TrainConfig
 from .figures import NAMES
-from .viz import IMAGE, INK, QUERY, TEXT, make_panels
+from .viz import IMAGE, INK, TEXT, make_panels
 
 
 def schedule(rates: Sequence[float], config: TrainConfig) -> Figure:
@@ -55,46 +51,3 @@ def milestones(log: Sequence[Mapping[str, float]], chance: Mapping[str, float],
         for share in shares:
             found[share][name] = window // 2 + int((running < high - share * (high - end)).argmax())
     return found
-
-
-def profile(maps: Tensor, truths: Sequence[Scene], grid: tuple[int, int]) -> tuple[Tensor, list[str]]:
-    """How many times its fair share of attention each query gives to patches of each kind: (q k), names of the kinds.
-
-    maps (b q v) sum to 1 over the patches v of the scenes `truths`; a query that looks at all patches alike gets 1.
-    """
-    labels = torch.from_numpy(np.stack([patch_labels(truth, grid, SIDE) for truth in truths])).flatten(1, 2)
-    kinds = {"any thing": labels[..., 0] >= 0, "background": labels[..., 0] < 0}
-    kinds |= {name: labels[..., 1] == index for index, name in enumerate(SHAPES)}
-    kinds |= {name: labels[..., 0] == index for index, name in enumerate(COLOURS)}
-    found = [maps.shape[-1] * (maps * kind[:, None]).sum(dim=(0, 2)) / kind.sum() for kind in kinds.values()]
-    return torch.stack(found, dim=1), list(kinds)
-
-
-def profiles(values: Tensor, kinds: Sequence[str]) -> Figure:
-    """A profile (q k) as a map, queries ordered by how much they look at things."""
-    order = values[:, 0].argsort(descending=True)
-    figure, (panel,) = make_panels(1, 1, 8.8, 4.3)
-    drawn = panel.imshow(values[order], cmap="viridis", vmin=0, aspect="auto")
-    panel.set_yticks(range(len(order)), [f"q{query + 1}" for query in order])
-    panel.set_xticks(range(len(kinds)), kinds, rotation=45, ha="right")
-    panel.set_ylabel("query, sorted by attention to things")
-    first = 0
-    for group, count in (("", 2), ("patches of one shape", len(SHAPES)), ("patches of one colour", len(COLOURS))):
-        panel.text(first + count / 2 - 0.5, -0.7, group, ha="center", va="bottom")
-        panel.axvline(first - 0.5, color="white", linewidth=2, linestyle="-")
-        first += count
-    figure.colorbar(drawn, label="attention, times its fair share")
-    return figure
-
-
-def recall_bars(rows: Mapping[str, tuple[float, float, float]], chance: float) -> Figure:
-    """Measured shares with their intervals, one line each: name -> (share, low, high)."""
-    figure, (panel,) = make_panels(1, 1, 7.6, 0.9 + 0.32 * len(rows))
-    for place, (value, low, high) in enumerate(reversed(rows.values())):
-        panel.plot([100 * low, 100 * high], [place, place], color=QUERY, linestyle="-", linewidth=3)
-        panel.plot(100 * value, place, marker="o", color=INK, linestyle="")
-    panel.axvline(100 * chance, color=INK, linewidth=1.2, linestyle=(0, (2, 2)))
-    panel.set_yticks(range(len(rows)), list(rows)[::-1])
-    panel.set(xlabel=f"recall@1 in percent, with its 95 % interval; dashed: chance, {100 * chance:.1f} %",
-              xlim=(-2, 102), ylim=(-0.6, len(rows) - 0.4))
-    return figure

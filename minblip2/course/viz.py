@@ -122,8 +122,8 @@ def draw_box(panel: Axes, place: tuple[float, float, float, float], label: str, 
     faces += [(colour, "none", tint, 0.0, zorder[0]), ("none", edge or colour, 1.0, line, zorder[1])]
     for face, border, alpha, thick, order in faces:
         panel.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=f"round,pad=0,rounding_size={rounding}",
-                                       facecolor=face, edgecolor=border, alpha=alpha, linewidth=thick, linestyle=dash,
-                                       zorder=order))
+                                       facecolor=face, edgecolor=border, alpha=alpha, linewidth=thick, zorder=order,
+                                       linestyle=dash if thick else "-"))  # matplotlib 3.10 refuses dashes of no width
     panel.text(x + width / 2, y + height / 2, label, zorder=zorder[2],
                **{"ha": "center", "va": "center", "fontsize": 9, "color": INK} | words)
 

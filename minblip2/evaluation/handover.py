@@ -32,7 +32,7 @@ KEPT = ("*.safetensors", "*.json", "log.jsonl")  # of each part of a run; checkp
 RESEARCH_ONLY = "research only"
 FIGURES = {"pictures": "pictures", "loss": "loss, nats per token", "cider": "CIDEr-D ×100",
            "shuffled_cider": "— of another picture, the control", "bleu4": "BLEU-4 ×100",
-           "shuffled_bleu4": "— of another picture, the control", "distinct": "captions that differ"}
+           "shuffled_bleu4": "— of another picture, the control", "distinct": "different captions"}
 
 
 def caption_figures(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

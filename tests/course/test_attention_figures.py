@@ -35,3 +35,9 @@ def test_what_is_shown_is_said(monkeypatch):
     assert "softmax over the keys" in said[0]
     assert "plain: spread of the scores from 2 to 4, largest weight from 0.25 to 0.5, gradient from 0.5" in said[1]
     assert "2 heads drawn at random" in said[2]
+
+
+def test_the_root_keeps_softmax_healthy_at_any_width():
+    plain, scaled = (attention_figures.softmax_health(256, 256**power) for power in (0, -0.5))
+    assert abs(plain[0] / 16 - 1) < 0.1 and abs(scaled[0] - 1) < 0.1
+    assert plain[1] > 2 * scaled[1] and plain[2] < scaled[2] / 10

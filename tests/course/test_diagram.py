@@ -27,3 +27,10 @@ def test_every_label_fits_into_its_box():
         text = next(one for one in panel.texts if one.get_text() == label)
         box = text.get_window_extent().transformed(panel.transData.inverted())
         assert x < box.x0 and box.x1 < x + width and y < box.y0 and box.y1 < y + height, label
+
+
+def test_lesson_05_sees_a_feed_forward_for_each_side():
+    def labels(figure):
+        return [text.get_text() for text in figure.axes[0].texts].count("feed-forward")
+
+    assert labels(diagram.whole()) == 1 and labels(diagram.whole(["qformer"], two_sides=True)) == 2

@@ -191,7 +191,8 @@ def test_torchs_missing_kernels_are_errors_and_not_blanks():
     for answer in (of_bools, softmax_of_ids, not_mine):
         verdict = two.verdict(answer)
         assert verdict.status == checks.WRONG and f"in {answer.__name__}, line" in verdict.message
-        assert "NotImplementedError" in verdict.message and "x (2, 3)" in verdict.message
+        assert "x (2, 3)" in verdict.message
+        assert "NotImplementedError" in verdict.message or "RuntimeError" in verdict.message  # torch 2.6, for `bmm`
     assert "yes (1, 2, 3) of bool" in two.verdict(of_bools).message
 
 

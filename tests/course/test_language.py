@@ -85,8 +85,6 @@ def test_derivatives_by_later_words_are_zero_and_figures_show_them(model, words)
     batch = words.pad([words.encode("a red star"), words.encode("two")])
     labels = [text.get_text() for text in language.shift_figure(*batch, words).axes[0].texts]
     assert labels.count("reads") == labels.count("predicts") == 2 and labels.count("star") == 2
-    share = torch.linspace(0, 1, 3)
-    assert len(language.mixing_figure(share, 1 - share, share, "x").axes[0].lines) == 2
     assert len(language.belief_figure({"red": 0.1, "blue": 0.2}).axes[0].patches) == 2
     assert "soft prompt" in " ".join(text.get_text() for text in language.decoder_figure().axes[0].texts)
     assert math.isfinite(values.sum())

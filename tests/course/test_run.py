@@ -32,3 +32,14 @@ def test_runner_chooses(tmp_path):
     assert [path.stem for path in run.choose(tmp_path, ["01"])] == ["01_b"]
     with pytest.raises(ValueError, match="no notebook begins with '07'"):
         run.choose(tmp_path, ["00", "07"])
+
+
+def test_runner_goes_on_after_a_failure_and_tells_all(tmp_path, monkeypatch, capsys):
+    for name, code in (("00_a", "1 / 0"), ("01_b", "1 + 1"), ("02_c", "[][1]")):
+        run.write_notebook(new_notebook(cells=[new_code_cell(code)]), tmp_path / "folder" / f"{name}.ipynb")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["run", "--folder", str(tmp_path / "folder"), "--jobs", "1"])
+    assert run.main() == 1
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError" in said and "IndexError" in said and "2 of 3 notebooks failed" in said
+    assert len(list((tmp_path / "runs" / "course").iterdir())) == 3

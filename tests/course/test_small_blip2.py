@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from minblip2.course import small_blip2
+from minblip2.training import budget
 from minblip2.weights.blip2 import Blip2
 
 
@@ -29,5 +30,22 @@ def test_traps_are_sorted_and_marked():
     panel = figure.axes[0]
     assert [label.get_text() for label in panel.get_yticklabels()] == ["mild", "bad"]
     assert [text.get_text()[:6] for text in panel.texts] == ["8 of 8", "3 of 8"]
-    colours = [bar.get_facecolor() for bar in panel.patches]
+    colours = [dot.get_color() for dot in panel.lines]
     assert colours[0] != colours[1]
+
+
+def test_official_language_models_have_the_published_sizes():
+    sizes = {name: round(budget.parameters(lm) / 1e8) / 10
+             for name, lm in small_blip2.official_language_models().items()}
+    assert sizes == {"blip2-opt-2.7b": 2.7, "blip2-opt-6.7b": 6.7, "blip2-flan-t5-xl": 2.8, "blip2-flan-t5-xxl": 11.1}
+
+
+def test_what_was_not_fetched_or_does_not_fit_is_left_out_with_a_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINBLIP2_PARTS", str(tmp_path))
+    (tmp_path / "blip2-flan-t5-xl").mkdir()
+    (tmp_path / "blip2-flan-t5-xl" / "model.safetensors").touch()
+    monkeypatch.setattr(small_blip2.budget, "free_memory", lambda device: 1e9)
+    assert small_blip2.fetched({"blip2-flan-t5-xl": {2: 8e9, 4: 16e9}}) == {}
+    missing, large = capsys.readouterr().out.splitlines()
+    assert missing.startswith("blip2-opt-2.7b: not there; fetch it with: ")
+    assert large.startswith("blip2-flan-t5-xl: there, but it needs ")

@@ -20,7 +20,7 @@ from minblip2.course import (
     stage1_lab,
     t5_figures,
 )
-from minblip2.qformer import QFormer, QFormerConfig
+from minblip2.qformer import QFormer, QFormerBlock, QFormerConfig
 from minblip2.stage1 import Stage1
 
 SMALL = QFormerConfig(width=16, layers=2, heads=2, mlp_width=32, num_queries=3, image_width=8, vocab_size=11,
@@ -70,6 +70,15 @@ def test_every_parameter_has_an_owner():
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters()) and min(parts.values()) > 0
     assert qformer_lab.owner("norm.weight") == "embeddings"
     assert qformer_lab.owner("blocks.0.cross_norm.bias") == "cross-attention"
+
+
+def test_what_runs_in_a_block_is_told_by_side_and_nothing_stays_hooked():
+    block, x, image = QFormerBlock(SMALL, True), torch.randn(1, 7, 16), torch.randn(1, 5, 8)
+    assert qformer_lab.what_runs(block, x, 3, image)["self_attention"] == ["queries", "text"]
+    alone = qformer_lab.what_runs(block, x[:, 3:], 0, image)
+    assert alone["text_mlp"] == ["text"] and not {"cross_attention", "query_mlp"} & alone.keys()
+    assert qformer_lab.what_runs(block, x[:, :3], 3, image)["cross_attention"] == ["queries"]
+    assert not any(part._forward_hooks for part in block.modules())
 
 
 def test_separate_self_attention_with_equal_weights_is_shared_self_attention():

@@ -267,6 +267,18 @@ def test_caption_sheet_keeps_every_word_below_its_picture():
     assert "(empty)" in texts(figures.caption_sheet([picture()], [[""]]))
 
 
+def test_caption_sheet_leaves_no_gap_above_wide_pictures():
+    square, wide = np.zeros((40, 40, 3), np.uint8), np.zeros((20, 40, 3), np.uint8)
+    sheets = [figures.caption_sheet(some, [["a cat"]] * len(some))
+              for some in ([square], [wide], [square] * 4 + [wide] * 4, [wide, square])]
+    one, half, both, mixed = (figure.get_figheight() for figure in sheets)
+    assert half < 0.7 * one and both == pytest.approx(one + half) and mixed == pytest.approx(one)
+    for figure in sheets:
+        for panel in figure.axes:
+            panel.apply_aspect()
+            assert panel.bbox.width == pytest.approx(0.94 * 2.3 * figure.dpi)
+
+
 def test_retrieval_sheet_marks_right_and_wrong_in_words_too():
     figure = figures.retrieval_sheet("a cat", [picture()] * 3, [False, True, False])
     assert [panel.get_title(loc="left") for panel in figure.axes] == ["1 ✗ wrong", "2 ✓ right", "3 ✗ wrong"]

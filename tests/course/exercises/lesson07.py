@@ -14,6 +14,65 @@ from . import Answers
 # --- 07.1 -------------------------------------------------------------------------------------------------------------
 
 
+def mean_of_answers(states, queries, head):
+    return head(states[:, :queries]).mean(dim=1)
+
+
+def answer_of_mean(states, queries, head):
+    return F.linear(states[:, :queries].mean(dim=1), head.weight, head.bias)
+
+
+def one_by_one(states, queries, head):
+    return sum(head(states[:, place]) for place in range(queries)) / queries
+
+
+def by_einsum(states, queries, head):
+    return torch.einsum("bqe,ne->bn", states[:, :queries], head.weight) / queries + head.bias
+
+
+def by_weights(states, queries, head):
+    """The head asks everybody, and words count nothing."""
+    shares = (torch.arange(states.shape[1]) < queries).float() / queries
+    return (head(states) * shares[:, None]).sum(dim=1)
+
+
+def half_detached(states, queries, head):
+    said = mean_of_answers(states, queries, head)
+    return (said + said.detach()) / 2
+
+
+def in_place_states(states, queries, head):
+    with torch.no_grad():
+        states[:, queries:] = 0
+    return mean_of_answers(states, queries, head)
+
+
+# --- 07.2 -------------------------------------------------------------------------------------------------------------
+
+
+def rate(wrong):
+    p = 1 / (1 + wrong)
+    return p, -sum(share * math.log(share) for share in (p, 1 - p) if share), max(p, 1 - p)
+
+
+def rate_by_torch(wrong):
+    labels = torch.tensor([1.0] + [0.0] * wrong, dtype=torch.float64)
+    p = labels.mean()
+    return p, F.binary_cross_entropy(p.expand_as(labels), labels), max(p, 1 - p)
+
+
+def rated(said=None, loss=None, accuracy=None):
+    """The three numbers, some of them made otherwise from p."""
+    def predict(wrong):
+        right, p = rate(wrong), 1 / (1 + wrong)
+        return tuple(slip(p, wrong) if slip else number
+                     for slip, number in zip((said, loss, accuracy), right, strict=True))
+    return predict
+
+
+# --- 07.3 -------------------------------------------------------------------------------------------------------------
+
+
 def by_stage1(similarity, same_image):
     return Stage1.sample_negatives(None, similarity, same_image)
 
@@ -152,7 +211,7 @@ def in_place(similarity, same_image):
     return by_stage1(similarity, same_image)
 
 
-# --- 07.2 -------------------------------------------------------------------------------------------------------------
+# --- 07.4 -------------------------------------------------------------------------------------------------------------
 
 
 def by_blocks(wrong_image, wrong_text):
@@ -198,65 +257,6 @@ def third_first(images, texts, labels):
 def by_inverse(wrong_image, wrong_text):
     """The mistake to turn one side's draws round for the other."""
     return by_blocks(wrong_image, wrong_image.argsort())
-
-
-# --- 07.3 -------------------------------------------------------------------------------------------------------------
-
-
-def mean_of_answers(states, queries, head):
-    return head(states[:, :queries]).mean(dim=1)
-
-
-def answer_of_mean(states, queries, head):
-    return F.linear(states[:, :queries].mean(dim=1), head.weight, head.bias)
-
-
-def one_by_one(states, queries, head):
-    return sum(head(states[:, place]) for place in range(queries)) / queries
-
-
-def by_einsum(states, queries, head):
-    return torch.einsum("bqe,ne->bn", states[:, :queries], head.weight) / queries + head.bias
-
-
-def by_weights(states, queries, head):
-    """The head asks everybody, and words count nothing."""
-    shares = (torch.arange(states.shape[1]) < queries).float() / queries
-    return (head(states) * shares[:, None]).sum(dim=1)
-
-
-def half_detached(states, queries, head):
-    said = mean_of_answers(states, queries, head)
-    return (said + said.detach()) / 2
-
-
-def in_place_states(states, queries, head):
-    with torch.no_grad():
-        states[:, queries:] = 0
-    return mean_of_answers(states, queries, head)
-
-
-# --- 07.4 -------------------------------------------------------------------------------------------------------------
-
-
-def rate(wrong):
-    p = 1 / (1 + wrong)
-    return p, -sum(share * math.log(share) for share in (p, 1 - p) if share), max(p, 1 - p)
-
-
-def rate_by_torch(wrong):
-    labels = torch.tensor([1.0] + [0.0] * wrong, dtype=torch.float64)
-    p = labels.mean()
-    return p, F.binary_cross_entropy(p.expand_as(labels), labels), max(p, 1 - p)
-
-
-def rated(said=None, loss=None, accuracy=None):
-    """The three numbers, some of them made otherwise from p."""
-    def predict(wrong):
-        right, p = rate(wrong), 1 / (1 + wrong)
-        return tuple(slip(p, wrong) if slip else number
-                     for slip, number in zip((said, loss, accuracy), right, strict=True))
-    return predict
 
 
 # --- 07.5 -------------------------------------------------------------------------------------------------------------
@@ -347,52 +347,6 @@ def asked_one_by_one(cosine, match, k):
 
 
 ANSWERS = {
-    "sample_negatives": Answers(
-        [by_numpy,
-         by_stage1, by_gumbel, by_loop, by_large_number, by_categorical, by_choices],
-        [(with_one_noise, "one and the same"),
-         (draws(scores=lambda side: 1.4 * side), "too eagerly"),
-         (draws(scores=lambda side: 0.7 * side), "counts for too little"),
-         (draws(out=torch.zeros_like), "a true pair was drawn"),
-         (draws(out=lambda same: torch.eye(len(same), dtype=torch.bool)), "another caption"),
-         (late, "once there are probabilities"), (floored, "similarity plays no part"),
-         (draws(sides=lambda s: (s, s.T)), "exchanged"), (draws(sides=lambda s: (s, s)), "drawn from the rows"),
-         (draws(sides=lambda s: (s.T, s.T)), "drawn from the columns"),
-         (draws(scores=torch.zeros_like), "similarity plays no part"),
-         (draws(scores=lambda side: side.softmax(dim=1)), "similarity plays no part"),
-         (draws(scores=lambda side: -side), "the less similar"),
-         (draws(scores=lambda side: side / 0.2), "too eagerly"),
-         (draws(pick=lambda weights: weights.argmax(dim=1)), "the same was drawn"),
-         (finite, "each of them is true"), (draws(look=False), "by accident"),
-         (wrong_axis, "along which axis"), (wrong_axis_after, "along which axis"), (by_naive_exp, "exponential"),
-         (by_common_largest, "share one largest"), (draws(scores=torch.square), "may be negative"),
-         (draws(scores=torch.abs), "half of the"), (draws(scores=torch.relu), "half of the"),
-         (top_three, "too eagerly"),
-         (one_draw_for_both, ""), (draws(scores=lambda side: side * 0.07), "similarity"),
-         (draws(scores=lambda side: side - side.mean(dim=0, keepdim=True)), "along which axis"),
-         (in_place, "changed what it was given"),
-         (lambda *given: by_stage1(*given)[0], "asked for are two tensors"),
-         (draws(pick=lambda weights: torch.multinomial(weights, 1)), "(b)")]),
-    "match_triple": Answers(
-        [lambda image, text: [*by_blocks(image, text)[:2], torch.eq(*by_blocks(image, text)[:2]).long()],
-         by_blocks, by_stack, by_lists, lambda image, text: tuple(torch.from_numpy(part.numpy()) for part in by_blocks(
-            image, text))],
-        [(triple(lambda images, texts, labels: (images.int(), texts.int(), labels.int())), "int32"),
-         (triple(lambda images, texts, labels: (images, texts, 1 - labels)), "other way round"),
-         (both_wrong, "only the image is wrong"), (triple(side_by_side), "blocks"),
-         (triple(third_first), "other way round"),
-         (lambda wrong_image, wrong_text: by_blocks(wrong_text, wrong_image), "in each other's place"),
-         (triple(lambda images, texts, labels: (images, texts, labels.float())), "int64"),
-         (triple(lambda images, texts, labels: (images, texts, labels.roll(len(labels) // 3))), "beside their pairs"),
-         (triple(lambda images, texts, labels: (images, texts, torch.ones_like(labels))), "say match"),
-         (triple(lambda images, texts, labels: (images.flip(0), texts.flip(0), labels.flip(0))), "do not stand first"),
-         (triple(lambda images, texts, labels: (images, texts)), "three tensors"),
-         (triple(lambda images, texts, labels: tuple(part[:len(part) // 3 * 2] for part in (images, texts, labels))),
-          "(3b)"),
-         (triple(lambda images, texts, labels: (texts, images, labels)), "images and texts are exchanged"),
-         (by_inverse, "wrong_text"), (lambda image, text: by_blocks(image.sort().values, text), "`wrong_image` was"),
-         (lambda image, text: by_blocks(image, text[image]), "`wrong_text` was"),
-         (lambda image, text: by_blocks(image, image), "`wrong_text` was")]),
     "match_logits": Answers(
         [mean_of_answers, answer_of_mean, one_by_one, by_einsum, by_weights],
         [(lambda states, queries, head: head(states[:, :queries]).clamp(-3, 3).mean(dim=1), ""),
@@ -448,6 +402,52 @@ ANSWERS = {
          (lambda wrong: tuple(torch.tensor([p := torch.tensor(1 / (1 + wrong)), -p * p.log() - (1 - p) * (1 - p).log(),
                                             max(p, 1 - p)])), "nan"),
          (rated(accuracy=lambda p, wrong: min(p, 1 - p)), "share of wrong answers")]),
+    "sample_negatives": Answers(
+        [by_numpy,
+         by_stage1, by_gumbel, by_loop, by_large_number, by_categorical, by_choices],
+        [(with_one_noise, "one and the same"),
+         (draws(scores=lambda side: 1.4 * side), "too eagerly"),
+         (draws(scores=lambda side: 0.7 * side), "counts for too little"),
+         (draws(out=torch.zeros_like), "a true pair was drawn"),
+         (draws(out=lambda same: torch.eye(len(same), dtype=torch.bool)), "another caption"),
+         (late, "once there are probabilities"), (floored, "similarity plays no part"),
+         (draws(sides=lambda s: (s, s.T)), "exchanged"), (draws(sides=lambda s: (s, s)), "drawn from the rows"),
+         (draws(sides=lambda s: (s.T, s.T)), "drawn from the columns"),
+         (draws(scores=torch.zeros_like), "similarity plays no part"),
+         (draws(scores=lambda side: side.softmax(dim=1)), "similarity plays no part"),
+         (draws(scores=lambda side: -side), "the less similar"),
+         (draws(scores=lambda side: side / 0.2), "too eagerly"),
+         (draws(pick=lambda weights: weights.argmax(dim=1)), "the same was drawn"),
+         (finite, "each of them is true"), (draws(look=False), "by accident"),
+         (wrong_axis, "along which axis"), (wrong_axis_after, "along which axis"), (by_naive_exp, "exponential"),
+         (by_common_largest, "share one largest"), (draws(scores=torch.square), "may be negative"),
+         (draws(scores=torch.abs), "half of the"), (draws(scores=torch.relu), "half of the"),
+         (top_three, "too eagerly"),
+         (one_draw_for_both, ""), (draws(scores=lambda side: side * 0.07), "similarity"),
+         (draws(scores=lambda side: side - side.mean(dim=0, keepdim=True)), "along which axis"),
+         (in_place, "changed what it was given"),
+         (lambda *given: by_stage1(*given)[0], "asked for are two tensors"),
+         (draws(pick=lambda weights: torch.multinomial(weights, 1)), "(b)")]),
+    "match_triple": Answers(
+        [lambda image, text: [*by_blocks(image, text)[:2], torch.eq(*by_blocks(image, text)[:2]).long()],
+         by_blocks, by_stack, by_lists, lambda image, text: tuple(torch.from_numpy(part.numpy()) for part in by_blocks(
+            image, text))],
+        [(triple(lambda images, texts, labels: (images.int(), texts.int(), labels.int())), "int32"),
+         (triple(lambda images, texts, labels: (images, texts, 1 - labels)), "other way round"),
+         (both_wrong, "only the image is wrong"), (triple(side_by_side), "blocks"),
+         (triple(third_first), "other way round"),
+         (lambda wrong_image, wrong_text: by_blocks(wrong_text, wrong_image), "in each other's place"),
+         (triple(lambda images, texts, labels: (images, texts, labels.float())), "int64"),
+         (triple(lambda images, texts, labels: (images, texts, labels.roll(len(labels) // 3))), "beside their pairs"),
+         (triple(lambda images, texts, labels: (images, texts, torch.ones_like(labels))), "say match"),
+         (triple(lambda images, texts, labels: (images.flip(0), texts.flip(0), labels.flip(0))), "do not stand first"),
+         (triple(lambda images, texts, labels: (images, texts)), "three tensors"),
+         (triple(lambda images, texts, labels: tuple(part[:len(part) // 3 * 2] for part in (images, texts, labels))),
+          "(3b)"),
+         (triple(lambda images, texts, labels: (texts, images, labels)), "images and texts are exchanged"),
+         (by_inverse, "wrong_text"), (lambda image, text: by_blocks(image.sort().values, text), "`wrong_image` was"),
+         (lambda image, text: by_blocks(image, text[image]), "`wrong_text` was"),
+         (lambda image, text: by_blocks(image, image), "`wrong_text` was")]),
     "rerank": Answers(
         [asked_one_by_one,
          by_topk, by_sorted, by_lift],

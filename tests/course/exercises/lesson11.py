@@ -11,6 +11,80 @@ from . import Answers
 # --- 11.1 -------------------------------------------------------------------------------------------------------------
 
 
+def by_counting(prompt, written):
+    slow = fast = 0
+    for call in range(written):
+        slow += prompt + call
+        fast += prompt if call == 0 else 1
+    return slow, fast
+
+
+def by_formula(prompt, written):
+    return [written * prompt + written * (written - 1) // 2, prompt + written - 1]
+
+
+# --- 11.2 -------------------------------------------------------------------------------------------------------------
+
+
+def write_by_rows(next_logits, rows, end, max_length):
+    texts = [[] for _ in range(rows)]
+    while len(texts[0]) < max_length and not all(end in text for text in texts):
+        token = next_logits(torch.tensor(texts, dtype=torch.long)).argmax(dim=1).tolist()
+        texts = [[*text, end if end in text else one] for text, one in zip(texts, token, strict=True)]
+    return torch.tensor(texts)
+
+
+def write_by_sample(next_logits, rows, end, max_length):
+    ids = [torch.empty(rows, 0, dtype=torch.long)]
+
+    def go_on(token, mask, cache):
+        ids[0] = torch.cat([ids[0], token], dim=1)
+        return next_logits(ids[0])
+    return generation.greedy_or_sample(go_on, next_logits(ids[0]), torch.ones(rows, 1).bool(), generation.KVCache(1),
+                                       eos_id=end, max_length=max_length)
+
+
+def write_in_a_buffer(next_logits, rows, end, max_length):
+    ids = torch.full((rows, max_length), end)
+    for place in range(max_length):
+        going = ~(ids[:, :place] == end).any(dim=1)
+        if not going.any():
+            return ids[:, :place]
+        ids[going, place] = next_logits(ids[:, :place]).argmax(dim=1)[going]
+    return ids
+
+
+def write_ahead(next_logits, rows, end, max_length):
+    """The model is asked once more than its words are wanted."""
+    ids, finished = torch.empty(rows, 0, dtype=torch.long), torch.zeros(rows, dtype=torch.bool)
+    logits = next_logits(ids)
+    while ids.shape[1] < max_length and not finished.all():
+        token = torch.where(finished, end, logits.argmax(dim=1))
+        finished |= token == end
+        ids = torch.cat([ids, token[:, None]], dim=1)
+        logits = next_logits(ids)
+    return ids
+
+
+def written(stops=lambda finished, token, end: finished.all(), fill=lambda end: end, keep=True, pick=torch.argmax,
+            more=0):
+    """A loop with a slip."""
+    def write_of(next_logits, rows, end, max_length):
+        ids, finished = torch.empty(rows, 0, dtype=torch.long), torch.zeros(rows, dtype=torch.bool)
+        while ids.shape[1] < max_length + more:
+            token = pick(next_logits(ids), dim=1)
+            token = token.masked_fill(finished, fill(end)) if keep else token
+            finished = finished | (token == end)
+            ids = torch.cat([ids, token[:, None]], dim=1)
+            if stops(finished, token, end):
+                break
+        return ids
+    return write_of
+
+
+# --- 11.3 -------------------------------------------------------------------------------------------------------------
+
+
 def nucleus_by_loop(scores, top_p):
     kept = torch.full_like(scores, -torch.inf)
     for row, probabilities in enumerate(scores.softmax(dim=1)):
@@ -99,22 +173,7 @@ def unlikeliest(scores, top_p):
     return torch.where(generation.top_p_filter(-scores, top_p) > -torch.inf, scores, -torch.inf)
 
 
-# --- 11.2 -------------------------------------------------------------------------------------------------------------
-
-
-def by_counting(prompt, written):
-    slow = fast = 0
-    for call in range(written):
-        slow += prompt + call
-        fast += prompt if call == 0 else 1
-    return slow, fast
-
-
-def by_formula(prompt, written):
-    return [written * prompt + written * (written - 1) // 2, prompt + written - 1]
-
-
-# --- 11.3 -------------------------------------------------------------------------------------------------------------
+# --- 11.4 -------------------------------------------------------------------------------------------------------------
 
 
 def by_sorting(log_p, scores, beams):
@@ -184,7 +243,7 @@ def turned(answer):
     return lambda *given: tuple(part.flip(0) for part in answer(*given))
 
 
-# --- 11.4 -------------------------------------------------------------------------------------------------------------
+# --- 11.5 -------------------------------------------------------------------------------------------------------------
 
 
 def by_rows(log_p, mask, length_penalty):
@@ -210,65 +269,6 @@ def scored(make):
 def changing(log_p, mask, power):
     log_p[~mask] = 0
     return by_rows(log_p, mask, power)
-
-
-# --- 11.5 -------------------------------------------------------------------------------------------------------------
-
-
-def write_by_rows(next_logits, rows, end, max_length):
-    texts = [[] for _ in range(rows)]
-    while len(texts[0]) < max_length and not all(end in text for text in texts):
-        token = next_logits(torch.tensor(texts, dtype=torch.long)).argmax(dim=1).tolist()
-        texts = [[*text, end if end in text else one] for text, one in zip(texts, token, strict=True)]
-    return torch.tensor(texts)
-
-
-def write_by_sample(next_logits, rows, end, max_length):
-    ids = [torch.empty(rows, 0, dtype=torch.long)]
-
-    def go_on(token, mask, cache):
-        ids[0] = torch.cat([ids[0], token], dim=1)
-        return next_logits(ids[0])
-    return generation.greedy_or_sample(go_on, next_logits(ids[0]), torch.ones(rows, 1).bool(), generation.KVCache(1),
-                                       eos_id=end, max_length=max_length)
-
-
-def write_in_a_buffer(next_logits, rows, end, max_length):
-    ids = torch.full((rows, max_length), end)
-    for place in range(max_length):
-        going = ~(ids[:, :place] == end).any(dim=1)
-        if not going.any():
-            return ids[:, :place]
-        ids[going, place] = next_logits(ids[:, :place]).argmax(dim=1)[going]
-    return ids
-
-
-def write_ahead(next_logits, rows, end, max_length):
-    """The model is asked once more than its words are wanted."""
-    ids, finished = torch.empty(rows, 0, dtype=torch.long), torch.zeros(rows, dtype=torch.bool)
-    logits = next_logits(ids)
-    while ids.shape[1] < max_length and not finished.all():
-        token = torch.where(finished, end, logits.argmax(dim=1))
-        finished |= token == end
-        ids = torch.cat([ids, token[:, None]], dim=1)
-        logits = next_logits(ids)
-    return ids
-
-
-def written(stops=lambda finished, token, end: finished.all(), fill=lambda end: end, keep=True, pick=torch.argmax,
-            more=0):
-    """A loop with a slip."""
-    def write_of(next_logits, rows, end, max_length):
-        ids, finished = torch.empty(rows, 0, dtype=torch.long), torch.zeros(rows, dtype=torch.bool)
-        while ids.shape[1] < max_length + more:
-            token = pick(next_logits(ids), dim=1)
-            token = token.masked_fill(finished, fill(end)) if keep else token
-            finished = finished | (token == end)
-            ids = torch.cat([ids, token[:, None]], dim=1)
-            if stops(finished, token, end):
-                break
-        return ids
-    return write_of
 
 
 # --- of any size, of any kind -----------------------------------------------------------------------------------------
@@ -297,6 +297,41 @@ def filled_with_nothing(next_logits, rows, end, max_length):
 
 
 ANSWERS = {
+    "tokens_computed": Answers(
+        [by_counting, by_formula, lambda p, w: np.array(by_counting(p, w)),
+         lambda p, w: torch.tensor(by_counting(p, w)), lambda p, w: (np.int64(by_counting(p, w)[0]), float(p + w - 1))],
+        [(lambda p, w: (w * p + w * (w + 1) // 2, p + w - 1), "Nothing has been written yet"),
+         (lambda p, w: (w * (p + w), p + w - 1), "full length"), (lambda p, w: (w * p, p + w - 1), "are read as well"),
+         (lambda p, w: (by_formula(p, w)[0] + p + w, p + w - 1), "one call too many"),
+         (lambda p, w: (by_formula(p, w)[0], p + w), "last word ever read"),
+         (lambda p, w: (by_formula(p, w)[0], w), "read once"),
+         (lambda p, w: (by_formula(p, w)[0], p), "its key is wanted later"),
+         (lambda p, w: (p + w - 1, by_formula(p, w)[0]), "exchanged"),
+         (lambda p, w: by_formula(p, w)[0], "two numbers"),
+         (lambda p, w: (by_formula(p, w)[0] - w * p, p + w - 1), "in every call, too"),
+         (lambda p, w: (by_formula(p, w)[0] - w * p + p, p + w - 1), "computed anew"),
+         (lambda p, w: (by_formula(p, w)[0], by_formula(p, w)[0]), "costs without one"),
+         (lambda p, w: (by_formula(p, w)[0], w - 1), "read once"), (lambda p, w: (p * w * w, p + w - 1), "Add them up"),
+         (lambda p, w: tuple(map(str, by_formula(p, w))), "one number")]),
+    "write": Answers(
+        [write_by_lists,
+         write_by_rows, write_by_sample, write_in_a_buffer, write_ahead],
+        [(filled_with_nothing, "filled with the end token"),
+         (written(keep=False), "writes on after its end"),
+         (written(keep=False, stops=lambda finished, token, end: (token == end).all()), "writes on after its end"),
+         (written(stops=lambda finished, token, end: finished.any()), "first has ended"),
+         (written(stops=lambda finished, token, end: False), "every row has ended"),
+         (written(fill=lambda end: 7), "no words of it"),
+         (written(fill=lambda end: (end + 1) % 6), "filled with the end token"),
+         (written(pick=torch.argmin), "likeliest"),
+         (written(more=1), "max_length"), (written(stops=lambda finished, token, end: True), "words are written"),
+         (written(pick=lambda logits, dim: torch.multinomial(logits.softmax(dim), 1)[:, 0]), "likeliest"),
+         (written(pick=lambda logits, dim: (logits > 0).long().argmax(dim)), "likeliest"),
+         (lambda next_logits, rows, end, longest: written()(next_logits, rows, 0, longest), ""),
+         (lambda next_logits, rows, end, longest: written()(next_logits, rows, end, longest - 1), "words are written"),
+         (lambda next_logits, rows, end, longest: written()(lambda ids: next_logits(ids[:, -1:]), rows, end, longest),
+          ""),
+         (lambda *given: written()(*given).float(), "whole numbers"), (lambda *given: written()(*given)[:1], "rows")]),
     "nucleus": Answers(
         [nucleus_by_level,
          generation.top_p_filter, nucleus_by_loop, nucleus_by_pairs, nucleus_by_searching,
@@ -322,22 +357,6 @@ ANSWERS = {
                                                    -torch.inf), ""),
          (lambda scores, top_p: scores.masked_fill(generation.top_p_filter(scores, top_p) > -torch.inf, -torch.inf),
           "gone is what should be kept")]),
-    "tokens_computed": Answers(
-        [by_counting, by_formula, lambda p, w: np.array(by_counting(p, w)),
-         lambda p, w: torch.tensor(by_counting(p, w)), lambda p, w: (np.int64(by_counting(p, w)[0]), float(p + w - 1))],
-        [(lambda p, w: (w * p + w * (w + 1) // 2, p + w - 1), "Nothing has been written yet"),
-         (lambda p, w: (w * (p + w), p + w - 1), "full length"), (lambda p, w: (w * p, p + w - 1), "are read as well"),
-         (lambda p, w: (by_formula(p, w)[0] + p + w, p + w - 1), "one call too many"),
-         (lambda p, w: (by_formula(p, w)[0], p + w), "last word ever read"),
-         (lambda p, w: (by_formula(p, w)[0], w), "read once"),
-         (lambda p, w: (by_formula(p, w)[0], p), "its key is wanted later"),
-         (lambda p, w: (p + w - 1, by_formula(p, w)[0]), "exchanged"),
-         (lambda p, w: by_formula(p, w)[0], "two numbers"),
-         (lambda p, w: (by_formula(p, w)[0] - w * p, p + w - 1), "in every call, too"),
-         (lambda p, w: (by_formula(p, w)[0] - w * p + p, p + w - 1), "computed anew"),
-         (lambda p, w: (by_formula(p, w)[0], by_formula(p, w)[0]), "costs without one"),
-         (lambda p, w: (by_formula(p, w)[0], w - 1), "read once"), (lambda p, w: (p * w * w, p + w - 1), "Add them up"),
-         (lambda p, w: tuple(map(str, by_formula(p, w))), "one number")]),
     "beam_step": Answers(
         [step(), by_sorting, by_each_beam, by_unravelling],
         [(step(longer=lambda log_p, scores: log_p), "is forgotten"),
@@ -381,23 +400,4 @@ ANSWERS = {
          (lambda log_p, mask, power: by_rows(log_p, log_p != 0, power), "places of padding"),
          (lambda *given: -by_rows(*given), "the sign is turned"), (lambda *given: by_rows(*given) - 0.01, "should be"),
          (lambda *given: by_rows(*given)[:, None], "(b)")]),
-    "write": Answers(
-        [write_by_lists,
-         write_by_rows, write_by_sample, write_in_a_buffer, write_ahead],
-        [(filled_with_nothing, "filled with the end token"),
-         (written(keep=False), "writes on after its end"),
-         (written(keep=False, stops=lambda finished, token, end: (token == end).all()), "writes on after its end"),
-         (written(stops=lambda finished, token, end: finished.any()), "first has ended"),
-         (written(stops=lambda finished, token, end: False), "every row has ended"),
-         (written(fill=lambda end: 7), "no words of it"),
-         (written(fill=lambda end: (end + 1) % 6), "filled with the end token"),
-         (written(pick=torch.argmin), "likeliest"),
-         (written(more=1), "max_length"), (written(stops=lambda finished, token, end: True), "words are written"),
-         (written(pick=lambda logits, dim: torch.multinomial(logits.softmax(dim), 1)[:, 0]), "likeliest"),
-         (written(pick=lambda logits, dim: (logits > 0).long().argmax(dim)), "likeliest"),
-         (lambda next_logits, rows, end, longest: written()(next_logits, rows, 0, longest), ""),
-         (lambda next_logits, rows, end, longest: written()(next_logits, rows, end, longest - 1), "words are written"),
-         (lambda next_logits, rows, end, longest: written()(lambda ids: next_logits(ids[:, -1:]), rows, end, longest),
-          ""),
-         (lambda *given: written()(*given).float(), "whole numbers"), (lambda *given: written()(*given)[:1], "rows")]),
 }
