@@ -102,10 +102,19 @@ def loop() -> Figure:
 
 
 def bars(panel: Axes, scores: Tensor, name: Callable[[int], str], top: int = 6) -> None:
-    """The `top` likeliest words of logits (k) as bars, best on top; words below half a percent are left out."""
+    """The `top` likeliest words of logits (k), best on top: bars, and below half a percent only the numbers."""
     best, order = scores.softmax(dim=0).topk(top)
-    seen = max(1, int((best > 0.005).sum()))
-    panel.barh([name(index) for index in order[:seen].tolist()], best[:seen], color=TEXT)
+    seen, names = max(1, int((best > 0.005).sum())), [name(index) for index in order.tolist()]
+    panel.barh(names[:seen], best[:seen], color=TEXT)
+    for line, (word, share) in enumerate(zip(names, best.tolist(), strict=True)):
+        text = "> 99.9 %" if share > 0.9995 else "< 0.01 %" if share < 1e-4 else f"{100 * share:.2g} %"
+        text = f"{100 * share:.1f} %" if 0.099 < share <= 0.9995 else text
+        if line < seen:
+            inside = share > 0.6
+            panel.text(share + (-0.02 if inside else 0.02), line, text, va="center", fontsize=8,
+                       ha="right" if inside else "left", color="white" if inside else INK)
+        else:
+            panel.text(0.02, line, f"{word}  {text}", va="center", ha="left", fontsize=8, color=QUIET)
     panel.set(xlim=(0, 1), xlabel="probability", ylim=(top - 0.5, -0.5))
 
 
@@ -157,15 +166,15 @@ def endings(rows: Sequence[Sequence[int]], end: int, name: Callable[[int], str])
 
 
 def nuclei(scores: Mapping[str, Tensor], top_p: float, name: Callable[[int], str]) -> tuple[Figure, list[int]]:
-    """The ten likeliest words of logits (k) for each title, the nucleus in blue, the sum so far; and the sizes."""
+    """The twelve likeliest words of logits (k) for each title, the nucleus in blue, the sum so far; and the sizes."""
     figure, panels = make_panels(len(scores), 2, 4.55, 2.6)
     sizes = []
     for panel, (title, values) in zip(panels, scores.items(), strict=True):
-        best, order = values.softmax(dim=0).topk(10)
+        best, order = values.softmax(dim=0).topk(12)
         sizes.append(int(top_p_filter(values[None], top_p).isfinite().sum()))
         panel.bar([name(index) for index in order.tolist()], best,
-                  color=[TEXT if rank < sizes[-1] else "#ABABAB" for rank in range(10)])
-        panel.plot(range(10), best.cumsum(0), color=INK, marker=".", linestyle="-", linewidth=1)
+                  color=[TEXT if rank < sizes[-1] else "#ABABAB" for rank in range(12)])
+        panel.plot(range(12), best.cumsum(0), color=INK, marker=".", linestyle="-", linewidth=1)
         panel.axhline(top_p, color=WRONG, linewidth=1.2, linestyle="--")
         panel.tick_params(axis="x", rotation=40)
         panel.set_title(f"{title}: {sizes[-1]} kept")

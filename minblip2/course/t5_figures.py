@@ -62,13 +62,19 @@ def dependence_grids(grids: Mapping[str, Tensor], names: Sequence[str], kinds: S
 
 
 def buckets(ahead: Tensor, found: Mapping[str, Tensor], max_distance: int) -> Figure:
-    """The bucket of each distance (s), one panel for each title; dashed: the setting max_distance."""
-    figure = Figure(figsize=(8.8, 3.2), layout="constrained")
+    """The bucket of each distance (s), one panel for each title; dashed: the setting max_distance; small
+    panels: the nearest twenty."""
+    figure = Figure(figsize=(8.8, 3.6), layout="constrained")
     for panel, (name, bucket) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
         panel.step(ahead, bucket, where="mid", color=TEXT, linewidth=1.6)
         for edge in (-max_distance, max_distance)[:1 + (bucket[-1] > 0)]:
             line = panel.axvline(edge, color=QUERY, linewidth=1.2, linestyle="--", label=f"max_distance {max_distance}")
         panel.set(title=name, xlabel="how far the key stands ahead of the query")
+        near = ahead.abs() <= 20
+        detail = panel.inset_axes((0.28, 0.6, 0.18, 0.34) if bucket[-1] > 0 else (0.62, 0.3, 0.35, 0.62))
+        detail.step(ahead[near], bucket[near], where="mid", color=TEXT, linewidth=1.2)
+        detail.set(xticks=(-20, 0, 20))
+        detail.tick_params(labelsize=7)
     figure.axes[0].set_ylabel("bucket")
     figure.legend(handles=[line], loc="outside lower center")
     return figure

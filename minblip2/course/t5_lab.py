@@ -122,6 +122,23 @@ def from_keywords(lm: T5, tokenizer: Tokenizer, keywords: Sequence[str]) -> list
     return [f"{OPENING} {rest}" for rest in written_after(lm, tokenizer, given, mask)]
 
 
+def keywords_of(truths: Sequence[Scene], seed: int = 2) -> list[str]:
+    """Keywords of each scene, in an order drawn by lot."""
+    rng = random.Random(f"{seed} T5")
+    return [scene_captions.keywords(truth, rng) for truth in truths]
+
+
+def first_logits(lm: T5, given: Tensor, given_mask: Tensor) -> tuple[Tensor, float]:
+    """Logits (b vocab) of the first word after ids (b s), and the largest number in hidden states of both halves."""
+    sizes: list[float] = []
+    hooks = [block.register_forward_hook(lambda *call: sizes.append(call[2].abs().max().item()))
+             for block in (*lm.encoder.blocks, *lm.decoder.blocks)]
+    first, _ = lm.prefill(lm.embed(given), given_mask, lm.new_cache())
+    for hook in hooks:
+        hook.remove()
+    return lm.lm_logits(first).float(), max(sizes)
+
+
 def new_scenes(count: int = 150, seed: int = 1) -> tuple[list[Scene], list[str]]:
     """Scenes of one or two things, drawn apart from the training texts, and keywords of each."""
     rng, found = random.Random(f"{seed} T5"), []
