@@ -128,16 +128,15 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float]) -> str:
     lead = photographs["stage2_cider"] - photographs["stage1_cider"]
     said = [
         f"**Drawn scenes**, the bridge that ships: {scenes['stage2_things_seen']:.0f} % of captions have every colour "
-        f"and shape right, {scenes['stage2_things_unseen']:.0f} % where a pair of both is one that no caption of its "
-        "training held; "
+        f"and shape right, {scenes['stage2_things_unseen']:.0f} % on pairs of the two that its training never showed; "
         f"another picture's caption {scenes['shuffled_things']:.0f} %.",
         "**Questions that the bridge was never trained on**, answered right: "
-        + ", ".join(f"{kind} {scenes[f'ask_{kind}_own']:.0f} %" for kind in ASKED) + "; with another picture "
+        + ", ".join(f"{kind} {scenes[f'ask_{kind}_own']:.0f} %" for kind in ASKED) + "; shown a wrong picture "
         + ", ".join(f"{scenes[f'ask_{kind}_another']:.0f}" for kind in ASKED) + " %.",
         f"**Photographs**, {photographs['minutes_stage1'] + photographs['minutes_stage2']:.0f} minutes of training "
         f"without a GPU: CIDEr-D {photographs['stage2_cider']:.0f}, another picture's caption "
-        f"{photographs['shuffled_cider']:.0f}. The Q-Former alone reaches {photographs['stage1_cider']:.0f}, which is "
-        f"{'within' if abs(lead) < 2 * photographs['stage2_lead_sd'] else 'beyond'} luck.",
+        f"{photographs['shuffled_cider']:.0f}. The Q-Former alone reaches {photographs['stage1_cider']:.0f}: the "
+        f"language model's lead is {'within' if abs(lead) < 2 * photographs['stage2_lead_sd'] else 'beyond'} luck.",
         f"**Same numbers** as transformers and LAVIS, from the originals' own layouts: {len(rows_of('parity')) - 1} "
         f"kinds of comparison, largest difference {largest:.0e}.",
         f"**Speed**: a stage-1 step is {float(step[4]):.1f} times as fast as one made of transformers' models, with "
