@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import einsum, reduce, repeat
 from torch import Tensor, nn
 
-from .. import masks
+from .. import UserError, masks
 from ..attention import capture_attention
 from ..stage1 import Stage1
 from ..stage2 import Stage2
@@ -81,7 +81,12 @@ class Compare(nn.Module):
 
 
 def export_onnx(vit: ViT, stage1: Stage1, stage2: Stage2, folder: Path) -> dict[str, Path]:
-    """Write look.onnx, write.onnx and compare.onnx into a folder; their paths by name. Needs onnx and onnxscript."""
+    """Write look.onnx, write.onnx and compare.onnx into a folder; their paths by name. Needs onnx and onnxscript.
+
+    Raises UserError on PyTorch 2.6, whose exporter stops at batch norm.
+    """
+    if torch.__version__.startswith("2.6."):
+        raise UserError(f"PyTorch {torch.__version__} cannot export the bridge for a browser: install a newer one")
     folder.mkdir(parents=True, exist_ok=True)
     side, width = vit.config.image_size, stage2.lm.width
     q, v = stage2.qformer.config.num_queries, vit.config.grid**2
