@@ -4,7 +4,7 @@ RUN is a finished run of the scenes recipe. Its stage 1 is trained once more, fr
 and under the same seed, but the wrong text of each triple of ITM is the true caption with two colours changed places or
 one colour or shape replaced (`near_miss`). Then both stage 1 choose among ten captions that RUN's stage 2 wrote, as in
 lesson 11, and among ten that it drew at a high temperature, with many mistakes. Each stage 1 is a line of
-benchmarks/results/near_miss.jsonl.
+benchmarks/results/near_miss.jsonl; so is that of each run in --judges, which judges the same captions.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from minblip2.evaluation.scene_scores import QUESTIONS, foil_accuracy, longest_c
 from minblip2.qformer import ImageKV
 from minblip2.stage1 import Stage1
 from minblip2.training.bridge import Bridge, load_bridge, train_bridge
+from minblip2.training.loop import read_log
 from minblip2.training.recipes import SCENES, default_data
 from minblip2.training.texts import text_tokenizer
 
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the drawn scenes (default: those beside the run)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
+    parser.add_argument("--judges", type=Path, nargs="*", default=[], help="other finished runs of the scenes")
     options = parser.parse_args()
     bridge, data = load_bridge(options.run), default_data(SCENES, options.run, options.data)
     val, done = CocoCaptions(data, "val"), {(line["name"], line["seed"]) for line in known(options.results)}
@@ -167,6 +169,13 @@ def main() -> None:
         found = measure(trained, ten, wild, val, features)
         add(options.results, {"name": name, "seed": seed, "steps": SCENES.stage1.steps, "cpu_seconds": spent,
                               "images": len(val), "results": {key: round(value, 2) for key, value in found.items()}})
+    for run in options.judges:
+        other, steps = load_bridge(run), read_log(run / "stage1" / "log.jsonl")[-1]["step"]
+        seen = torch.from_numpy(other.features(val, run / "cache").copy()).float()
+        found = measure(other, ten, wild, val, seen)
+        add(options.results, {"name": f"as it is, {steps} steps", "seed": other.recipe.stage1.seed, "steps": steps,
+                              "cpu_seconds": None, "images": len(val),
+                              "results": {key: round(value, 2) for key, value in found.items()}})
 
 
 if __name__ == "__main__":

@@ -179,10 +179,11 @@ def test_differences_are_within_a_seed():
     assert earns.differences(lines, "things", seconds=240.0) == {}
 
 
-def test_both_judges_were_given_the_same_captions():
+def test_all_judges_were_given_the_same_captions():
     own, *others = ablations.known(Path(near_miss.RESULTS))
     assert own["name"] == "as it is" and others
     for line in others:
-        assert line["name"] == "near misses" and line["steps"] == own["steps"] and line["images"] == own["images"]
+        assert line["steps"] == own["steps"] or line["name"] == f"as it is, {line['steps']} steps"
+        assert line["images"] == own["images"]
         for key in ("first", "any", "frequent"):
             assert all(line["results"][name] == own["results"][name] for name in (key, f"wild_{key}"))
