@@ -40,7 +40,7 @@ from minblip2.qformer import QFormerConfig, QFormerOutput
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 from minblip2.training.bridge import Bridge, train_bridge
-from minblip2.training.recipes import LAPTOP, SCENES, Backbones, Recipe, build_scenes, default_data, shrink_and_perturb
+from minblip2.training.recipes import LAPTOP, SCENES, Backbones, Recipe, build_scenes, default_data
 from minblip2.training.stages import prompt_and_target
 
 RESULTS = Path(__file__).parent / "results" / "ablations.jsonl"
@@ -120,13 +120,13 @@ class Ablation(Recipe):
 
     def new_stage2(self, backbones: Backbones, stage1: Stage1) -> Stage2:
         """As in `Recipe`, with this kind of bridge."""
-        torch.manual_seed(self.stage2.seed)
-        bridge = stage1.qformer
-        if self.patches is not None:
-            bridge = Patches(backbones.qformer, size(bridge.query_branch()) if self.patches == "mlp" else 0)
-        stage2 = Stage2(stage1.vision_norm, bridge, backbones.lm, len(backbones.lm_tokenizer))
-        if self.warm_start < 1 and self.patches is None:
-            shrink_and_perturb(stage2.qformer, self.warm_start, backbones.qformer.init_std)
+        if self.patches is None:
+            stage2 = super().new_stage2(backbones, stage1)
+        else:
+            torch.manual_seed(self.stage2.seed)
+            hidden = size(stage1.qformer.query_branch()) if self.patches == "mlp" else 0
+            stage2 = Stage2(stage1.vision_norm, Patches(backbones.qformer, hidden), backbones.lm,
+                            len(backbones.lm_tokenizer))
         if self.frozen:
             for part in (stage2.vision_norm, stage2.qformer):
                 part.requires_grad_(False)

@@ -16,11 +16,11 @@ import random
 import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -34,9 +34,10 @@ from minblip2.data.entry import run_command
 from minblip2.data.files import read_json, write_json
 from minblip2.data.progress import progress_bar
 from minblip2.data.scene_dataset import load_scenes
-from minblip2.data.scene_questions import KINDS, one_of_each
+from minblip2.data.scene_questions import KINDS
 from minblip2.data.scenes import Scene
 from minblip2.evaluation import metrics
+from minblip2.evaluation.asking import evaluate_questions
 from minblip2.evaluation.scene_scores import QUESTIONS, longest_captions, scene_accuracy, write_after
 from minblip2.training.bridge import Bridge
 from minblip2.training.experts import TINY_VIT, ImageBatch, SceneImages
@@ -49,7 +50,9 @@ RESULTS = Path(__file__).parent / "results" / "earns.jsonl"
 SECONDS = 80.0  # of training in each run
 PACE = 60  # steps of each stage by which their seconds are measured
 ASKED = 250  # validation pictures about which questions are asked
+ANSWERED = ("own", "another", "guess")  # columns of what is asked that are kept
 MASKED = TrainConfig(steps=1000, learning_rate=2e-3)
+T = TypeVar("T")
 
 
 # --- what both arms are given -----------------------------------------------------------------------------------------
@@ -83,6 +86,17 @@ def with_wrong_captions(pairs: list[tuple[int, str]], share: float, seed: int) -
     return mixed
 
 
+def once(folder: Path, training: Callable[[bool], T]) -> tuple[T, float]:
+    """Train into a folder, or load what is there: what `training` gives, told whether it may go on, and the processor's
+    seconds that it took. Nothing goes on halfway."""
+    path = folder / "cpu.json"
+    finished, began = path.exists(), time.process_time()
+    trained = training(finished)
+    if not finished:
+        write_json(path, {"seconds": time.process_time() - began})
+    return trained, read_json(path)["seconds"]
+
+
 class MaskedPatches(nn.Module):
     """The tiny ViT with a linear head that paints the patches which it is not shown (arXiv 2111.09886)."""
 
@@ -109,11 +123,9 @@ def painting_loss(model: MaskedPatches, batch: ImageBatch) -> dict[str, Tensor]:
 def unlabelled_vit(folder: Path, config: TrainConfig = MASKED) -> ViT:
     """Train the tiny ViT on masked pictures, or load it from `folder`; returned frozen."""
     torch.manual_seed(config.seed)
-    model, batches, began = MaskedPatches(), SceneImages(config.batch_size, config.seed), time.process_time()
-    there = (folder / "model.safetensors").exists()
-    train(model, painting_loss, batches, config, folder, {"vit": TINY_VIT}, name="ViT from masked pictures")
-    if not there:
-        write_json(folder / "cpu.json", {"seconds": time.process_time() - began})
+    model, batches = MaskedPatches(), SceneImages(config.batch_size, config.seed)
+    once(folder, lambda resume: train(model, painting_loss, batches, config, folder, {"vit": TINY_VIT},
+                                      name="ViT from masked pictures", resume=resume))
     # The stem's batch norms have seen masked pictures only: their statistics are those of whole ones from here on.
     norms = [part for part in model.vit.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
@@ -173,16 +185,6 @@ ARMS = {BOTH: Arm(0.5, 0.5, 0.5), ALONE: Arm(0.0, 1.0), HALF: Arm(0.0, 0.5), AS_
 # --- running them -----------------------------------------------------------------------------------------------------
 
 
-def once(folder: Path, training: Callable[[bool], object]) -> float:
-    """Train into a folder, or load what is there: the processor's seconds that it took. Nothing goes on halfway."""
-    path = folder / "cpu.json"
-    finished, began = path.exists(), time.process_time()
-    training(finished)
-    if not finished:
-        write_json(path, {"seconds": time.process_time() - began})
-    return read_json(path)["seconds"]
-
-
 def train_stages(recipe: Ablation, setting: Setting, data: Path, encoder: ViT | None, cache: Path, stage1: Path,
                  stage2: Path) -> tuple[Bridge, list[float]]:
     """A bridge trained on a setting, and the processor's seconds of its stages."""
@@ -195,14 +197,14 @@ def train_stages(recipe: Ablation, setting: Setting, data: Path, encoder: ViT | 
     losses = partial(stage1_losses, loss_weights=recipe.loss_weights)
     spent = [once(stage1, lambda resume: train(
         bridge.stage1, losses, pairs, recipe.stage1, stage1, bridge.stage1_settings(split), "stage 1", resume,
-        bridge.device))]
+        bridge.device))[1]]
     bridge.stage1.eval()
     bridge.init_stage2(features)
     pairs = bridge.stage2_pairs(split, [features])
     losses = partial(stage2_losses, tokenizer=backbones.lm_tokenizer, prompt=recipe.prompt)
     spent.append(once(stage2, lambda resume: train(
         bridge.stage2, losses, pairs, recipe.stage2, stage2, bridge.stage2_settings(split), "stage 2", resume,
-        bridge.device)))
+        bridge.device))[1])
     bridge.stage2.eval()
     return bridge, spent
 
@@ -229,19 +231,10 @@ def measured_rates(recipe: Ablation, data: Path, out: Path) -> tuple[float, floa
 def answers(bridge: Bridge, features: Tensor, truths: Sequence[Scene]) -> dict[str, float]:
     """Percent of the questions of `evaluate_questions` answered rightly, by kind and the mean of all kinds: of the own
     picture, of another one, and by the commonest answer of each kind."""
-    rng, found = random.Random(0), {}
-    asked = [(row, question) for row, scene in enumerate(truths) for question in one_of_each(scene, rng)]
-    rows, texts = [row for row, _ in asked], [question.text for _, question in asked]
-    given = {name: bridge.blip2.ask(some[rows], texts, batch_size=100)
-             for name, some in (("own", features), ("another", features.roll(-2, 0)))}
-    for kind in KINDS:
-        some = [place for place, (_, question) in enumerate(asked) if question.kind == kind]
-        truth = [asked[place][1].answer for place in some]
-        right = {name: [texts[place] for place in some] for name, texts in given.items()}
-        right["guess"] = [Counter(truth).most_common(1)[0][0]] * len(truth)
-        found |= {f"ask_{kind}_{name}": 100 * float(np.mean(np.equal(said, truth))) for name, said in right.items()}
-    return found | {f"ask_{name}": float(np.mean([found[f"ask_{kind}_{name}"] for kind in KINDS]))
-                    for name in ("own", "another", "guess")}
+    asked = evaluate_questions(bridge.blip2, features, truths)
+    found = {column: {f"ask_{kind}_{column}": asked[f"ask_{kind}_{column}"] for kind in KINDS} for column in ANSWERED}
+    return {key: value for some in found.values() for key, value in some.items()} | {
+        f"ask_{column}": float(np.mean([*some.values()])) for column, some in found.items()}
 
 
 def measure(bridge: Bridge, data: CocoCaptions, features: np.ndarray) -> dict[str, float]:

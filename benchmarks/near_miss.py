@@ -12,19 +12,20 @@ from __future__ import annotations
 import argparse
 import random
 import re
-import time
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.ablations import Ablation, add, borrow, build, known
+from benchmarks.earns import once
 from minblip2.course.decoding import judged_pairs
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.entry import run_command
-from minblip2.data.files import read_json, write_json
+from minblip2.data.files import read_json
 from minblip2.data.scene_captions import judge, parse, phrase, swap_colours
 from minblip2.data.scene_dataset import load_scenes
 from minblip2.data.scenes import COLOURS, HELD_OUT, SHAPES
@@ -87,11 +88,8 @@ class NearMisses(Stage1):
             foil = tokenizer().encode(near_miss(tokenizer().decode(ids), rng))
             row[:len(foil)] = torch.tensor(foil)
         b = len(text_ids)
-        both = torch.cat([text_ids, wrong]), torch.cat([text_mask, text_mask])
-        images, texts = (torch.arange(b).repeat(3) for _ in range(2))
-        images[b:2 * b], texts[2 * b:] = negatives[0], torch.arange(b, 2 * b)
-        logits = self.itm_logits(image_kv.select(images), both[0][texts], both[1][texts])
-        return logits, (torch.arange(3 * b) < b).long()
+        return super().itm_triples(image_kv, torch.cat([text_ids, wrong]), torch.cat([text_mask, text_mask]),
+                                   (negatives[0], torch.arange(b, 2 * b)))
 
 
 def ten_captions(bridge: Bridge, features: Tensor, temperature: float | None = None) -> list[list[str]]:
@@ -139,6 +137,21 @@ def measure(bridge: Bridge, ten: list[list[str]], wild: list[list[str]], data: C
         name: recall[name] for name in ("itc_t2i_r1", "itm_t2i_r1", "itm_i2t_r1")}
 
 
+def pictures(bridge: Bridge, split: CocoCaptions, run: Path) -> Tensor:
+    """Image features (n v e) of a split, kept in the run's cache."""
+    return torch.from_numpy(bridge.features(split, run / "cache").copy()).float()
+
+
+def on_near_misses(run: Path, data: Path, seed: int) -> tuple[Bridge, float]:
+    """The recipe's stage 1 on the experts of `run`, trained on near misses, and the processor's seconds it took."""
+    recipe = Ablation(**vars(SCENES.with_seed(seed)), experts_of=run, model=NearMisses)
+    out = run.parent / f"near-misses-{seed}"
+    borrow(out, {"cache": run / "cache"})
+    trained, spent = once(out, lambda resume: train_bridge(replace(recipe, build=build), data, None, out, resume,
+                                                           stages=1))
+    return trained, round(spent, 1)
+
+
 def main() -> None:
     """Write the lines that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -150,32 +163,25 @@ def main() -> None:
     options = parser.parse_args()
     bridge, data = load_bridge(options.run), default_data(SCENES, options.run, options.data)
     val, done = CocoCaptions(data, "val"), {(line["name"], line["seed"]) for line in known(options.results)}
-    features = torch.from_numpy(bridge.features(val, options.run / "cache").copy()).float()
+    features = pictures(bridge, val, options.run)
     ten, wild = ten_captions(bridge, features), ten_captions(bridge, features, WILD)
-    own = read_json(options.run / "run.json")["seed"]
-    for name, seed in [("as it is", own), *(("near misses", seed) for seed in options.seeds)]:
-        if (name, seed) in done:
-            continue
-        trained, spent = bridge, None
-        if name == "near misses":
-            recipe = Ablation(**vars(SCENES.with_seed(seed)), experts_of=options.run, model=NearMisses)
-            out = options.run.parent / f"near-misses-{seed}"
-            borrow(out, {"cache": options.run / "cache"})
-            began, path = time.process_time(), out / "cpu.json"
-            trained = train_bridge(replace(recipe, build=build), data, None, out, stages=1)
-            if not path.exists():
-                write_json(path, {"seconds": time.process_time() - began})
-            spent = round(read_json(path)["seconds"], 1)
-        found = measure(trained, ten, wild, val, features)
-        add(options.results, {"name": name, "seed": seed, "steps": SCENES.stage1.steps, "cpu_seconds": spent,
-                              "images": len(val), "results": {key: round(value, 2) for key, value in found.items()}})
+
+    def record(name: str, run: Path, seed: int, steps: int, judging: Callable[[], tuple[Bridge, float | None]]) -> None:
+        """The line of one stage 1, unless it is there, on the features of the experts of `run`."""
+        if (name, seed) not in done:
+            trained, spent = judging()
+            found = measure(trained, ten, wild, val, pictures(trained, val, run))
+            add(options.results, {"name": name, "seed": seed, "steps": steps, "cpu_seconds": spent, "images": len(val),
+                                  "results": {key: round(value, 2) for key, value in found.items()}})
+
+    steps = SCENES.stage1.steps
+    record("as it is", options.run, bridge.recipe.stage1.seed, steps, lambda: (bridge, None))
+    for seed in options.seeds:
+        record("near misses", options.run, seed, steps, partial(on_near_misses, options.run, data, seed))
     for run in options.judges:
-        other, steps = load_bridge(run), read_log(run / "stage1" / "log.jsonl")[-1]["step"]
-        seen = torch.from_numpy(other.features(val, run / "cache").copy()).float()
-        found = measure(other, ten, wild, val, seen)
-        add(options.results, {"name": f"as it is, {steps} steps", "seed": other.recipe.stage1.seed, "steps": steps,
-                              "cpu_seconds": None, "images": len(val),
-                              "results": {key: round(value, 2) for key, value in found.items()}})
+        steps = read_log(run / "stage1" / "log.jsonl")[-1]["step"]
+        record(f"as it is, {steps} steps", run, read_json(run / "run.json")["seed"], steps,
+               lambda run=run: (load_bridge(run), None))
 
 
 if __name__ == "__main__":

@@ -101,14 +101,20 @@ def loop() -> Figure:
     return figure
 
 
+def _percent(share: float) -> str:
+    """A probability in percent, as exact as a reader can use."""
+    if share > 0.9995 or share < 1e-4:
+        return "> 99.9 %" if share > 0.5 else "< 0.01 %"
+    return f"{100 * share:.1f} %" if share > 0.099 else f"{100 * share:.2g} %"
+
+
 def bars(panel: Axes, scores: Tensor, name: Callable[[int], str], top: int = 6) -> None:
     """The `top` likeliest words of logits (k), best on top: bars, and below half a percent only the numbers."""
     best, order = scores.softmax(dim=0).topk(top)
     seen, names = max(1, int((best > 0.005).sum())), [name(index) for index in order.tolist()]
     panel.barh(names[:seen], best[:seen], color=TEXT)
     for line, (word, share) in enumerate(zip(names, best.tolist(), strict=True)):
-        text = "> 99.9 %" if share > 0.9995 else "< 0.01 %" if share < 1e-4 else f"{100 * share:.2g} %"
-        text = f"{100 * share:.1f} %" if 0.099 < share <= 0.9995 else text
+        text = _percent(share)
         if line < seen:
             inside = share > 0.6
             panel.text(share + (-0.02 if inside else 0.02), line, text, va="center", fontsize=8,
