@@ -227,7 +227,7 @@ def test_without_a_picture_the_language_model_reads_text_alone(run):
     assert before.shape == (3, 16, 128) and torch.equal(blip2.stage2.soft_prompt(images), before)
 
 
-def test_reranking_scores_are_logit_plus_cosine_and_order_matters_only_on_top(run):
+def test_reranking_scores_are_logit_plus_cosine_and_order_matters_only_on_top(run, monkeypatch):
     _, bridge = run
     data = CocoCaptions(run[0].parent / "data", "val")
     features = torch.from_numpy(np.array(bridge.features(data, run[0] / "cache")))[:6]
@@ -235,19 +235,26 @@ def test_reranking_scores_are_logit_plus_cosine_and_order_matters_only_on_top(ru
     retriever = bridge.retriever
     cosine = retriever.similarity(features, captions)
     i2t, t2i = (retriever.rerank(features, captions, cosine, top=2, dim=dim) for dim in (1, 0))
-    assert ((i2t > -50).sum(dim=1) == 2).all() and ((t2i > -50).sum(dim=0) == 2).all()
-    image, text = (int(i) for i in (i2t > -50).nonzero()[0])
+    seen = [torch.zeros_like(cosine, dtype=torch.bool).scatter(dim, cosine.topk(2, dim=dim).indices, True)
+            for dim in (1, 0)]
+    for scores, best in zip((i2t, t2i), seen, strict=True):
+        assert scores[~best].max() < scores[best].min() and torch.equal(
+            scores[~best].argsort(), cosine[~best].argsort()), "the others below, as ITC has them"
+    image, text = (int(i) for i in seen[0].nonzero()[0])
     ids, mask = retriever.text_ids([captions[text]])
     with torch.no_grad(), autocast(bridge.device):
         logit = bridge.stage1.itm_logits(bridge.stage1.image_kv(features[image : image + 1].float()), ids, mask)[0, 1]
     assert i2t[image, text] == pytest.approx(float(logit + cosine[image, text]), abs=2e-2)
     retriever.match_weight = 0.0  # the order of ITC alone, among the best
-    alone, none = retriever.rerank(features, captions, cosine, 2, 1), i2t <= -50
+    alone, none = retriever.rerank(features, captions, cosine, 2, 1), ~seen[0]
     assert torch.allclose(alone[~none] * float(bridge.stage1.temperature.detach()), cosine[~none], atol=1e-4)
     retriever.match_weight = 0.5
     margin = (retriever.rerank(features, captions, cosine, 2, 1) - alone)[~none]
     chance = retriever.match(features, captions)[~none]
     assert torch.allclose(torch.sigmoid(2 * margin), chance, atol=2e-2), "twice half of match - no match"
+    monkeypatch.setattr(bridge.stage1.temperature, "data", torch.tensor(0.001))  # scores of hundreds, of both signs
+    cold = retriever.rerank(features, captions, cosine - 1, 2, 1)
+    assert cold[~none].max() < -100 and cold[none].max() < cold[~none].min()
 
 
 def test_text_map_is_attention_times_positive_gradient(run):

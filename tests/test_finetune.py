@@ -16,6 +16,7 @@ from minblip2.__main__ import main
 from minblip2.data.coco import CocoCaptions
 from minblip2.evaluation.handover import finetune_and_measure
 from minblip2.training import finetune
+from minblip2.training.stages import prompt_of
 from minblip2.weights.blip2 import Blip2
 from minblip2.weights.checkpoint import open_hub
 
@@ -115,8 +116,8 @@ def test_too_little_memory_is_told_before(tmp_path, monkeypatch):
 def test_a_prompt_is_given_and_not_learned(tmp_path):
     for lm in ("opt", "t5"):
         blip2 = Blip2.from_folder(folder_of(lm, tmp_path / lm), torch.float32, CPU)
-        (ids,), (given, first) = finetune.caption_ids(blip2, ["A red bus!"], "a photo of"), finetune.prompt_of(
-            blip2, "a photo of")
+        (ids,), (given, first) = finetune.caption_ids(blip2, ["A red bus!"], "a photo of"), prompt_of(
+            blip2.tokenizer, "a photo of")
         assert given == blip2.tokenizer.encode_prompt("a photo of") and ids[:first] == given[:first]
         assert blip2.tokenizer.decode(ids[first:]) == "a red bus" and ids[-1] == blip2.tokenizer.eos_id
         whole = blip2.tokenizer.token_ids("a photo of a red bus")  # as one text is cut into pieces

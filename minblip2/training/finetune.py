@@ -34,6 +34,7 @@ from .budget import free_memory, kept_by_stage2, parameters
 from .checks import long_captions
 from .distributed import rank_and_size
 from .loop import TrainConfig, train
+from .stages import cut_prompt, prompt_of
 
 HALF = torch.bfloat16  # float16 would need its gradients scaled
 MAX_LENGTH = 32  # ids of a caption, as in LAVIS
@@ -100,24 +101,15 @@ def caption_ids(blip2: Blip2, captions: Sequence[str], prompt: str) -> list[list
     return [blip2.tokenizer.encode(gap + normalize_caption(caption), prompt, MAX_LENGTH) for caption in captions]
 
 
-def caption_losses(model: Stage2, batch: Batch, prompt_ids: Sequence[int], first: int) -> dict[str, Tensor]:
+def caption_losses(model: Stage2, batch: Batch, prompt_ids: list[int], first: int) -> dict[str, Tensor]:
     """Nats for each piece of a word that follows the prompt, which all texts begin with, for `first` ids."""
-    prompt = torch.tensor(list(prompt_ids), device=batch.text_ids.device).long().expand(len(batch.text_ids), -1)
-    out = model(batch.image_features, prompt, torch.ones_like(prompt, dtype=torch.bool), batch.text_ids[:, first:],
-                batch.text_mask[:, first:])
-    return {"loss": out.loss}
-
-
-def prompt_of(blip2: Blip2, prompt: str) -> tuple[list[int], int]:
-    """A prompt's ids as the model is given them, and how many of them a text in `caption_ids` begins with."""
-    ids = blip2.tokenizer.encode_prompt(prompt)
-    return ids, len(ids) - len(blip2.tokenizer.prompt_end)
+    return {"loss": model(batch.image_features, *cut_prompt(batch, prompt_ids, first)).loss}
 
 
 @torch.no_grad()
 def measured_loss(blip2: Blip2, data: CocoCaptions, features: np.ndarray, prompt: str, batch_size: int = 16) -> float:
     """Nats for each piece of a word of a split's captions."""
-    device, (prompt_ids, first) = blip2.device, prompt_of(blip2, prompt)
+    device, (prompt_ids, first) = blip2.device, prompt_of(blip2.tokenizer, prompt)
     rows, ids = [index for index, _ in data.pairs], caption_ids(blip2, [caption for _, caption in data.pairs], prompt)
     blip2.stage2.eval()
     total = count = 0.0
@@ -161,7 +153,7 @@ def finetune(blip2: Blip2, folder: str | Path, data: CocoCaptions, features: np.
     """
     if rank_and_size()[1] > 1:
         raise UserError("going on from a hub folder runs in one process: start it without torchrun")
-    prompt_ids, first = prompt_of(blip2, prompt)
+    prompt_ids, first = prompt_of(blip2.tokenizer, prompt)
     ids = caption_ids(blip2, [caption for _, caption in data.pairs], prompt)
     batches = PairBatches([features], [index for index, _ in data.pairs], ids, [record.id for record in data.images],
                           config.batch_size, config.seed, blip2.tokenizer.pad_id)

@@ -39,9 +39,18 @@ def prompt_and_target(batch: Batch, tokenizer: Tokenizer, prompt: str) -> tuple[
     """
     if tokenizer.prompt_end and not prompt:
         return split_prefix(batch.text_ids, batch.text_mask, tokenizer.eos_id)
+    return cut_prompt(batch, *prompt_of(tokenizer, prompt))
+
+
+def prompt_of(tokenizer: Tokenizer, prompt: str) -> tuple[list[int], int]:
+    """A prompt's ids as the model is given them, and with how many of them each text begins."""
     ids = tokenizer.encode_prompt(prompt)
+    return ids, len(ids) - len(tokenizer.prompt_end)
+
+
+def cut_prompt(batch: Batch, ids: list[int], first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `prompt_and_target`, for a prompt as `prompt_of` gives it."""
     given = torch.tensor(ids, device=batch.text_ids.device).long().expand(len(batch.text_ids), -1)
-    first = len(ids) - len(tokenizer.prompt_end)
     return given, torch.ones_like(given, dtype=torch.bool), batch.text_ids[:, first:], batch.text_mask[:, first:]
 
 

@@ -123,13 +123,14 @@ class Retriever(ImageReader):
         return match.reshape(len(features), len(texts))
 
     def rerank(self, images: Images, texts: Sequence[str], cosine: Tensor, top: int, dim: int) -> Tensor:
-        """Scores (n m) after matching has seen the `top` best; others far below.
+        """Scores (n m) after matching has seen the `top` best; the others stand below all of them, in ITC's order.
 
         cosine (n m) of images and texts; dim=1 re-ranks each image's texts, dim=0 each text's images.
         """
         rows = self.candidates(cosine, top, dim)
-        scores = cosine - 100.0
-        scores[rows] = self.combined(cosine[rows], self.pair_logits(images, texts, *rows))
+        best = self.combined(cosine[rows], self.pair_logits(images, texts, *rows))
+        scores = cosine + best.min() - 3  # a cosine is at most 1
+        scores[rows] = best
         return scores
 
     @staticmethod
