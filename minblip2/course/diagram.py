@@ -103,6 +103,6 @@ def here(*lit: str) -> None:
     what = f"; this lesson is about {', '.join(lit)}" if lit else ""
     figure = whole(lit or tuple(BOXES))
     show(figure, f"""BLIP-2 from left to right: an image goes through a frozen image encoder; the \
-queries of the Q-Former read it by cross-attention and share self-attention with a caption, and each side has its feed-forward; stage 1 trains the Q-Former
-with ITC, ITM and ITG; stage 2 projects its queries into a frozen language model, which writes a caption or an \
-answer{what}.""".replace("\n", " "))
+queries of the Q-Former read it by cross-attention and share self-attention with a caption, and each side has its
+feed-forward; stage 1 trains the Q-Former with ITC, ITM and ITG; stage 2 projects its queries into a frozen language \
+model, which writes a caption or an answer{what}.""".replace("\n", " "))
