@@ -19,7 +19,8 @@ BOXES: dict[str, tuple[float, float, float, float, str, str]] = {
     "text": (47, 24.5, 13, 4, "caption", TEXT),
     "self-attention": (30, 18.5, 31, 4, "self-attention, under a mask", QUERY),
     "cross-attention": (30, 13, 15.5, 4, "cross-attention", QUERY),
-    "feed-forward": (30, 7.5, 31, 4, "feed-forward", QUERY),
+    "feed-forward": (30, 7.5, 15.5, 4, "feed-forward", QUERY),
+    "feed-forward of text": (47, 7.5, 14, 4, "feed-forward", TEXT),
     "itc": (31, 0, 8, 4, "ITC", QUERY),
     "itm": (41.5, 0, 8, 4, "ITM", QUERY),
     "itg": (52, 0, 8, 4, "ITG", QUERY),
@@ -27,13 +28,13 @@ BOXES: dict[str, tuple[float, float, float, float, str, str]] = {
     "lm": (80.5, 8, 14, 10, "language\nmodel (LLM)\nfrozen", TEXT),
     "answer": (98, 10, 11, 6, "caption,\nanswer", TEXT),
 }
-TWO_SIDES = {"feed-forward": (30, 7.5, 15.5, 4, "feed-forward", QUERY),  # in place of the one box: one for each side
-             "feed-forward of text": (47, 7.5, 14, 4, "feed-forward", TEXT)}
 PARTS: dict[str, tuple[str, ...]] = {  # names for several boxes at once
     "attention": ("self-attention", "cross-attention"),
-    "qformer": ("queries", "text", "self-attention", "cross-attention", "feed-forward"),
+    "qformer": ("queries", "text", "self-attention", "cross-attention", "feed-forward",
+                "feed-forward of text"),
     "losses": ("itc", "itm", "itg"),
-    "stage 1": ("queries", "text", "self-attention", "cross-attention", "feed-forward", "itc", "itm", "itg"),
+    "stage 1": ("queries", "text", "self-attention", "cross-attention", "feed-forward", "feed-forward of text", "itc",
+                "itm", "itg"),
     "stage 2": ("queries", "self-attention", "cross-attention", "feed-forward", "projection"),
     "frozen": ("vit", "lm"),
 }
@@ -51,59 +52,57 @@ def _names(parts: Iterable[str]) -> set[str]:
     return {name for part in parts for name in PARTS.get(part, (part,))}
 
 
-def draw(panel: Axes, lit: Iterable[str] = tuple(BOXES), two_sides: bool = False) -> None:
-    """Draw BLIP-2 into a panel; boxes that are not `lit` are pale; `two_sides`: queries and text each have their
-    feed-forward. Raises UserError for a part that is none."""
-    lit, boxes = _names(lit), BOXES | (TWO_SIDES if two_sides else {})
+def draw(panel: Axes, lit: Iterable[str] = tuple(BOXES)) -> None:
+    """Draw BLIP-2 into a panel; boxes that are not `lit` are pale. Raises UserError for a part that is none."""
+    lit = _names(lit)
     panel.set(xlim=(-1, WIDE), ylim=(-1.5, HIGH), aspect="equal")
     panel.axis("off")
     around = FancyBboxPatch((28, 6), 35, 24, boxstyle="round,pad=0,rounding_size=1", facecolor="none",
                             edgecolor=QUIET, linestyle=(0, (4, 3)), linewidth=0.9)
     panel.add_patch(around)
     panel.text(45.5, 32.3, "Q-Former, trained in both stages", ha="center", va="center", fontsize=8.5, color=INK)
-    for name, (*place, label, colour) in boxes.items():
-        on = name.removesuffix(" of text") in lit
+    for name, (*place, label, colour) in BOXES.items():
+        on = name in lit
         draw_box(panel, tuple(place), label, colour if on else PAPER, tint=0.25 if on else 1, zorder=(1, 2, 3),
                  edge=colour if on else "#BBBBBB", line=1.5 if on else 0.8, fontsize=8, linespacing=1.15,
                  dash="-" if name not in PARTS["frozen"] else (0, (1, 1)), color=INK if on else "#8A8A8A",
                  fontweight="bold" if on else "normal")
     for start, end in ARROWS:
-        x, y, width, height, *_ = boxes[start]
-        to_x, to_y, _, to_height, *_ = boxes[end]
+        x, y, width, height, *_ = BOXES[start]
+        to_x, to_y, _, to_height, *_ = BOXES[end]
         level = to_y + to_height / 2 if start != "feed-forward" else y + height / 2
-        if start == "feed-forward":  # round the corner, and below the text's box if there is one
+        if start == "feed-forward":  # below the text's box, and round the corner
             middle, corner, right = 64.0, to_y + to_height / 2, x + width
-            below = [(right + 0.75, level), (right + 0.75, 6.75), (middle, 6.75)] if two_sides else [(middle, level)]
+            below = (right + 0.75, level), (right + 0.75, 6.75), (middle, 6.75)
             panel.plot(*zip((right, level), *below, (middle, corner), strict=True), color=QUIET, linewidth=1,
                        linestyle="-", zorder=0)
             draw_arrow(panel, (middle, corner), (to_x, corner), mutation_scale=8, linewidth=1, zorder=0)
         else:
             draw_arrow(panel, (x + width, level), (to_x, level), mutation_scale=8, linewidth=1, zorder=0)
     for x, y, to in ((37.5, 24.5, 22.5), (53.5, 24.5, 22.5), (37.75, 18.5, 17), (37.75, 13, 11.5), (53.5, 18.5, 11.5),
-                     *((x, 6 if two_sides else 7.5, 4) for x in (35, 45.5, 56))):
+                     *((x, 6, 4) for x in (35, 45.5, 56))):
         draw_arrow(panel, (x, y), (x, to), mutation_scale=8, linewidth=1, zorder=0)
     panel.text(29.3, 2, "stage 1:", ha="right", va="center", fontsize=8.5, color=INK)
     panel.text(72.25, 19, "stage 2:", ha="center", va="center", fontsize=8.5, color=INK)
     panel.text(72.25, 17.2, "also trained", ha="center", va="center", fontsize=7.5, color=QUIET)
 
 
-def whole(lit: Iterable[str] = tuple(BOXES), two_sides: bool = False) -> Figure:
+def whole(lit: Iterable[str] = tuple(BOXES)) -> Figure:
     """The figure of the whole, as `draw` draws it. Raises UserError for a part that is none."""
     figure = Figure(figsize=(9.2, 9.2 * (HIGH + 1.5) / (WIDE + 1)))
-    draw(figure.add_axes((0, 0, 1, 1)), lit, two_sides)
+    draw(figure.add_axes((0, 0, 1, 1)), lit)
     return figure
 
 
-def here(*lit: str, two_sides: bool = False) -> None:
+def here(*lit: str) -> None:
     """Show the whole of BLIP-2 in a notebook with the parts of this lesson lit: "you are here".
 
-    Parts are boxes ("vit", "queries", "itc", "projection", ...) or several at once ("qformer", "stage 1");
-    `two_sides` as for `draw`. Raises UserError for a part that is none.
+    Parts are boxes ("vit", "queries", "itc", "projection", ...) or several at once ("qformer", "stage 1").
+    Raises UserError for a part that is none.
     """
     what = f"; this lesson is about {', '.join(lit)}" if lit else ""
-    what += "; queries and text each have a feed-forward of their own" if two_sides else ""
-    figure = whole(lit or tuple(BOXES), two_sides)
+    figure = whole(lit or tuple(BOXES))
     show(figure, f"""BLIP-2 from left to right: an image goes through a frozen image encoder; the \
-queries of the Q-Former read it by cross-attention and share self-attention with a caption; stage 1 trains the Q-Former
-with ITC, ITM and ITG; stage 2 projects its queries into a frozen language model, which writes a caption or an \
-answer{what}.""".replace("\n", " "))
+queries of the Q-Former read it by cross-attention and share self-attention with a caption, and each side has its
+feed-forward; stage 1 trains the Q-Former with ITC, ITM and ITG; stage 2 projects its queries into a frozen language \
+model, which writes a caption or an answer{what}.""".replace("\n", " "))

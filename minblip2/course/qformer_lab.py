@@ -1,4 +1,4 @@
-"""The simplest data of the course, one thing and its name, and races of small Q-Formers on it: lesson 05."""
+"""Lesson 05: queries that share out patches, and races of small Q-Formers to name the one thing in a picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..attention import LayerCache, MultiHeadAttention, attend
 from ..data import scene_captions, scene_dataset, scenes
-from ..qformer import QFormer, QFormerBlock
+from ..qformer import QFormer, QFormerBlock, QFormerConfig
 from ..stage1 import Stage1
 from . import lesson
 from .stage1_lab import Lab, fit
@@ -34,12 +34,6 @@ class OneThing(NamedTuple):
     kinds: Tensor
     phrases: Tensor
     mask: Tensor
-
-    def naming(self, model: Stage1, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """ITG's loss for the names of these images, and the states (b q e) of the queries on which they are written."""
-        cache = model.qformer.new_cache()
-        queries = model.qformer(model.image_kv(self.images[rows]), cache=cache).queries
-        return model.itg_loss(self.phrases[self.kinds[rows]], self.mask[self.kinds[rows]], cache)[0], queries
 
     @property
     def blind(self) -> float:
@@ -138,6 +132,28 @@ def separate(model: Stage1) -> Stage1:
 def spread(queries: Tensor) -> float:
     """How far queries (b q e) stand from their common mean, as a share of their length."""
     return ((queries - queries.mean(dim=1, keepdim=True)).norm() / queries.norm()).item()
+
+
+class Recall(nn.Module):
+    """Four queries read patches of random numbers; then a reader for each patch asks the queries what is in it.
+
+    Readers look at queries by attention, as words do, so nothing tells them which query is the third.
+    """
+
+    def __init__(self, patches: int, dropout: float = 0.0, numbers: int = 8, width: int = 24):
+        super().__init__()
+        self.former = QFormer(QFormerConfig(width=width, layers=1, heads=3, mlp_width=2 * width, num_queries=4,
+                                            image_width=numbers + patches, vocab_size=2, max_positions=1,
+                                            dropout=dropout, init_std=0.3))
+        self.readers, self.look = nn.Embedding(patches, width), MultiHeadAttention(width, 3)
+        self.tell = nn.Linear(width, numbers)
+
+    def forward(self, content: Tensor) -> tuple[Tensor, Tensor]:
+        """What the readers tell (b v n) of content (b v n), and the states of the queries (b q e)."""
+        place = torch.eye(content.shape[1]).expand(len(content), -1, -1)
+        states = self.former(self.former.project_image(torch.cat([content, place], dim=2))).queries
+        readers = self.readers.weight.expand(len(content), -1, -1)
+        return self.tell(self.look(readers, context=self.look.project(states))), states
 
 
 @torch.no_grad()

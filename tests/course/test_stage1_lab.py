@@ -135,3 +135,14 @@ def test_what_separate_blocks_see_is_what_the_mask_allows():
     image_kv = model.image_kv(torch.randn(2, 5, 8))
     one, other = (model.qformer(image_kv, ids, masks.unimodal(3, MASK)).queries for ids in (IDS, IDS.flip(0)))
     torch.testing.assert_close(one, other)
+
+
+def test_copies_of_a_query_give_every_reader_the_same_answer():
+    torch.manual_seed(0)
+    model, content = qformer_lab.Recall(4).eval().requires_grad_(False), torch.randn(2, 4, 8)
+    told, states = model(content)
+    assert told.shape == content.shape and qformer_lab.spread(states) > 0.1
+    assert not torch.allclose(told[:, 0], told[:, 1], atol=1e-3)
+    model.former.query_tokens[:] = model.former.query_tokens[:, :1].clone()
+    told, states = model(content)
+    assert torch.allclose(told[:, 0], told[:, 3], atol=1e-6) and qformer_lab.spread(states) < 1e-6
