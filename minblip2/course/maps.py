@@ -21,7 +21,9 @@ from ..data.scenes import SEEN, SIDE, Scene, Thing
 from ..evaluation.metrics import _inside
 from ..stage1 import Stage1
 from ..weights.retriever import Retriever
-from .viz import IMAGE, INK, QUERY, QUIET, TEXT, WRONG, draw_arrow, draw_box, draw_picture
+from .flow import Box
+from .flow import flow as boxes_and_arrows
+from .viz import IMAGE, INK, QUERY, QUIET, TEXT, WRONG, draw_arrow, draw_picture
 
 
 @dataclass
@@ -156,23 +158,16 @@ def wall(image: object, shown: Tensor | Sequence[Tensor], titles: Sequence[str],
 
 def flow() -> Figure:
     """How the map of a phrase is made: a fused pass forward, gradients back, weight times positive gradient."""
-    figure = Figure(figsize=(9.2, 2.5))
-    panel = figure.add_axes((0, 0, 1, 1))
-    panel.set(xlim=(0, 92), ylim=(0, 25))
-    panel.axis("off")
-    boxes = {"image features\n(b v e)": (1, 14, 14, 8, IMAGE), "phrase\n(b t)": (1, 3, 14, 7, TEXT),
-             "Q-Former, fused pass:\nattention A (b h q v)\nin each reading": (21, 9, 22, 12, QUERY),
-             "ITM head:\nlogit “match” y": (52, 13, 15, 8, QUERY),
-             "map (b v)\nΣ A · relu(∂y/∂A)": (73, 1, 18, 9, WRONG)}
-    for label, (*place, colour) in boxes.items():
-        draw_box(panel, tuple(place), label, colour)
-    for start, end, style in (((15, 18), (21, 17), "-"), ((15, 6.5), (21, 12), "-"), ((43, 18.7), (52, 18.7), "-"),
-                              ((52, 15), (43, 15), (0, (3, 2))), ((32, 4), (73, 4), "-")):
-        draw_arrow(panel, start, end, linestyle=style)
-    panel.plot([32, 32], [9, 4], color=QUIET, linewidth=1.1, linestyle="-")
-    panel.text(47.5, 19.3, "forward", ha="center", va="bottom", fontsize=8.5, color=QUIET)
-    panel.text(47.5, 14.2, "∂y/∂A", ha="center", va="top", fontsize=8.5, color=QUIET)
-    panel.text(52.5, 4.6, "A and ∂y/∂A, of the same shape", ha="center", va="bottom", fontsize=8.5, color=QUIET)
+    boxes: dict[str, Box] = {
+        "image": (0, 13, 15, 7, "image features\n(b v e)", IMAGE), "phrase": (0, 2, 15, 7, "phrase\n(b t)", TEXT),
+        "qformer": (25, 2, 22, 18, "Q-Former,\nfused pass:\nattention A\n(b h q v)\nin each reading", QUERY),
+        "head": (67, 13, 21, 7, "ITM head:\nlogit “match” y", QUERY),
+        "map": (67, 2, 21, 7, "map (b v)\nΣ A · relu(∂y/∂A)", IMAGE)}
+    figure = boxes_and_arrows(boxes, (("image", "qformer"), ("phrase", "qformer"), ("qformer", "map", "A and ∂y/∂A")),
+                              notes=((53, 19.2, "forward"), (54, 13.2, "∂y/∂A")))
+    panel = figure.axes[0]
+    draw_arrow(panel, (47, 17.7), (67, 17.7))
+    draw_arrow(panel, (67, 14.7), (47, 14.7), linestyle=(0, (3, 2)))
     return figure
 
 

@@ -57,6 +57,7 @@ ASKED: dict[int, tuple[str, str]] = {  # COCO's id -> a question, and the words 
     525891: ("what does the sign say?", "stop"),
     475678: ("what are these?", "suitcase suitcases luggage"),
 }
+EITHER = {196393: "cat or bird", 423617: "bus or car"}  # where several things are the subject
 QUESTIONS, LONGEST = [question for question, _ in ASKED.values()], 20  # ids of an answer
 AS_PAPER = "Question: {} Answer:"
 
@@ -86,8 +87,9 @@ def source(bridge: Bridge | None) -> str:
 
 
 def subject(number: int) -> str:
-    """The first word that names the subject of a photograph."""
-    return list(ASKED.values())[number][1].split()[0]
+    """The first word that names the subject of a photograph, or two, if either will do."""
+    image, (_, words) = list(ASKED.items())[number]
+    return EITHER.get(image, words.split()[0])
 
 
 def show_credits() -> None:

@@ -40,7 +40,7 @@ from ..weights.names import EVA, STAGE1
 from ..weights.official import load_blip2
 from .flow import Box, flow
 from .lesson import ROOT
-from .viz import FORBIDDEN, IMAGE, QUERY, TEXT, WRONG
+from .viz import FORBIDDEN, IMAGE, INK, QUERY, QUIET, TEXT, WRONG, draw_box
 
 SIZES = dict(width=48, layers=2, heads=3, mlp_width=96)
 PIXELS = 56
@@ -152,15 +152,62 @@ def fetched(needs: Mapping[str, Mapping[int, float]]) -> dict[str, Blip2]:
 
 
 def path_of_a_file() -> Figure:
-    """How lesson 16 proves that two implementations are one model: one file, two readers, the same logits."""
+    """How lesson 16 proves that two implementations are one model: one folder, two readers, the same logits."""
     boxes: dict[str, Box] = {
-        "file": (0, 0, 13, 6, "a file:\nnames, numbers", None),
-        "ours": (29, 0, 13, 6, "our modules", QUERY),
-        "hub": (53, 0, 17, 6, "a file in the\nofficial layout", None),
-        "theirs": (80, 0, 13, 6, "transformers'\nclass", TEXT),
-        "same": (34, 10.5, 54, 4.5, "the same logits?", IMAGE)}
-    return flow(boxes, (("file", "ours", "table of names"), ("ours", "hub", "export"), ("hub", "theirs", "load"),
-                        ("ours", "same", "logits"), ("theirs", "same", "logits")))
+        "folder": (0, 9, 16, 6, "one hub folder:\nnames, weights", None),
+        "ours": (36, 18, 19, 6, "our modules", QUERY),
+        "input": (36, 9, 19, 6, "eight images\nwith captions", None),
+        "theirs": (36, 0, 19, 6, "transformers' class", TEXT),
+        "same": (73, 9, 16, 6, "the same logits?\nδ, section 3", IMAGE)}
+    arrows = (("folder", "ours"), ("folder", "theirs"), ("input", "ours"), ("input", "theirs"), ("ours", "same"),
+              ("theirs", "same"))
+    return flow(boxes, arrows, notes=((11, 19.5, "by the table of\nnames, section 1"), (16, 3, "by its own names"),
+                                      (66, 19, "logits"), (66, 5, "logits")))
+
+
+def stacked() -> Figure:
+    """Three heads' queries, keys and values in one stacked matrix, and what three converters take for which."""
+    right = [f"{role}{head}" for role in "qkv" for head in "₁₂₃"]
+    readings = {"in EVA's file, and cut right": right,
+                "taken for [k ; q ; v]": right[3:6] + right[:3] + right[6:],
+                "cut head by head": [right[3 * head + role] for role in range(3) for head in range(3)]}
+    colours = {"q": QUERY, "k": TEXT, "v": IMAGE}
+    figure = Figure(figsize=(8.8, 2.3))
+    panel = figure.add_axes((0, 0, 1, 1), xlim=(0, 88), ylim=(0, 23))
+    panel.axis("off")
+    for line, reading in enumerate(readings):
+        panel.text(1, 15.5 - 6 * line, reading, va="center", fontsize=9)
+    for role, (name, x) in enumerate({"used as queries": 32, "used as keys": 51, "used as values": 70}.items()):
+        panel.text(x + 6, 20.5, name, ha="center", va="center", fontsize=9, color=QUIET)
+        for line, parts in enumerate(readings.values()):
+            y = 13.5 - 6 * line
+            for head, part in enumerate(parts[3 * role:3 * role + 3]):
+                wrong = part[0] != "qkv"[role]
+                draw_box(panel, (x + 4.4 * head, y, 4, 4), part, colours[part[0]], tint=0.3, rounding=0.3,
+                         edge=WRONG if wrong else colours[part[0]], line=2.2 if wrong else 1,
+                         dash=(0, (2, 1)) if wrong else "-")
+    panel.text(1, 20.5, "dashed: in the wrong place", va="center", fontsize=9, color=WRONG)
+    return figure
+
+
+def memory(models: Mapping[str, tuple[float, float, float]]) -> Figure:
+    """Bytes of each model's image encoder, bridge and language model, stacked, beside the sizes of common cards."""
+    figure = Figure(figsize=(8.8, 1.1 + 0.36 * len(models)), layout="constrained")
+    panel = figure.subplots()
+    lines, left = list(range(len(models)))[::-1], [0.0] * len(models)
+    for part, colour, sizes in zip(("image encoder, frozen", "bridge", "language model, frozen"), (IMAGE, QUERY, TEXT),
+                                   zip(*models.values(), strict=True), strict=True):
+        gigabytes = [size / 1e9 for size in sizes]
+        panel.barh(lines, gigabytes, left=left, height=0.62, color=colour, label=part)
+        left = [start + more for start, more in zip(left, gigabytes, strict=True)]
+    for card in (8, 16, 24):
+        panel.axvline(card, color=INK, linewidth=1.1, linestyle=(0, (4, 3)), zorder=3)
+        panel.text(card, 1.01, f"{card} GB card", transform=panel.get_xaxis_transform(), ha="center", va="bottom",
+                   fontsize=8.5, color=QUIET)
+    panel.set(yticks=lines, yticklabels=list(models), xlabel="GB in bfloat16 (the bridge in float32)",
+              xlim=(0, max(left) * 1.04), ylim=(-0.5, len(models) - 0.5))
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
 
 
 def refusal(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
@@ -178,24 +225,30 @@ def refusal(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
 
 
 def traps(rows: Sequence[tuple[str, float, int]], captions: int) -> Figure:
-    """Silent mistakes (name, how far the logits move, captions as before) as dots on a logarithmic axis.
+    """Silent mistakes (name, how far the logits move, captions as before), as two meters read them.
 
-    A grey band has what rounding does in float32.
+    Left the logits, on a logarithmic axis with a grey band for what rounding does in float32; right the captions, one
+    mark for each.
     """
     rows = sorted(rows, key=lambda row: row[1])
-    figure = Figure(figsize=(8.8, 1.2 + 0.32 * len(rows)), layout="constrained")
-    panel = figure.subplots()
-    panel.axvspan(1e-7, ROUNDING, color=FORBIDDEN, label="rounding")
+    figure = Figure(figsize=(9.2, 0.9 + 0.32 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1.6))
+    left.axvspan(1e-7, ROUNDING, color=FORBIDDEN, zorder=0)
+    left.text(1.3e-7, len(rows) - 0.55, "rounding", va="center", fontsize=8.5, color=QUIET)
     for line, (_, moved, kept) in enumerate(rows):
-        same = kept == captions
-        panel.plot(moved, line, marker="o" if same else "X", markersize=9, linestyle="", color=TEXT if same else WRONG,
-                   label="all captions as before" if same else "some captions changed")
-        panel.text(moved * 1.5, line, f"{kept} of {captions} captions as before", va="center", fontsize=9)
-    panel.set(xscale="log", xlim=(1e-7, 200), ylim=(-0.6, len(rows) - 0.4), xlabel="logits move by δ",
-              yticks=range(len(rows)), yticklabels=[name for name, *_ in rows])
-    ticks = [10.0**power for power in range(-7, 1)]
-    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    panel.minorticks_off()
-    legend = {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(legend.values(), legend, loc="outside lower center", ncols=len(legend))
+        colour = TEXT if kept == captions else WRONG
+        left.plot([1e-7, moved], [line, line], color=colour, linewidth=1.4, linestyle="-")
+        left.plot(moved, line, marker="o" if kept == captions else "X", markersize=9, linestyle="", color=colour)
+        right.plot(range(kept), [line] * kept, marker="o", markersize=8, linestyle="", color=TEXT)
+        right.plot(range(kept, captions), [line] * (captions - kept), marker="x", markersize=8, linestyle="",
+                   color=WRONG, markeredgewidth=2)
+        right.text(captions - 0.2, line, f"{kept} of {captions}", va="center", fontsize=9)
+    left.set(xscale="log", xlim=(1e-7, 3), ylim=(-0.6, len(rows) - 0.1), xlabel="logits move by δ",
+             title="meter 1: logits", yticks=range(len(rows)), yticklabels=[name for name, *_ in rows])
+    left.set_xticks([1e-7, 1e-5, 1e-3, 0.1, 1], ["1e-7", "1e-5", "0.001", "0.1", "1"])
+    left.minorticks_off()
+    right.set(xlim=(-0.7, captions + 1.6), title="meter 2: captions", xticks=[], xlabel="● as before   ✗ another one")
+    right.tick_params(left=False)
+    for side in ("left", "bottom"):
+        right.spines[side].set_visible(False)
     return figure

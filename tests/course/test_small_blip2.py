@@ -26,12 +26,18 @@ def test_a_whole_file_is_not_called_refused(folder):
 
 
 def test_traps_are_sorted_and_marked():
-    figure = small_blip2.traps([("mild", 1e-4, 8), ("bad", 0.5, 3)], 8)
-    panel = figure.axes[0]
-    assert [label.get_text() for label in panel.get_yticklabels()] == ["mild", "bad"]
-    assert [text.get_text()[:6] for text in panel.texts] == ["8 of 8", "3 of 8"]
-    colours = [dot.get_color() for dot in panel.lines]
-    assert colours[0] != colours[1]
+    left, right = small_blip2.traps([("mild", 1e-4, 8), ("bad", 0.5, 3)], 8).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["mild", "bad"]
+    assert [text.get_text() for text in right.texts] == ["8 of 8", "3 of 8"]
+    marks = [len(line.get_xdata()) for line in right.lines]
+    assert marks == [8, 0, 3, 5]  # as before and another one, for each mistake
+    dots = [line for line in left.lines if line.get_marker() != "None"]
+    assert dots[0].get_color() != dots[1].get_color() and dots[0].get_marker() != dots[1].get_marker()
+
+
+def test_stacked_marks_what_lies_in_the_wrong_place():
+    words = [text.get_text() for text in small_blip2.stacked().axes[0].texts]
+    assert words.count("q₁") == words.count("k₂") == words.count("v₃") == 3
 
 
 def test_official_language_models_have_the_published_sizes():
