@@ -127,14 +127,21 @@ def against_batch_size(sizes: Sequence[int], curves: Mapping[str, Sequence[float
     return figure
 
 
-def matrices(named: Mapping[str, Tensor], label: str = "probability in a row", numbered: bool = False) -> Figure:
+def matrices(named: Mapping[str, Tensor], label: str = "probability in a row", numbered: bool = False,
+             faint: Sequence[str] = ()) -> Figure:
     """Probabilities (b n) with which images pick captions, side by side on one scale, which `label` names.
 
     `numbered` panels have numbers on their axes, from 1, and leave the mean of the true pairs to their names.
+    `faint` panels have a scale of their own, from zero to their largest, since on that of the others they are black.
     """
     figure = Figure(figsize=(9, 3.7 if numbered else 3.3), layout="constrained")
+    others = []
     for panel, (name, matrix) in zip(figure.subplots(1, len(named)), named.items(), strict=True):
-        drawn = panel.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+        drawn = panel.imshow(matrix, cmap="viridis", vmin=0, vmax=matrix.max() if name in faint else 1)
+        if name in faint:
+            figure.colorbar(drawn, ax=panel, shrink=0.7)
+        else:
+            others.append(panel)
         if numbered:
             panel.set(xlabel="caption", xticks=range(matrix.shape[1]), yticks=range(matrix.shape[0]))
             panel.set_xticklabels(range(1, matrix.shape[1] + 1), fontsize=8)
@@ -142,7 +149,7 @@ def matrices(named: Mapping[str, Tensor], label: str = "probability in a row", n
         else:
             panel.set(xlabel=f"caption; its own gets {matrix.diagonal().mean():.2f}", xticks=[], yticks=[])
         panel.set(title=name, ylabel="image")
-    figure.colorbar(drawn, ax=figure.axes, shrink=0.7, label=label)
+    figure.colorbar(others[-1].images[0], ax=others, shrink=0.7, label=label)
     return figure
 
 

@@ -64,6 +64,13 @@ def test_parts_that_rest_are_pale():
     assert pale({"self_attention": ["text"], "text_mlp": ["text"]}) == 2  # cross-attention, the queries' feed-forward
 
 
+def test_a_faint_matrix_has_a_scale_of_its_own_and_the_others_share_one():
+    named = {"dark": torch.full((3, 3), 0.04), "bright": torch.eye(3), "brighter": torch.eye(3)}
+    figure = stage1_figures.matrices(named, faint=["dark"])
+    tops = [panel.images[0].get_clim()[1] for panel in figure.axes[:3]]
+    assert tops == pytest.approx([0.04, 1, 1]) and len(figure.axes) == 5, "three panels and two bars"
+
+
 def test_every_parameter_has_an_owner():
     model = QFormer(SMALL)
     parts = qformer_lab.ledger(model)
