@@ -4,7 +4,8 @@ RUN is a finished run of the scenes recipe. Its stage 1 is trained once more, fr
 and under the same seed, but the wrong text of each triple of ITM is the true caption with two colours changed places or
 one colour or shape replaced (`near_miss`). Then both stage 1 choose among ten captions that RUN's stage 2 wrote, as in
 lesson 11, and among ten that it drew at a high temperature, with many mistakes. Each stage 1 is a line of
-benchmarks/results/near_miss.jsonl; so is that of each run in --judges, which judges the same captions.
+benchmarks/results/near_miss.jsonl; so is that of each run in --judges, which judges the same captions. RUN of the lines
+that are kept had 1,500 steps of stage 1, fewer than the recipe has now.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ RESULTS = Path(__file__).parent / "results" / "near_miss.jsonl"
 WORDS = {word: tuple(kind) for kind in (COLOURS, SHAPES) for word in kind}  # each with all of its kind
 PAIR = re.compile(rf"\ban? (small |large )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 TEN = 10  # captions of each picture
+OTHERS, NEAR = "other pictures' texts", "near misses"  # what ITM's wrong texts are
 WILD = 2.0  # the temperature at which there are many mistakes
 
 
@@ -142,9 +144,15 @@ def pictures(bridge: Bridge, split: CocoCaptions, run: Path) -> Tensor:
     return torch.from_numpy(bridge.features(split, run / "cache").copy()).float()
 
 
+def steps_of(run: Path) -> int:
+    """How many steps a finished run's stage 1 took."""
+    return read_log(run / "stage1" / "log.jsonl")[-1]["step"]
+
+
 def on_near_misses(run: Path, data: Path, seed: int) -> tuple[Bridge, float]:
     """The recipe's stage 1 on the experts of `run`, trained on near misses, and the processor's seconds it took."""
-    recipe = Ablation(**vars(SCENES.with_seed(seed)), experts_of=run, model=NearMisses)
+    recipe = replace(SCENES, stage1=replace(SCENES.stage1, steps=steps_of(run))).with_seed(seed)
+    recipe = Ablation(**vars(recipe), experts_of=run, model=NearMisses)
     out = run.parent / f"near-misses-{seed}"
     borrow(out, {"cache": run / "cache"})
     trained, spent = once(out, lambda resume: train_bridge(replace(recipe, build=build), data, None, out, resume,
@@ -162,26 +170,23 @@ def main() -> None:
     parser.add_argument("--judges", type=Path, nargs="*", default=[], help="other finished runs of the scenes")
     options = parser.parse_args()
     bridge, data = load_bridge(options.run), default_data(SCENES, options.run, options.data)
-    val, done = CocoCaptions(data, "val"), {(line["name"], line["seed"]) for line in known(options.results)}
+    val = CocoCaptions(data, "val")
+    done = {(line["name"], line["seed"], line["steps"]) for line in known(options.results)}
     features = pictures(bridge, val, options.run)
     ten, wild = ten_captions(bridge, features), ten_captions(bridge, features, WILD)
 
-    def record(name: str, run: Path, seed: int, steps: int, judging: Callable[[], tuple[Bridge, float | None]]) -> None:
+    def record(name: str, run: Path, seed: int, judging: Callable[[], tuple[Bridge, float | None]]) -> None:
         """The line of one stage 1, unless it is there, on the features of the experts of `run`."""
-        if (name, seed) not in done:
+        if (name, seed, steps := steps_of(run)) not in done:
             trained, spent = judging()
             found = measure(trained, ten, wild, val, pictures(trained, val, run))
             add(options.results, {"name": name, "seed": seed, "steps": steps, "cpu_seconds": spent, "images": len(val),
                                   "results": {key: round(value, 2) for key, value in found.items()}})
 
-    steps = SCENES.stage1.steps
-    record("as it is", options.run, bridge.recipe.stage1.seed, steps, lambda: (bridge, None))
+    for run in (options.run, *options.judges):
+        record(OTHERS, run, read_json(run / "run.json")["seed"], lambda run=run: (load_bridge(run), None))
     for seed in options.seeds:
-        record("near misses", options.run, seed, steps, partial(on_near_misses, options.run, data, seed))
-    for run in options.judges:
-        steps = read_log(run / "stage1" / "log.jsonl")[-1]["step"]
-        record(f"as it is, {steps} steps", run, read_json(run / "run.json")["seed"], steps,
-               lambda run=run: (load_bridge(run), None))
+        record(NEAR, options.run, seed, partial(on_near_misses, options.run, data, seed))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The training loop: schedule, groups, logs, refusal of bad input, and exact resumption after SIGKILL."""
 
+import gzip
 import json
 import math
 import os
@@ -194,6 +195,10 @@ def test_killed_and_resumed_is_the_uninterrupted_run(tmp_path, kills):
 def test_a_log_line_that_a_kill_cut_short_is_left_out(tmp_path):
     (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo', encoding="utf-8")
     assert read_log(tmp_path / "log.jsonl") == [{"step": 1}]
+    (tmp_path / "log.jsonl.gz").write_bytes(gzip.compress(b'{"step": 7}\n'))
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1}], "one's own comes first"
+    (tmp_path / "log.jsonl").unlink()
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 7}]
 
 
 def test_how_it_is_computed_is_no_other_run(tmp_path):

@@ -28,7 +28,7 @@ from .measure import LABELS, caption_scores, of_next_picture
 from .retrieval import TOP, evaluate_retrieval
 from .tables import markdown
 
-KEPT = ("*.safetensors", "*.json", "log.jsonl")  # of each part of a run; checkpoints and caches stay behind
+KEPT = ("*.safetensors", "*.json", "log.jsonl*")  # of each part of a run; checkpoints and caches stay behind
 RESEARCH_ONLY = "research only"
 FIGURES = {"pictures": "pictures", "loss": "loss, nats per token", "cider": "CIDEr-D ×100",
            "shuffled_cider": "— of another picture, the control", "bleu4": "BLEU-4 ×100",

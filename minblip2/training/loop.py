@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import math
 import os
@@ -122,8 +123,12 @@ def load_weights(model: nn.Module, path: Path, fingerprint: str | None = None) -
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """The records of a JSON-lines training log; a last line that a kill cut short is left out."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is unfinished
+    """The records of a JSON-lines training log, or of the same packed by gzip beside it, as the bridge that ships has
+    it; a last line that a kill cut short is left out.
+    """
+    path, packed = Path(path), Path(f"{path}.gz")
+    found = gzip.decompress(packed.read_bytes()) if packed.exists() and not path.exists() else path.read_bytes()
+    lines = found.decode().split("\n")[:-1]  # what follows the last newline is unfinished
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:

@@ -1,12 +1,13 @@
 """The bridge that ships with the module, and how a run becomes it: python -m minblip2.training.shipping RUN
 
-A copy of the run in half precision is written to minblip2/bridges/, with its logs to four digits. What was measured of
-the run itself is not copied: the copy is measured, for that is what is used.
+A copy of the run in half precision is written to minblip2/bridges/, with its logs to four digits, packed. What was
+measured of the run itself is not copied: the copy is measured, for that is what is used.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
 import shutil
@@ -88,12 +89,13 @@ def ship(run: Path, to: Path = SHIPPED) -> None:
         (to / part).mkdir(parents=True)
         records = map(rounded, read_log(run / part / "log.jsonl"))
         lines = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
-        write_beside(to / part / "log.jsonl", lambda path, lines=lines: path.write_text(lines, encoding="utf-8"))
+        packed = gzip.compress(lines.encode(), mtime=0)  # without the time, so that the same log gives the same bytes
+        write_beside(to / part / "log.jsonl.gz", lambda path, packed=packed: path.write_bytes(packed))
         shutil.copy(run / part / "seconds.json", to / part)
     for part in PARTS[:2]:
         halve(run / part / "model.safetensors", to / part / "model.safetensors")
     record = read_json(run / "run.json")
-    write_json(to / "run.json", record | {"data": None})
+    write_json(to / "run.json", {"recipe": record["recipe"], "seed": record["seed"], "data": None, "parts": None})
     # A stage was trained on what stands before it: its fingerprint names that, as rounded as it is now.
     recipe = find_recipe(record["recipe"]).with_seed(record["seed"])
     data = CocoCaptions(record["data"], "train")
