@@ -73,7 +73,7 @@ def buckets(ahead: Tensor, found: Mapping[str, Tensor], max_distance: int) -> Fi
         near = ahead.abs() <= 20
         detail = panel.inset_axes((0.28, 0.6, 0.18, 0.34) if bucket[-1] > 0 else (0.62, 0.3, 0.35, 0.62))
         detail.step(ahead[near], bucket[near], where="mid", color=TEXT, linewidth=1.2)
-        detail.set(xticks=(-20, 0, 20))
+        detail.set(xticks=(-20, 0, 20), yticks=range(0, int(bucket[near].max()) + 1, 8))
         detail.tick_params(labelsize=7)
     figure.axes[0].set_ylabel("bucket")
     figure.legend(handles=[line], loc="outside lower center")
