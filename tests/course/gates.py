@@ -214,6 +214,12 @@ def sizes(notebook) -> list[str]:
             if count > LESSON_SIZES[what]]
 
 
+def sections(notebook) -> list[str]:
+    """Numbered sections follow each other, since exercises, the FAQ and other lessons name them by number."""
+    numbers = [int(number) for number in re.findall(r"^## (\d+) · ", markdown_of(notebook), re.MULTILINE)]
+    return [] if numbers == list(range(1, len(numbers) + 1)) else [f"the sections are numbered {numbers}"]
+
+
 def executed(notebook) -> list[str]:
     """All cells ran once, in order, without an error, and something came out."""
     cells = code_cells(notebook)

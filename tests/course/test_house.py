@@ -118,7 +118,7 @@ def test_what_a_notebook_shows_is_the_module(path):
                                   and path.name[:2] in gates.SECOND_EDITION], ids=lambda path: path.name)
 def test_a_lesson_fits_into_an_evening_and_says_where_it_stands(path):
     nb = nbformat.read(path, 4)
-    assert gates.sizes(nb) == []
+    assert gates.sizes(nb) == [] and gates.sections(nb) == []
     assert re.search(r"^here\(", gates.python_of(nb), re.MULTILINE), "the lesson does not show where it stands"
     assert "$$" in gates.markdown_of(nb), "the lesson has no formula"
 
@@ -238,3 +238,12 @@ def test_sizes_see_what_is_too_large():
     long = notebook("a = 1")
     long.cells[0].source = "word " * 2801
     assert gates.sizes(long) == ["2801 words, and 2800 are the most"]
+
+
+def test_a_section_that_went_missing_is_noticed():
+    lesson = notebook("a = 1")
+    for prose, problems in (("## 1 · One\n\n### A\n\n## 2 · Two\n\n## What you can do now", []), ("", []),
+                            ("## 2 · Two", ["the sections are numbered [2]"]),
+                            ("## 1 · One\n\n## 3 · Three", ["the sections are numbered [1, 3]"])):
+        lesson.cells[0].source = prose
+        assert gates.sections(lesson) == problems
