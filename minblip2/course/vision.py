@@ -35,8 +35,8 @@ def _bare(panel: Axes, title: str = "") -> None:
 def encoder_figure() -> Figure:
     """The data flow of a vision transformer, with the shapes of the tiny one and of BLIP-2's ViT-g."""
     return pipeline([Step("image", "b 3 H W\ntiny: 3 × 64 × 64\nViT-g: 3 × 224 × 224", viz.IMAGE),
-                     Step("cut into\npatches", "b v 3·p·p\ntiny: 64 × 192\nViT-g: 256 × 588", viz.IMAGE),
-                     Step("one linear\nmap", "b v e\ntiny: 64 × 128\nViT-g: 256 × 1408", viz.IMAGE),
+                     Step("cut into\npatches", "b v 3·p·p\nViT-g: 256 × 588", viz.IMAGE),
+                     Step("one linear\nmap", "b v e\ntiny: a stem\nViT-g: 256 × 1408", viz.IMAGE),
                      Step("+ class token,\n+ positions", "b v e\ntiny: 64 × 128\nViT-g: 257 × 1408", viz.IMAGE),
                      Step("transformer\nblocks", "b v e\ntiny: 2 blocks\nViT-g: 39 blocks", viz.IMAGE),
                      Step("visual\ntokens", "b v e, frozen:\nwhat the\nQ-Former reads", viz.QUERY)])
