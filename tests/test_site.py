@@ -68,6 +68,12 @@ def test_dead_links_of_pages_are_found(tmp_path):
     assert site.dead_links(tmp_path) == ["a.html: #z", "a.html: no.png"]
 
 
+def test_tables_that_are_not_drawn_are_found(tmp_path):
+    (tmp_path / "a.html").write_text("<p>| loss | seed 0 |\n| :——— | —–: |\n| ITC | 0.6 |</p>")
+    (tmp_path / "b.html").write_text("<table><tr><td>ITC</td></tr></table><p>|x| is a length | and so on</p>")
+    assert [one.split(":")[0] for one in site.undrawn_tables(tmp_path)] == ["a.html"]
+
+
 def test_pages_of_a_book_that_no_reader_opens_are_found(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.epub", "w") as book:
         book.writestr("good.xhtml", "<html><img src='a.png'/></html>")

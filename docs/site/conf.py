@@ -17,6 +17,7 @@ project, author, release, version = "minBLIP-2", "the minBLIP-2 authors", __vers
 copyright = "the minBLIP-2 authors, MIT"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # of outputs: plain CommonMark knows no tables
 nb_mime_priority_overrides = [("html", "text/html", 0), ("epub", "text/html", 0)]
 myst_enable_extensions = ["dollarmath", "html_image", "attrs_inline"]
 myst_heading_anchors = 3

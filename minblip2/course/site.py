@@ -202,6 +202,12 @@ def dead_links(html: Path) -> list[str]:
     return sorted(problems)
 
 
+def undrawn_tables(html: Path) -> list[str]:
+    """Tables that built pages show as rows of bars, because what rendered them knows no tables."""
+    return [f"{path.relative_to(html)}: {found[:60]}" for path in html.rglob("*.html") if "_static" not in path.parts
+            for found in re.findall(r"<p>(\|[^<]*\|\s*:?[-–—]+)", path.read_text(encoding="utf-8"))]
+
+
 def broken_pages(book: Path) -> list[str]:
     """Pages of an EPUB that are no XML, which e-readers refuse."""
     problems = []
@@ -275,9 +281,10 @@ def main() -> int:
         build_language(args.out, language)
     if not build_live(HERE / "live", html / "live"):
         print("site: npm is not there, so the live page is left out", file=sys.stderr)
-    if problems := dead_links(html):
-        print("site: dead links:\n" + "\n".join(problems), file=sys.stderr)
-        return 1
+    for what, problems in (("dead links", dead_links(html)), ("tables that are not drawn", undrawn_tables(html))):
+        if problems:
+            print(f"site: {what}:\n" + "\n".join(problems), file=sys.stderr)
+            return 1
     if args.epub:
         run_sphinx("epub", source, args.out / "epub")
         book = args.out / "epub" / "minBLIP-2.epub"
