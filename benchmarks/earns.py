@@ -232,9 +232,9 @@ def answers(bridge: Bridge, features: Tensor, truths: Sequence[Scene]) -> dict[s
     """Percent of the questions of `evaluate_questions` answered rightly, by kind and the mean of all kinds: of the own
     picture, of another one, and by the commonest answer of each kind."""
     asked = evaluate_questions(bridge.blip2, features, truths)
-    found = {column: {f"ask_{kind}_{column}": asked[f"ask_{kind}_{column}"] for kind in KINDS} for column in ANSWERED}
-    return {key: value for some in found.values() for key, value in some.items()} | {
-        f"ask_{column}": float(np.mean([*some.values()])) for column, some in found.items()}
+    found = {f"ask_{kind}_{column}": asked[f"ask_{kind}_{column}"] for column in ANSWERED for kind in KINDS}
+    return found | {f"ask_{column}": float(np.mean([found[f"ask_{kind}_{column}"] for kind in KINDS]))
+                    for column in ANSWERED}
 
 
 def measure(bridge: Bridge, data: CocoCaptions, features: np.ndarray) -> dict[str, float]:

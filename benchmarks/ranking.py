@@ -39,10 +39,10 @@ def main() -> int:
     retriever, rows = bridge.retriever, {weight: {"weight": weight} for weight in WEIGHTS}
     cosine = retriever.similarity(features, captions)
     for side, dim in (("i2t", 1), ("t2i", 0)):
-        pairs, scores = retriever.candidates(cosine, TOP, dim), cosine - 100.0
+        pairs = retriever.candidates(cosine, TOP, dim)
         logits = retriever.pair_logits(features, captions, *pairs)
         for weight, row in rows.items():
-            scores[pairs] = replace(retriever, match_weight=weight).combined(cosine[pairs], logits)
+            scores = replace(retriever, match_weight=weight).reranked(cosine, pairs, logits)
             row |= {key: value for key, value in metrics.retrieval(scores, image_of_text).items()
                     if key in (f"{side}_r1", f"{side}_r10")}
     for row in rows.values():

@@ -28,13 +28,13 @@ BOXES: dict[str, tuple[float, float, float, float, str, str]] = {
     "lm": (80.5, 8, 14, 10, "language\nmodel (LLM)\nfrozen", TEXT),
     "answer": (98, 10, 11, 6, "caption,\nanswer", TEXT),
 }
+QFORMER = ("queries", "text", "self-attention", "cross-attention", "feed-forward", "feed-forward of text")
+LOSSES = ("itc", "itm", "itg")
 PARTS: dict[str, tuple[str, ...]] = {  # names for several boxes at once
     "attention": ("self-attention", "cross-attention"),
-    "qformer": ("queries", "text", "self-attention", "cross-attention", "feed-forward",
-                "feed-forward of text"),
-    "losses": ("itc", "itm", "itg"),
-    "stage 1": ("queries", "text", "self-attention", "cross-attention", "feed-forward", "feed-forward of text", "itc",
-                "itm", "itg"),
+    "qformer": QFORMER,
+    "losses": LOSSES,
+    "stage 1": QFORMER + LOSSES,
     "stage 2": ("queries", "self-attention", "cross-attention", "feed-forward", "projection"),
     "frozen": ("vit", "lm"),
 }

@@ -184,10 +184,14 @@ def write_sources(source: Path, language: str | None = None, outputs: bool = Tru
         translation.keep_pages(source, translation.pages(language))
 
 
+def built_pages(html: Path) -> dict[Path, str]:
+    """The pages that were built, with their text; not those that the theme brings along."""
+    return {path: path.read_text(encoding="utf-8") for path in html.rglob("*.html") if "_static" not in path.parts}
+
+
 def dead_links(html: Path) -> list[str]:
     """Links of built pages to files or headings that are not there."""
-    pages = {path: path.read_text(encoding="utf-8") for path in html.rglob("*.html")
-             if "_static" not in path.parts}
+    pages = built_pages(html)
     anchors = {path: set(re.findall(r"""\bid=["']([^"']+)["']""", text)) for path, text in pages.items()}
     problems = []
     for path, text in pages.items():
@@ -204,8 +208,8 @@ def dead_links(html: Path) -> list[str]:
 
 def undrawn_tables(html: Path) -> list[str]:
     """Tables that built pages show as rows of bars, because what rendered them knows no tables."""
-    return [f"{path.relative_to(html)}: {found[:60]}" for path in html.rglob("*.html") if "_static" not in path.parts
-            for found in re.findall(r"<p>(\|[^<]*\|\s*:?[-–—]+)", path.read_text(encoding="utf-8"))]
+    return [f"{path.relative_to(html)}: {found[:60]}" for path, text in built_pages(html).items()
+            for found in re.findall(r"<p>(\|[^<]*\|\s*:?[-–—]+)", text)]
 
 
 def broken_pages(book: Path) -> list[str]:

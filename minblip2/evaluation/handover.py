@@ -19,7 +19,7 @@ from ..training.bridge import Bridge, load_bridge
 from ..training.finetune import Cost, finetune, load_for_training, measured_loss, settings_for
 from ..training.loop import TrainConfig, read_log
 from ..training.recipes import Recipe
-from ..training.records import read_record
+from ..training.records import carried_record, read_record
 from ..weights.blip2 import Blip2
 from ..weights.hub import MODELS
 from ..weights.official import ForRetrieval
@@ -28,7 +28,8 @@ from .measure import LABELS, caption_scores, of_next_picture
 from .retrieval import TOP, evaluate_retrieval
 from .tables import markdown
 
-KEPT = ("*.safetensors", "*.json", "log.jsonl*")  # of each part of a run; checkpoints and caches stay behind
+# Of each part of a run; checkpoints and caches stay behind.
+KEPT = ("*.safetensors", "*.json", "log.jsonl", "log.jsonl.gz")
 RESEARCH_ONLY = "research only"
 FIGURES = {"pictures": "pictures", "loss": "loss, nats per token", "cider": "CIDEr-D ×100",
            "shuffled_cider": "— of another picture, the control", "bleu4": "BLEU-4 ×100",
@@ -159,8 +160,7 @@ def export_run(run: Path, folder: Path, data: Path | None = None, parts: Path | 
             write_beside(target, lambda partial, path=path: shutil.copyfile(path, partial))
     for path in run.glob("results-*.json"):
         write_beside(folder / path.name, lambda partial, path=path: shutil.copyfile(path, partial))
-    told = read_json(run / "run.json") | {"data": record.data.name if record.data else None, "parts": None}
-    write_json(folder / "run.json", {name: value for name, value in told.items() if name != "from_here"})
+    write_json(folder / "run.json", carried_record(run, record.data.name if record.data else None))
     write_card(folder, f"minBLIP-2, recipe {bridge.recipe.name}", *_trained(run, bridge, data or record.data or run))
 
 

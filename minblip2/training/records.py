@@ -46,6 +46,12 @@ def write_record(out: Path, recipe: Recipe, data: Path, parts: Path | None, skip
     write_json(out / "run.json", record)
 
 
+def carried_record(run: Path, data: str | None = None) -> dict[str, Any]:
+    """A run's run.json for others: no folder of this machine, and at most the name of the data it was trained on."""
+    record = read_json(run / "run.json") | {"data": data, "parts": None}
+    return {name: value for name, value in record.items() if name != "from_here"}
+
+
 def read_record(out: Path) -> RunRecord:
     """What `write_record` has written. Raises UserError when there is none, or something else."""
     path = out / "run.json"

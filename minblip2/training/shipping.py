@@ -25,6 +25,7 @@ from ..data.files import read_json, write_beside, write_folder, write_json
 from .bridge import Bridge
 from .loop import load_weights, read_log, run_fingerprint
 from .recipes import find_recipe
+from .records import carried_record
 
 SHIPPED = Path(__file__).resolve().parents[1] / "bridges" / "scenes"
 OWN = Path("runs") / "scenes"  # a run of one's own, which takes its place
@@ -95,7 +96,7 @@ def ship(run: Path, to: Path = SHIPPED) -> None:
     for part in PARTS[:2]:
         halve(run / part / "model.safetensors", to / part / "model.safetensors")
     record = read_json(run / "run.json")
-    write_json(to / "run.json", {"recipe": record["recipe"], "seed": record["seed"], "data": None, "parts": None})
+    write_json(to / "run.json", carried_record(run))
     # A stage was trained on what stands before it: its fingerprint names that, as rounded as it is now.
     recipe = find_recipe(record["recipe"]).with_seed(record["seed"])
     data = CocoCaptions(record["data"], "train")

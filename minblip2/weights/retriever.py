@@ -128,7 +128,11 @@ class Retriever(ImageReader):
         cosine (n m) of images and texts; dim=1 re-ranks each image's texts, dim=0 each text's images.
         """
         rows = self.candidates(cosine, top, dim)
-        best = self.combined(cosine[rows], self.pair_logits(images, texts, *rows))
+        return self.reranked(cosine, rows, self.pair_logits(images, texts, *rows))
+
+    def reranked(self, cosine: Tensor, rows: tuple[Tensor, Tensor], logits: Tensor) -> Tensor:
+        """The scores (n m) of `rerank`, where ITM's logits (k 2) of the candidates (k each) are known."""
+        best = self.combined(cosine[rows], logits)
         scores = cosine + best.min() - 3  # a cosine is at most 1
         scores[rows] = best
         return scores
