@@ -32,7 +32,7 @@ QFORMER = ("queries", "text", "self-attention", "cross-attention", "feed-forward
 LOSSES = ("itc", "itm", "itg")
 PARTS: dict[str, tuple[str, ...]] = {  # names for several boxes at once
     "attention": ("self-attention", "cross-attention"),
-    "qformer": QFORMER,
+    "Q-Former": QFORMER,
     "losses": LOSSES,
     "stage 1": QFORMER + LOSSES,
     "stage 2": ("queries", "self-attention", "cross-attention", "feed-forward", "projection"),
@@ -97,10 +97,11 @@ def whole(lit: Iterable[str] = tuple(BOXES)) -> Figure:
 def here(*lit: str) -> None:
     """Show the whole of BLIP-2 in a notebook with the parts of this lesson lit: "you are here".
 
-    Parts are boxes ("vit", "queries", "itc", "projection", ...) or several at once ("qformer", "stage 1").
+    Parts are boxes ("vit", "queries", "itc", "projection", ...) or several at once ("Q-Former", "stage 1").
     Raises UserError for a part that is none.
     """
-    what = f"; this lesson is about {', '.join(lit)}" if lit else ""
+    parts = [" ".join(BOXES[part][4].split()) if part in BOXES else part for part in lit]
+    what = f"; this lesson is about {', '.join(parts)}" if lit else ""
     figure = whole(lit or tuple(BOXES))
     show(figure, f"""BLIP-2 from left to right: an image goes through a frozen image encoder; the \
 queries of the Q-Former read it by cross-attention and share self-attention with a caption, and each side has its

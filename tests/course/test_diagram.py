@@ -34,5 +34,5 @@ def test_queries_and_text_have_a_feed_forward_each():
         texts = diagram.whole(parts).axes[0].texts
         return [text.get_fontweight() == "bold" for text in texts if text.get_text() == "feed-forward"]
 
-    assert lit_ones("qformer") == lit_ones("stage 1") == [True, True]
+    assert lit_ones("Q-Former") == lit_ones("stage 1") == [True, True]
     assert lit_ones("stage 2") == [True, False], "stage 2 runs no text through the Q-Former"
