@@ -65,8 +65,8 @@ class Stage2(nn.Module):
         """Set the projection's scale and bias so that soft prompts spread like words.
 
         image_features (b v image_width). What differs from image to image gets the spread of the word
-        embeddings, around their mean. As PyTorch initialises it, the prompt is several times larger
-        than words and nearly the same for every image.
+        embeddings, around their mean. As PyTorch initialises it, the prompt is several times as long
+        as words.
         """
         words = self.lm.embed(torch.arange(self.lm.vocab_size, device=image_features.device)).float()
         soft = self.soft_prompt(image_features).float()

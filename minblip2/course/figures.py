@@ -143,7 +143,7 @@ def curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
             panel.axhline(chance[key], color=INK, linewidth=1.2, linestyle=(0, (2, 2)))
             low, high = panel.get_ylim()
             panel.set_ylim(min(low, chance[key] - 0.2 * (high - low)), high)  # its label may stand below it
-            label_line(panel, chance[key], f"{chance_label} {chance[key]:.3g}")
+            label_line(panel, chance[key], f"{chance_label} {chance[key]:#.3g}".rstrip("."))
         panel.set_title(keys[key] if isinstance(keys, Mapping) else NAMES.get(key, key.replace("_", " ")))
         panel.set(xlabel="step", ylabel=UNITS.get(key, "") if unit is None else unit)
         panel.grid(axis="y")

@@ -20,7 +20,7 @@ from .exercises import Asked, asked_in
 from .lesson import ROOT
 from .markers import GUIDE, put
 
-SAID = re.compile(r"Reading: about \*\*(\d+) minutes\*\*.*Computing: \*\*(\d+) seconds\*\*")
+SAID = re.compile(r"Reading: about \*\*(\d+) minutes\*\*.*Computing: \*\*(\d+) seconds?\*\*")
 MOST = 5  # points of importance that an exercise can have
 
 # A plan's sessions: what it is called, its lessons, and the exercises: all, those of greatest importance, or none.

@@ -88,4 +88,4 @@ class Minutes:
         from IPython.display import Markdown
 
         seconds = time.perf_counter() - self.started
-        self.line.update(Markdown(f"{self.reading}**{seconds:.0f} seconds** on the machine that ran it."))
+        self.line.update(Markdown(f"{self.reading}**{seconds:.0f} second{'s' * (round(seconds) != 1)}** on the machine that ran it."))

@@ -75,7 +75,7 @@ def winners(wins: Tensor, each: Sequence[float], best: float, mean: float) -> Fi
     """How often each query fits its image's own caption best, and how well each finds images alone, in percent."""
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _queries(left, wins, f"fits its image's own caption best, times of {int(wins.sum())}")
+    _queries(left, wins, f"how often each query fits best, of {int(wins.sum())}")
     _queries(right, each, "finds the image alone, % at rank 1")
     right.axhline(best, color=INK, linestyle="-", linewidth=1.4, label=f"largest of all: {best:.0f}")
     right.axhline(mean, color=WRONG, linestyle="--", linewidth=1.4, label=f"mean of all: {mean:.0f}")

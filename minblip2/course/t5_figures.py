@@ -41,7 +41,7 @@ def dependence(outputs: Tensor, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def dependence_grids(grids: Mapping[str, Tensor], names: Sequence[str], kinds: Sequence[int]) -> Figure:
-    """Dependences (s s) side by side; kinds of columns: 0 visual tokens, 1 words given, 2 words written."""
+    """Dependences (s s) side by side; kinds of columns: 0 soft prompt, 1 words given, 2 words written."""
     palette = [QUERY, IMAGE, TEXT]
     figure = Figure(figsize=(8.8, 5), layout="constrained")
     for panel, (title, seen) in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True):
@@ -54,7 +54,7 @@ def dependence_grids(grids: Mapping[str, Tensor], names: Sequence[str], kinds: S
                   aspect="equal")
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
-    meanings = zip((FORBIDDEN, *palette), ("exactly zero", "visual tokens, given", "words, given", "words, written"),
+    meanings = zip((FORBIDDEN, *palette), ("exactly zero", "soft prompt, given", "words, given", "words, written"),
                    strict=True)
     figure.legend(handles=[Patch(color=paint, label=label) for paint, label in meanings],
                   loc="outside lower center", ncols=4)

@@ -19,7 +19,7 @@ LOOK_BACK = 3  # tokens: in "what shape is the red thing answer" the word to loo
 
 @torch.no_grad()
 def quiet_start(model: OPT) -> None:
-    """Start with words that are louder than what the blocks add, and with positions that a head can shift.
+    """Start with words as long as what a block adds, and with positions that a head can shift.
 
     As PyTorch starts its layers, each branch adds several times a word's own embedding, and nothing is copied.
     Positions are sines of 2 down to .02 radians a token: to see the token before, a head needs one rotation of them.
