@@ -218,7 +218,7 @@ def test_words_count_as_their_weights_say(small_lm, tokenizer):
 
 
 def test_a_quiet_start_leaves_words_to_be_read(small_lm, tokenizer):
-    """What the first block adds drowns the words at PyTorch's start, and at this one more than twice as much is left."""
+    """What the first block adds drowns the words at PyTorch's start; at this one, more than twice as much is left."""
     ids = torch.randint(4, len(tokenizer), (4, 40), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids, dtype=torch.bool)
 

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 
 from minblip2.course import site, translation
+from minblip2.course.exercises import prose
 from minblip2.course.lesson import ROOT
 
 pofile = pytest.importorskip("babel.messages.pofile", reason="Babel is not installed: it comes with the extra course")
@@ -110,12 +111,17 @@ def test_a_language_has_words_and_pages(language):
     assert {"index", "notebooks/00_the_bridge", "docs/GLOSSARY"} <= translation.pages(language)
 
 
-def test_the_glossary_has_sixty_terms_with_their_lessons():
+def test_the_glossary_has_sixty_terms_and_the_lessons_that_use_them():
     rows = [line for line in (ROOT / "docs" / "GLOSSARY.md").read_text(encoding="utf-8").split("\n")
             if line.startswith("| ") and not line.startswith("| term")]
     assert len(rows) >= 60 and all(re.search(r"\| \[\d\d\]\(\.\./notebooks/\d\d_\w+\.ipynb\) \|$", row) for row in rows)
     terms = [row.split(" | ")[0][2:] for row in rows]
     assert len(set(terms)) == len(terms)
+    for row, term in zip(rows, terms, strict=True):
+        name = re.search(r"(\w+)\.ipynb\) \|$", row)[1]
+        text = re.sub(r"[\s*]+", " ", " ".join(prose(ROOT / "notebooks" / f"{name}.ipynb"))).lower()
+        long, short = re.sub(r" \(.*\)", "", term).lower(), re.findall(r"\((.*)\)", term.lower())
+        assert all(word in text for word in long.split(", ")) or short and short[0] in text, f"{name} has no {term!r}"
     known = translation.read(translation.catalogues("ko")["docs/GLOSSARY"], "ko")
     for term in terms:  # the field's Korean word, with the English one in brackets
         string, short = known.get(term).string, re.sub(r" \(.*\)", "", term)

@@ -25,9 +25,10 @@ MOST = 5  # points of importance that an exercise can have
 
 # A plan's sessions: what it is called, its lessons, and the exercises: all, those of greatest importance, or none.
 PLANS = {
-    "one day": [("morning", ("00", "02", "05"), "most"), ("afternoon", ("06", "07", "08", "10"), "most")],
-    "three days": [("day 1", ("00", "01", "02", "03", "04"), "most"), ("day 2", ("05", "06", "07", "08", "09"), "most"),
-                   ("day 3", ("10", "11", "12", "13", "16"), "most")],
+    "one day": [("morning", ("00", "02"), "most"), ("afternoon", ("05", "10"), "most")],
+    "a week": [("day 1", ("00", "01", "02"), "most"), ("day 2", ("03", "04", "05"), "most"),
+               ("day 3", ("06", "07", "08"), "most"), ("day 4", ("09", "10", "11"), "most"),
+               ("day 5", ("12", "13", "16"), "most")],
     "a term": [(f"week {i + 1}", lessons, "all") for i, lessons in enumerate((
         ("00",), ("01",), ("02",), ("03",), ("04",), ("05",), ("06", "07"), ("08",), ("09",), ("10",), ("11", "12"),
         ("13",), ("14", "15"), ("16", "17")))],

@@ -87,5 +87,6 @@ class Minutes:
         """Write into the line at the top how long computing took."""
         from IPython.display import Markdown
 
-        seconds = time.perf_counter() - self.started
-        self.line.update(Markdown(f"{self.reading}**{seconds:.0f} second{'s' * (round(seconds) != 1)}** on the machine that ran it."))
+        seconds = round(time.perf_counter() - self.started)
+        took = f"{seconds} second{'s' * (seconds != 1)}"
+        self.line.update(Markdown(f"{self.reading}**{took}** on the machine that ran it."))

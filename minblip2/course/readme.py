@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..data.coco import CocoCaptions
@@ -126,17 +127,20 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float]) -> str:
     sources = layout.module()
     lines = sum(layout.code_lines(sources[name]) for name in layout.core(sources))
     lead = photographs["stage2_cider"] - photographs["stage1_cider"]
+    (runs,) = seeds().values()
     said = [
         f"**Drawn scenes**, the bridge that ships: {scenes['stage2_things_seen']:.0f} % of captions have every colour "
         f"and shape right, {scenes['stage2_things_unseen']:.0f} % on pairs of the two that its training never showed; "
         f"another picture's caption {scenes['shuffled_things']:.0f} %.",
         "**Questions that the bridge was never trained on**, answered right: "
         + ", ".join(f"{kind} {scenes[f'ask_{kind}_own']:.0f} %" for kind in ASKED) + "; shown a wrong picture "
-        + ", ".join(f"{scenes[f'ask_{kind}_another']:.0f}" for kind in ASKED) + " %.",
+        + ", ".join(f"{scenes[f'ask_{kind}_another']:.0f}" for kind in ASKED)
+        + f" %. The mean of {len(runs)} bridges, one for each seed: "
+        + ", ".join(f"{fmean(run[f'ask_{kind}_own'] for run in runs):.0f}" for kind in ASKED) + " %.",
         f"**Photographs**, {photographs['minutes_stage1'] + photographs['minutes_stage2']:.0f} minutes of training "
         f"without a GPU: CIDEr-D {photographs['stage2_cider']:.0f}, another picture's caption "
         f"{photographs['shuffled_cider']:.0f}. The Q-Former alone reaches {photographs['stage1_cider']:.0f}: the "
-        f"language model's lead is {'within' if abs(lead) < 2 * photographs['stage2_lead_sd'] else 'beyond'} luck.",
+        f"language model's lead is {'within' if abs(lead) < 2 * photographs['stage2_lead_sd'] else 'beyond'} chance.",
         f"**Same numbers** as transformers and LAVIS, from the originals' own layouts: {len(rows_of('parity')) - 1} "
         f"kinds of comparison, largest difference {largest:.0e}.",
         f"**Speed**: a stage-1 step is {float(step[4]):.1f} times as fast as one made of transformers' models, with "
@@ -152,8 +156,9 @@ def with_minutes(table: str, known: dict[str, guide.Lesson]) -> str:
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
     lessons = {re.match(r"\[(\d\d)", row[0])[1]: row[:2] for row in rows if row[0].startswith("[")}
     minutes = {number: [one.reading, sum(asked.minutes for asked in one.exercises)] for number, one in known.items()}
+    both = [*map(sum, zip(*minutes.values(), strict=True))]
     return markdown(rows[0], *([*lessons[number], *each] for number, each in minutes.items()),
-                    ["all", "", *map(sum, zip(*minutes.values(), strict=True))])
+                    ["all", f"{sum(both) / 60:.0f} h", *both])
 
 
 def takes(fetched: dict[str, float], course: dict[str, Any] | None) -> str:

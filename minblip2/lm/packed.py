@@ -17,7 +17,7 @@ class PackedLinears(TorchFunctionMode):
     """While open, and where no gradient is asked for, linear layers use packed copies of their frozen matrices.
 
     A language model that writes multiplies every matrix with one token of each text, and waits for memory more than for
-    arithmetic; oneDNN is faster at it with the numbers in an order of its own. The sums are the same but for rounding. Copies
+    arithmetic; oneDNN is faster with the numbers in an order of its own. The sums are the same but for rounding. Copies
     are made when first needed and live as long as their matrices: the model takes twice its memory. Nothing changes on
     devices other than CPUs, in builds of PyTorch without oneDNN, and for dtypes that oneDNN refuses on this CPU.
     """

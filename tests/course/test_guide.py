@@ -1,4 +1,4 @@
-"""The instructors' guide is that of the notebooks: timings, plans, and what learners are told most."""
+"""The instructors' guide is that of the notebooks: timings, plans, and the messages to wrong answers."""
 
 import re
 

@@ -168,7 +168,7 @@ def test_minutes_are_put_beside_their_lessons():
     made = readme.with_minutes("| lesson | what | reading | exercises |\n| :- | :- | -: | -: |\n| [00 T](x) | y | | |",
                                {"00": lesson})
     assert [" ".join(line.split()) for line in made.splitlines()[2:]] == ["| [00 T](x) | y | 30 | 18 |",
-                                                                        "| all | | 30 | 18 |"]
+                                                                        "| all | 1 h | 30 | 18 |"]
 
 
 def test_numbers_stand_to_the_right_and_words_to_the_left():

@@ -36,7 +36,7 @@ def tables() -> tuple[str, str]:
     counts = [(name, n, f"{output} of {wrong}", f"{passed} of {right}")
               for name, (n, output, wrong, passed, right) in [*rows, ("all", sums)]]
     return (markdown(("lesson", "exercises", "wrong answers told why", "right answers passed"), *counts),
-            markdown(("exercise", "what learners are told most"), *errors))
+            markdown(("exercise", "the commonest message to wrong answers"), *errors))
 
 
 def commonest(messages: list[tuple[str, str]]) -> str:
