@@ -289,15 +289,15 @@ def expect(right: bool, message: str) -> None:
 def expect_tensor(value: Any, shape: Sequence[int] | None = None, what: str = "the result", axes: str = "",
                   kind: torch.dtype | None = None) -> Tensor:
     """The value, if it is a tensor of this shape (named by its `axes`) and kind of number without nan."""
-    note = f" {axes}" if axes else ""
+    note = f"{axes} = " if axes else ""
     expect(value is not None, f"{what} is None: does every way through your function end in a return?")
     expect(not isinstance(value, np.ndarray), f"{what} is a NumPy array: stay in torch, so that gradients flow.")
     expect(isinstance(value, Tensor), f"{what} is a {type(value).__name__}, not a tensor.")
     if shape is not None:
         expect(tuple(value.shape) == tuple(shape),
-               f"{what} has the shape {tuple(value.shape)}; asked for is{note} = {tuple(shape)}.")
+               f"{what} has the shape {tuple(value.shape)}; it should be {note}{tuple(shape)}.")
     if kind is not None:
-        expect(value.dtype == kind, f"{what} holds {value.dtype}; asked for is {kind}.")
+        expect(value.dtype == kind, f"{what} holds {value.dtype}; it should be {kind}.")
     expect(not value.is_floating_point() or not bool(value.isnan().any()), f"{what} holds nan.")
     return value
 
@@ -308,9 +308,9 @@ def a_number(value: Any, what: str = "the result", whole: bool = False) -> float
         value = value.item()
     expect(value is not None, f"{what} is None: does every way through your function end in a return?")
     expect(isinstance(value, Real) and not isinstance(value, bool | np.bool_),
-           f"{what} is {value!r}, a {type(value).__name__}; asked for is a number.")
+           f"{what} is {value!r}, a {type(value).__name__}; it should be a number.")
     expect(not whole or value == int(value) if np.isfinite(value) else not whole,
-           f"{what} is {value}; asked for is a whole number.")
+           f"{what} is {value}; it should be a whole number.")
     return int(value) if isinstance(value, Integral) or whole else float(value)
 
 
@@ -335,7 +335,8 @@ def letters_of(value: Any, known: str) -> set[str]:
     """Letters that were given as a set, a list or a text, such as {"a", "c"} or "a, c"."""
     expect(value is not None, "the result is None: does every way through your function end in a return?")
     expect(isinstance(value, str | set | frozenset | list | tuple) and all(isinstance(one, str) for one in value),
-           f"the result is a {type(value).__name__}; asked for are letters, such as {{'{known[0]}', '{known[1]}'}}.")
+           f"the result is a {type(value).__name__}; the exercise asks for letters, such as {{'{known[0]}', "
+           f"'{known[1]}'}}.")
     found = {one for one in " ".join(value).lower() if one.isalnum()}
     expect(found <= set(known), f"{', '.join(sorted(found - set(known)))} is none of the letters {known[0]} to "
            f"{known[-1]}.")
@@ -373,7 +374,7 @@ def number(value: Any, what: str = "your function gives") -> int | float:
 
 def numbers_of(value: Any, count: int, meaning: str) -> list[int | float]:
     """So many numbers, in a tuple, a list, an array or a tensor; `meaning` says which are asked for."""
-    output = f"your function gives {value!r}; asked for are {meaning}."
+    output = f"your function gives {value!r}; the exercise asks for {meaning}."
     expect(isinstance(value, tuple | list | Tensor | np.ndarray), output)
     expect(not isinstance(value, Tensor | np.ndarray) or value.ndim == 1, output)
     expect(len(value) == count, output)
@@ -420,4 +421,4 @@ def same_gradients(answer: Callable, reference: Callable, given: dict[str, Tenso
         if tangential:
             slope, right = (one - (one * tensor).sum(dim=-1, keepdim=True) * tensor for one in (slope, right))
         expect(close(slope, right, tolerance), f"the numbers are right, but the gradient that reaches the {name} is "
-               "not theirs: is some part of the way cut off (detach, no_grad, .data)?")
+               "not the right one: is some part of the way cut off (detach, no_grad, .data)?")

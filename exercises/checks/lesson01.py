@@ -65,14 +65,14 @@ def far_off(shape: tuple[int, int, int, int, int], size: float = 60.0) -> tuple[
 def unchanged(before: Iterable[Tensor], after: Iterable[Tensor]) -> None:
     """Nothing that the learner's function was given has changed."""
     expect(all(torch.equal(one, other) for one, other in zip(before, after, strict=True)),
-           "your function changed a tensor that it was given; whoever gave it still needs it.")
+           "your function changed a tensor that it was given; the caller still needs it.")
 
 
 # What is made of d and the deviations of query and key, and what it means.
 SPREADS: dict[str, Callable[[int, float, float], float]] = {
     "that is the variance.": lambda d, a, b: d * (a * b) ** 2,
-    "that grows like d, as if all the products had the same sign. They do not: what adds up, when terms are "
-    "independent, is something else than their deviations.": lambda d, a, b: d * a * b,
+    "that grows like d, as if all the products had the same sign. They do not: when terms are independent, it is not "
+    "their deviations that add up.": lambda d, a, b: d * a * b,
     "that does not grow with d: it is the deviation of one single product, or of a score that was already divided.":
         lambda d, a, b: a * b,
     "you forget that the entries have deviations of their own.": lambda d, a, b: math.sqrt(d),
@@ -125,7 +125,7 @@ SCALES: dict[str, Callable[[int, int, int, int, int], float]] = {
     "large.": lambda b, h, s, d, k: math.sqrt(d / h),
     "the scores were divided according to the width of all heads together: a score is a sum over the numbers of one "
     "head.": lambda b, h, s, d, k: math.sqrt(1 / h),
-    "the best keys get the smallest shares: there is a sign too many.": lambda b, h, s, d, k: -1.0,
+    "the best keys get the smallest weights: there is a minus sign too many.": lambda b, h, s, d, k: -1.0,
 }
 
 
@@ -143,13 +143,13 @@ def attention(attend: Callable) -> None:
         scores = query @ key.mT
         columns = [(scores * scale).softmax(dim=2) @ value for scale in (d ** -0.5, 1.0)]
         expect(not any(close(result, one) for one in columns), "a query's result depends on which other queries stand "
-               "beside it: your shares are handed out among queries, where each query has to share itself out among "
-               "keys.")
-        expect(False, "a query's result depends on which other queries stand beside it. Along which axis do the shares "
-               "add up to one?")
+               "beside it: your weights are normalised over the queries, where those of each query have to be "
+               "normalised over the keys.")
+        expect(False, "a query's result depends on which other queries stand beside it. Along which axis do the "
+               "weights sum to one?")
     constant = _result(attend, query, key, torch.ones_like(value), None)
-    expect(close(constant, torch.ones_like(constant)), f"all values are 1, yet the mixture holds "
-           f"{float(constant.detach().flatten()[0]):.3g}: the shares of a query have to be one in all.")
+    expect(close(constant, torch.ones_like(constant)), "all values are 1, yet the mixture holds "
+           f"{float(constant.detach().flatten()[0]):.3g}: the weights of a query have to sum to one.")
     order = torch.arange(k).roll(1)
     expect(close(_result(attend, query, key[:, :, order], value[:, :, order], None), result),
            "the result depends on the order in which keys and values stand, though they were shuffled together.")
@@ -162,7 +162,7 @@ def attention(attend: Callable) -> None:
             slips[meaning] = [attended(draw[0] * factor(*draw[0].shape, draw[1].shape[2]), *draw[1:], None)
                               for draw in draws]
         expect(False, named(output, slips, close) or "without a mask the numbers are not those of plain loops, though "
-               "the shares are one in all: look at how the scores are made, and which share meets which value.")
+               "the weights sum to one: look at how the scores are made, and which weight meets which value.")
     same_gradients(lambda q, k, v: _result(attend, q, k, v, None), lambda q, k, v: shares_of(q, k, None) @ v,
                    {"query": query, "key": key, "value": value})
     _masked(attend, query, key, value, some_mask(b, s, k))
@@ -173,7 +173,7 @@ def attention(attend: Callable) -> None:
         mask = some_mask(b, s, k)
         expect(close(_result(attend, near, far, value, mask), attended(near, far, value, mask), 1e-3),
                f"where all scores are about {-size:.0f} your result under a mask is wrong, where they are small it is "
-               "right. What stands in for a forbidden score has to lose against every score that there can be.")
+               "right. What replaces a forbidden score has to be below every score that can occur.")
     _masked(attend, query[:1, :, :1], key[:1], value[:1], some_mask(1, 1, k))  # one batch, one query
     _masked(attend, query[:, :b], key[:, :b], value[:, :b], some_mask(b, s, k))  # as many heads as batch entries
     b, h, s, k, other = sizes(d)  # a size that was written down as a number does not fit twice
@@ -203,12 +203,12 @@ def _masked(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: T
         touched[:, row] = slope.abs().sum(dim=(1, 3)) > 0
     expect(not close(result, _result(attend, query, key, value, None)), "with a mask the result is the same as "
            "without: it is not used.")
-    expect(not torch.equal(touched, ~may), "only what is forbidden is looked at: in this house True means may look.")
-    expect(not bool((touched & ~may).any()), "a forbidden key still has a share: its value changes the result. "
-           "Where the mask is False nothing may get through.")
+    expect(not torch.equal(touched, ~may), "only what is forbidden is looked at: in this course True means may look.")
+    expect(not bool((touched & ~may).any()), "a forbidden key still has a weight: its value changes the result. Where "
+           "the mask is False nothing may get through.")
     ones = _result(attend, query, key, torch.ones_like(value), mask)
-    expect(close(ones, torch.ones_like(ones)), "under a mask the shares are no longer one in all. When do forbidden "
-           "keys have to be out of the game: when shares are handed out, or only then struck out?")
+    expect(close(ones, torch.ones_like(ones)), "under a mask the weights no longer sum to one. When do forbidden keys "
+           "have to be masked: before the softmax, or after it?")
     expect(close(result, attended(query, key, value.detach(), mask)), "under a mask the numbers are not those of loops "
            "over the allowed keys. Is each batch entry under its own mask, and each row?")
     if len(query) > 1:
@@ -221,13 +221,13 @@ def _masked(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: T
         others = output.isnan().any(dim=3)
         others[entry, :, row] = False
         expect(not bool(others.any()), "where one query may look at nothing, the result of another one is nan.")
-        expect(False, "a query that may look at nothing gets nan: if all its scores are struck out, what is left to be "
-               "divided by what?")
+        expect(False, "a query that may look at nothing gets nan: if all its scores are masked, what does the softmax "
+               "divide by?")
     output = expect_tensor(output, query.shape, "the result", "(b h s d)")
     empty = output[entry, :, row]
     expect(not close(empty, value[entry].detach().mean(dim=1)), "a query that may look at nothing gets the average of "
-           "all values, forbidden as they are: scores that are all equally small are all equal.")
-    expect(not bool(empty.any()), "a query that may look at nothing gets something: asked for are zeros.")
+           "all values, though all are forbidden: scores that are all equally small are all equal.")
+    expect(not bool(empty.any()), "a query that may look at nothing gets something: it should get zeros.")
     expect(close(output, attended(query, key, value.detach(), nothing)),
            "one query may look at nothing, and the result "
            "of another one is wrong.")
@@ -236,7 +236,7 @@ def _masked(attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: T
             nothing, shares_of(q, k, nothing | ~nothing.any(dim=3, keepdim=True)), 0.0) @ v,
                        {"query": query, "key": key, "value": value.detach()})
     except Wrong as wrong:
-        nan = " A nan that is struck out of the result still comes back with the gradient."
+        nan = " A nan that is masked out of the result still comes back in the gradient."
         raise Wrong(f"one query may look at nothing. {str(wrong)[0].upper()}{str(wrong)[1:]}"
                     f"{nan if 'not finite' in str(wrong) else ''}") from wrong
 
@@ -260,7 +260,7 @@ def in_heads(apply: Callable) -> None:
         before = x.clone()
         result = expect_tensor(apply(x, heads, work), x.shape, "the result", "(b s e)", torch.float32)
         expect(torch.equal(before, x), "your function changed the x that it was given.")
-        expect(len(given) == 1, f"work was called {len(given)} times; asked for is once, for all heads together.")
+        expect(len(given) == 1, f"work was called {len(given)} times; call it once, for all heads together.")
         cut, joined = torch.zeros_like(parts), torch.zeros_like(x)
         for head in range(heads):
             own = range(head * d, (head + 1) * d)
@@ -277,14 +277,16 @@ def in_heads(apply: Callable) -> None:
         if not all(map(close, output, right)):
             expect(False, named(output, dict(zip(meanings, slips, strict=True)), close, right) or otherwise)
 
-    explain(cuts, ("each head gets every n-th number of a token, for so many heads: it should own one slice, in one "
-                   "piece.", "your cut gives the right shape and mixes tokens: memory was only counted anew, and what "
-                   "should be two axes changing place is not."),
+    explain(cuts, ("each head gets every n-th number of a token, n being the number of heads: it should own one "
+                   "contiguous slice.",
+                   "your cut gives the right shape and mixes tokens: the memory was only reshaped, where two axes "
+                   "should have been transposed."),
             "what you give to work is not the slices of the vectors: cut[b, h, s] has to come from token s of x[b], "
             "and from nowhere else.")
-    explain(joins, ("the cut is right, but joining deals the heads' numbers out in turns: each head's answer should be "
-                    "one slice again.", "the cut is right, but joining mixes tokens: heads and tokens have to change "
-                    "place before the last two axes become one.", "the cut is right, but you return the x that you "
+    explain(joins, ("the cut is right, but joining interleaves the heads' numbers: each head's answer should be one "
+                    "slice again.", "the cut is right, but joining mixes tokens: the axes of heads and tokens have "
+                    "to be transposed before the last two axes become one.",
+                    "the cut is right, but you return the x that you "
                     "were given: work's answer is lost."),
             "the cut is right, but what you return is not the answer of work, joined. Do you return what work gave, or "
             "what it was given?")
@@ -340,19 +342,19 @@ def _layer(layer_class: Callable, width: int, heads: int, wide: int) -> tuple[nn
     expect(isinstance(layer, nn.Module), f"your class makes a {type(layer).__name__}, not an nn.Module.")
     parts = dict(layer.named_children())
     for name in ("query", "key", "value", "out"):
-        expect(isinstance(parts.get(name), nn.Linear), f"the layer has no linear map named {name}: then nobody can "
-               "load other people's weights into it.")
+        expect(isinstance(parts.get(name), nn.Linear), f"the layer has no linear map named {name}: then pretrained "
+               "weights cannot be loaded into it.")
         reads = wide if name in ("key", "value") else width
         expect(parts[name].in_features == reads, f"the map {name} reads vectors of width {parts[name].in_features}, "
-               f"and there come vectors of width {reads}: from which sequence is it made?")
+               f"and is given vectors of width {reads}: which sequence should it read?")
         expect(parts[name].out_features == width, f"the map {name} makes vectors of width {parts[name].out_features}: "
                "the heads together are as wide as the model.")
         expect(parts[name].bias is not None, f"the map {name} has no bias.")
     maps = [parts[name] for name in ("query", "key", "value", "out")]
     expect(len({id(part.weight) for part in maps}) == 4, "two of the four maps are one and the same: whatever one "
            "learns overwrites the other.")
-    expect(all(weight.requires_grad for weight in layer.parameters()), "some weight of the layer wants no gradient: it "
-           "will never learn.")
+    expect(all(weight.requires_grad for weight in layer.parameters()), "some weight of the layer has "
+           "requires_grad=False: it will never learn.")
     with torch.no_grad():
         for weight in layer.parameters():  # nothing is zero: zeros hide mistakes
             weight.copy_(torch.randn_like(weight) * (0.5 if weight.ndim < 2 else 1.5 * weight.shape[1] ** -0.5))
@@ -380,7 +382,8 @@ def _explain(cases: list[tuple], case: str) -> None:
     """Raise Wrong with what wrong results mean, all of them."""
     known = {
         "the last linear map, which mixes the heads' answers, has not run.": dict(out=False),
-        "each head owns every n-th number, for so many heads: it should own one slice.": dict(interleaved=True),
+        "each head owns every n-th number, n being the number of heads: it should own one slice.":
+            dict(interleaved=True),
         "the scores were divided according to the width of the whole vector: a head's scores are sums over the head's "
         "own slice.": lambda width, heads: dict(scale=width ** -0.5),
         "the scores were not divided by anything.": dict(scale=1.0),
@@ -396,7 +399,7 @@ def _explain(cases: list[tuple], case: str) -> None:
             ("value", "key"): "the values are made by the map that makes the keys.",
             ("key", "value"): "the keys are made by the map that makes the values."}.items():
         slips[meaning] = [_looked(parts | {one: parts[other]}, *rest) for _, parts, *rest in cases]
-    slips["keys and values have changed place: what a patch is found by, and what it says."] = [
+    slips["keys and values are swapped: a patch is found by its key, and its value is what it says."] = [
         _looked(parts | {"key": parts["value"], "value": parts["key"]}, *rest) for _, parts, *rest in cases]
     slips["your result is that of a single head over the whole width, however many heads are asked for."] = [
         _looked(parts, x, context, mask, 1) for _, parts, x, context, mask, _ in cases]
@@ -436,9 +439,9 @@ def _weights(weights_of: Callable, b: int, h: int, s: int, k: int, d: int) -> No
     weights = weights_of(query, key, mask)
     if isinstance(weights, Tensor) and weights.shape == (b, h, s, k):
         closed = (~mask.any(dim=2, keepdim=True)).expand(b, h, s, k)
-        expect(not torch.equal(weights.isnan(), closed), "a fault is left: there is nan where nobody may look at a "
-               "key. Every row sees somebody, so only a column can be empty, and a column is not what shares itself "
-               "out.")
+        expect(not torch.equal(weights.isnan(), closed), "a fault is left: there is nan where no query may look at a "
+               "key. Every row sees some key, so only a column can be empty, and the softmax is not taken over "
+               "columns.")
     expect_tensor(weights, (b, h, s, k), "your matrix of weights", "(b h s k)", torch.float32)
     unchanged(before, (query, key, mask))
     steady(weights_of(query, key, mask), weights)
@@ -450,11 +453,11 @@ def _weights(weights_of: Callable, b: int, h: int, s: int, k: int, d: int) -> No
                "queries stand beside it.")
     moved = key.clone()
     moved[0, :, 0] += 5 * torch.randn(h, d)
-    expect(close(weights_of(query, moved, mask), weights), "a fault is left: a key that nobody may look at was "
-           "changed, and the weights of others changed with it. When does it have to be out of the game?")
+    expect(close(weights_of(query, moved, mask), weights), "a fault is left: a key that no query may look at was "
+           "changed, and the weights of others changed with it. When does it have to be masked?")
     sums = weights.sum(dim=3)
     expect(close(sums, torch.ones_like(sums)), f"a row sums to {float(sums.flatten()[(sums - 1).abs().argmax()]):.4g}: "
-           "a query hands out one whole.")
+           "the weights of a query sum to one.")
     right = torch.zeros_like(weights)
     for n in range(k):  # with one value after another, what comes out is one column of weights after another
         value = torch.zeros(b, h, k, d)
@@ -471,8 +474,8 @@ def _weights(weights_of: Callable, b: int, h: int, s: int, k: int, d: int) -> No
     for near, far, exactly in ((*far_off((b, h, s, k, d)), 1e-3), (*far_off((b, h, s, k, d), -60.0), 1e-3),
                                (6 * query, key, 1e-4)):
         expect(close(weights_of(near, far, mask), shares_of(near, far, mask), exactly), "where scores are small your "
-               "weights are right, where they are large, or far below zero, they are not. What stands in for a "
-               "forbidden score has to lose against every score that there can be, and a small share is small.")
+               "weights are right, where they are large, or far below zero, they are not. What replaces a forbidden "
+               "score has to be below every score that can occur, and a small weight has to stay small.")
     same_gradients(lambda query, key: weights_of(query, key, mask), lambda query, key: shares_of(query, key, mask),
                    {"query": query, "key": key})
     exact = weights_of(query.double(), key.double(), mask)

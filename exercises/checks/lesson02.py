@@ -36,7 +36,7 @@ def common(mask: Tensor, is_text: Tensor, is_padding: Tensor) -> None:
     """What every mask of the house keeps to."""
     whole = ~is_padding
     real = mask[whole[:, :, None] & whole[:, None, :]]
-    expect(bool(real.any()), "nobody may look at anybody. True means: may look.")
+    expect(bool(real.any()), "no token may look at anything. True means: may look.")
     queries = ~is_text
     own = mask[:, queries][:, :, queries]
     expect(bool(own.any()), "queries may not look at queries. True means: may look; or do they stand behind the text? "
@@ -49,7 +49,8 @@ def common(mask: Tensor, is_text: Tensor, is_padding: Tensor) -> None:
            "text? Queries come first.")
     rows_closed = not bool((mask & is_padding[:, :, None]).any()) and bool(is_padding.any())
     expect(not bool(looked_at.any()), "padding is looked at: " + (
-        "you have closed the rows of padding. A row says what a token looks at; who looks at it stands in its column."
+        "you have closed the rows of padding. A row says what a token looks at; its column says which tokens look at "
+        "it."
         if rows_closed else "a column of padding has to be closed for every row."))
 
 
@@ -81,9 +82,9 @@ def judge(mask_of: Callable, rule: Rule, explain: Callable[[Tensor, Tensor, Tens
     _, mask, is_text, is_padding = wrong[0]
     closed = not bool((mask & is_padding[:, :, None]).any()) and bool((mask & is_padding[:, None, :]).any())
     expect(min(places) < 5 or not closed, "a word looks at padding on its left: you have closed the rows of padding. A "
-           "row says what a token looks at; who looks at it stands in its column.")
+           "row says what a token looks at; its column says which tokens look at it.")
     expect(min(places) < 5 or max(places) == 8, "where padding stands on the right your mask is right, where it stands "
-           "on the left or in between it is not. Which places hold words, text_mask says for each text by itself.")
+           "on the left or in between it is not. text_mask says for each text by itself which places hold words.")
     expect(places != [8], "for texts without a single word your mask is wrong: queries are still there, and look at "
            "each other.")
     explain(mask, is_text, is_padding)
@@ -96,14 +97,14 @@ def bidirectional(mask_of: Callable) -> None:
     """Everyone sees everyone but padding."""
     def explain(mask: Tensor, is_text: Tensor, is_padding: Tensor) -> None:
         expect(not bool(is_padding.any()) or not torch.equal(mask, is_padding[:, None, :].expand_as(mask)),
-               "your mask is the opposite of what is asked for: in this house True means may look.")
+               "your mask is the opposite of what is asked for: in this course True means may look.")
         common(mask, is_text, is_padding)
         whole = ~is_padding
         pairs = whole[:, :, None] & whole[:, None, :]
-        expect(bool(mask[pairs].all()), "a token that is no padding cannot see everyone who is none: in matching, "
+        expect(bool(mask[pairs].all()), "a token that is not padding cannot see all others that are not: in matching, "
                "queries and words see each other, in both directions.")
-        expect(False, "the rows of padding differ from the others: what padding looks at is nobody's concern, so keep "
-               "the mask simple and close columns only.")
+        expect(False, "the rows of padding differ from the others: what padding looks at does not matter, so keep the "
+               "mask simple and close columns only.")
 
     judge(mask_of, lambda row, column, queries: torch.ones_like(row == column), explain, strict=True, empty=True)
 
@@ -116,7 +117,7 @@ def unimodal(mask_of: Callable) -> None:
         crossing = is_text[:, None] != is_text[None, :]
         pairs = whole[:, :, None] & whole[:, None, :]
         expect(bool((mask & pairs & ~crossing).any()) or not bool((mask & pairs & crossing).any()), "each side looks "
-               "at the other one and not at itself: in this house True means may look.")
+               "at the other one and not at itself: in this course True means may look.")
         if bool((mask & pairs & crossing).any()):
             raise Wrong(_crossing(mask & pairs, is_text))
         common(mask, is_text, is_padding)
@@ -124,7 +125,7 @@ def unimodal(mask_of: Callable) -> None:
         later = torch.ones_like(crossing).triu(1) & is_text[:, None] & is_text[None, :]
         expect(not bool((closed & later).any()) or bool((pairs & later & mask).any()), "words cannot see words that "
                "come later: both towers read in both directions; nothing here is causal.")
-        expect(not bool(closed.any()), "within one side somebody cannot see somebody: queries see all queries, words "
+        expect(not bool(closed.any()), "within one side some token cannot see another: queries see all queries, words "
                "all words of their text.")
 
     judge(mask_of, lambda row, column, queries: (row < queries) == (column < queries), explain)
@@ -135,8 +136,8 @@ def _crossing(mask: Tensor, is_text: Tensor) -> str:
     there = bool(mask[:, ~is_text][:, :, is_text].any()), bool(mask[:, is_text][:, :, ~is_text].any())
     who = {(True, True): "queries look at words and words at queries", (True, False): "queries look at words",
            (False, True): "words look at queries"}[there]
-    return (f"{who}: then the contrast compares a picture with a vector that has already seen the other side, and is "
-            "won without any understanding.")
+    return (f"{who}: then the contrastive loss compares a picture with a vector that has already seen the other side, "
+            "and falls without any understanding.")
 
 
 @exercise("02.3", "lesson 02, section 2")
@@ -153,7 +154,7 @@ def multimodal_causal(mask_of: Callable) -> None:
 
         past, own, future = (among(words & how) for how in (later.T, torch.eye(len(words), dtype=torch.bool), later))
         expect(bool(own.any()) or not bool(future.all()) or not bool(future.numel()), "words look at what comes after "
-               "them, and not at themselves: in this house True means may look.")
+               "them, and not at themselves: in this course True means may look.")
         expect(not bool(among(~is_text[:, None] & is_text[None, :]).any()), "queries look at words: a word that comes "
                "later reaches an earlier one by way of them, and the answer leaks.")
         expect(bool(past.any()) or not bool(future.any()), "words look only at what comes after them: row and column "
@@ -180,7 +181,7 @@ COUNTS: dict[str, Callable[[int, int], int]] = {
     "words see the queries, too.": lambda q, t: q * q + t * (t + 1) // 2,
     "queries do not see words.": lambda q, t: q * q + 2 * t * q + t * (t + 1) // 2,
     "queries see each other in both directions.": lambda q, t: (q + t) * (q + t + 1) // 2,
-    "queries and words have changed places: who is causal?": lambda q, t: t * t + t * q + q * (q + 1) // 2,
+    "queries and words are swapped: which of them are causal?": lambda q, t: t * t + t * q + q * (q + 1) // 2,
     "half of the words' square is not the sum of 1 to t: the diagonal lies in it, too.":
         lambda q, t: q * q + t * q + t * t // 2,
     "queries see queries, too.": lambda q, t: t * q + t * (t + 1) // 2,

@@ -40,13 +40,13 @@ def patch_tokens(embed: Callable) -> None:
                  "the bias is added more than once.": [
                      one + bias for one, (_, _, _, bias, _, _) in zip(right, drawn, strict=True)]}
         for meaning, layout in (
-                ("inside a patch, rows and columns have changed place: the square meets a weight that lies on its "
-                 "side.", lambda weight: weight.mT),
-                ("each token has the right pixels, but they meet the wrong weights: are colours and places in one "
+                ("inside a patch, rows and columns are swapped: the square meets a transposed weight.",
+                 lambda weight: weight.mT),
+                ("each token has the right pixels, but they meet the wrong weights: are colours and places in the same "
                  "order in the pixels and in the weights?", _as_if_colours_last),
-                ("the weights are turned round: a convolution of torch does not flip them.",
+                ("the weights are flipped: a convolution of torch does not flip them.",
                  lambda weight: weight.flip(2, 3)),
-                ("the colours have changed places: the first colour meets the last one's weights.",
+                ("the colours are swapped: the first colour meets the last one's weights.",
                  lambda weight: weight.flip(1))):
             slips[meaning] = [_by_squares(image, layout(weight), bias) for _, image, weight, bias, _, _ in drawn]
         expect(False, named(output, slips, close, right) or
@@ -180,10 +180,10 @@ def _slopes(resize: Callable, grid: int, gh: int, gw: int) -> None:
     made = made[0, 1:, 0].reshape(gh, gw)
     across = float((made - made[:, :1]).abs().max())
     down = float((made - made[:1]).abs().max())
-    expect(across < 1e-3 or down >= 1e-3 or gh == 1, "rows have become columns: positions that told their row tell "
-           "their column after your resizing. Which of the two is counted first?")
-    expect(across < 1e-3, "positions that told their row, and nothing of their column, differ along a row after your "
-           "resizing: were they laid out as the table that they come from?")
+    expect(across < 1e-3 or down >= 1e-3 or gh == 1, "rows have become columns: positions that encoded their row "
+           "encode their column after your resizing. Which of the two is counted first?")
+    expect(across < 1e-3, "positions that encoded their row, and not their column, differ along a row after your "
+           "resizing: were they laid out as in the table that they come from?")
 
 
 def _bicubic(positions: Tensor, grid: int, gh: int, gw: int) -> Tensor:
@@ -209,15 +209,15 @@ def _bicubic(positions: Tensor, grid: int, gh: int, gw: int) -> Tensor:
 def _not_bicubic(output: list[Tensor], right: list[Tensor], positions: Tensor, grid: int, sizes: tuple) -> None:
     """Raise Wrong with what wrong positions are instead."""
     table = positions[0, 1:].T.reshape(1, -1, grid, grid)
-    known = {"the outermost positions stay at the outermost patches; asked for are areas that match, so that a new "
-             "place may lie further out.": dict(mode="bicubic", align_corners=True),
-             "each new position is a mean of the two neighbours along an axis; asked for are four, weighted by a "
-             "cubic.": dict(mode="bilinear"),
+    known = {"the outermost positions stay at the outermost patches; the exercise asks for areas that match, so that a "
+             "new place may lie further out.": dict(mode="bicubic", align_corners=True),
+             "each new position is a mean of the two neighbours along an axis; the exercise asks for four, weighted by "
+             "a cubic.": dict(mode="bilinear"),
              "each new position is a copy of the nearest old one; neighbours should be mixed.": dict(mode="nearest"),
              "each new position is a copy of the old one that is nearest to its middle; neighbours should be mixed.":
                  dict(mode="nearest-exact"),
-             "each new position is the mean of an area; asked for are four neighbours along an axis, weighted by a "
-             "cubic.": dict(mode="area"),
+             "each new position is the mean of an area; the exercise asks for four neighbours along an axis, weighted "
+             "by a cubic.": dict(mode="area"),
              "the table was blurred before it was made smaller. For pictures that is right; the encoders' own code "
              "resizes positions without.": dict(mode="bicubic", antialias=True)}
     slips = {meaning: [F.interpolate(table, size=size, **how)[0].flatten(1).T for size in sizes]
@@ -262,8 +262,9 @@ def brightest(box_of: Callable) -> None:
         patches = all(one[:2] == other[:2] for one, other in zip(output, right, strict=True))
         meaning = ("left and top are right, right and bottom are not: they are where the next patch would begin."
                    if patches else
-                   "where there is no class token you are right. Where there is one, the weights are one more than the "
-                   "patches: whose is it, and where does it stand?" if all(output[i] == right[i] for i in alone) else
+                   "where there is no class token you are right. Where there is one, there is one weight more than "
+                   "there are patches: whose is it, and where does it stand?"
+                   if all(output[i] == right[i] for i in alone) else
                    "how many patches are there, which of them has the largest weight, how many stand in a row, and "
                    "where does that one begin and end?")
     expect(False, f"with {len(weights)} weights for {gh} x {gw} patches of {patch} pixels you answer {output[wrong]}: "
@@ -277,7 +278,7 @@ BOXES: dict[str, Callable[[Tensor, int, int, int, int], tuple]] = {
     EXTRA: lambda weights, place, gh, gw, patch: _square(int(weights.argmax()), gw, patch),
     EXTRA + " Not at the end.": lambda weights, place, gh, gw, patch: _square(
         int(weights[:gh * gw].argmax()), gw, patch),
-    EXTRA + " It was left out, but the patches kept its count.": lambda weights, place, gh, gw, patch: _square(
+    EXTRA + " It was left out, but the patches still count it.": lambda weights, place, gh, gw, patch: _square(
         place + len(weights) - gh * gw, gw, patch),
     "a weight was left out where there is none too many: not every encoder has a class token.":
         lambda weights, place, gh, gw, patch: _square(int(weights[1:].argmax()), gw, patch),
@@ -286,13 +287,13 @@ BOXES: dict[str, Callable[[Tensor, int, int, int, int], tuple]] = {
             int((weights[1:] if weights.argmax() == 0 else weights).argmax()), gw, patch),
     "across and down are swapped.": lambda weights, place, gh, gw, patch: tuple(
         _square(place, gw, patch)[i] for i in (1, 0, 3, 2)),
-    "the four edges stand in another order: asked for is left, top, right, bottom.":
+    "the four edges stand in another order: it should be left, top, right, bottom.":
         lambda weights, place, gh, gw, patch: tuple(_square(place, gw, patch)[i] for i in (0, 2, 1, 3)),
-    "the last two numbers are width and height; asked for are the right and the lower edge.":
+    "the last two numbers are width and height; the exercise asks for the right and the lower edge.":
         lambda weights, place, gh, gw, patch: (*_square(place, gw, patch)[:2], patch, patch),
     "the right and the lower edge are where the next patch would begin.": lambda weights, place, gh, gw, patch: tuple(
         edge - (i > 1) for i, edge in enumerate(_square(place, gw, patch))),
-    "these are numbers of patches; asked for are pixels.": lambda weights, place, gh, gw, patch: tuple(
+    "these are numbers of patches; the exercise asks for pixels.": lambda weights, place, gh, gw, patch: tuple(
         edge // patch for edge in _square(place, gw, patch)),
     "a row is as long as the grid is wide, not as it is high.": lambda weights, place, gh, gw, patch: _square(
         place, gh, patch),
@@ -373,18 +374,18 @@ def state_of(vit: nn.Module) -> dict[str, object]:
 def as_found(before: dict, after: dict) -> None:
     """Raise Wrong unless the encoder is as it was found."""
     expect(before["parts"] == after["parts"], "your function has changed the encoder: its parts are not those that it "
-           "had. Whoever runs it next gets something else.")
+           "had. Its next call gives something else.")
     expect(all(torch.equal(value, after["weights"][name]) for name, value in before["weights"].items()),
            "your function has changed the encoder's weights.")
     more = [sum(one not in other for one in new) for new, other in zip(after["hooks"], before["hooks"], strict=True)]
-    expect(not sum(more), f"{sum(more)} of your hooks {'is' if sum(more) == 1 else 'are'} left in the encoder: "
-           "what is left goes on listening, and each call adds more.")
+    expect(not sum(more), f"{sum(more)} of your hooks {'is' if sum(more) == 1 else 'are'} left in the encoder: a hook "
+           "that is left runs at every call, and each call of yours adds more.")
     expect(before["hooks"] == after["hooks"], "somebody else's hook on the encoder is gone: remove your own, and no "
            "other.")
     expect(before["mode"] == after["mode"], "your function has switched the encoder, or parts of it, between train and "
            "eval mode, and left it so.")
     expect([one for one, _ in before["gradients"]] == [one for one, _ in after["gradients"]], "your function has "
-           "changed which parameters of the encoder want a gradient, and left it so.")
+           "changed which parameters of the encoder require a gradient, and left it so.")
     expect([one for _, one in before["gradients"]] == [one for _, one in after["gradients"]], "after your function "
            "gradients lie in the encoder's parameters.")
     expect(before["attributes"] == after["attributes"], "your function has left something in the encoder that was not "
@@ -417,8 +418,8 @@ def second_to_last(features_of: Callable) -> None:
             expect(torch.equal(image, pixels), "your function has changed the picture.")
             with torch.no_grad():
                 expect(close(vit(image), final), "after your function the encoder gives something else than before.")
-            expect(runs == 1, f"the encoder ran {runs} times; asked for is one ordinary call." if runs else
-                   "the encoder itself was never called: what it does before the blocks is its own affair.")
+            expect(runs == 1, f"the encoder ran {runs} times; the exercise asks for one ordinary call." if runs else
+                   "the encoder itself was never called: leave to it what it does before the blocks.")
             drawn.append((output, steps, final, vit, depth))
     if all(close(output, steps[-2]) for output, steps, *_ in drawn):
         return
@@ -440,8 +441,8 @@ def second_to_last(features_of: Callable) -> None:
            "what leaves that block: is it left over from the first?")
     depth = next(one[4] for one in drawn if not close(one[0], one[1][-2]))
     expect(False, f"of an encoder with {depth} blocks: " + (
-        meaning or "these are not the features. Which part do you listen to, to its input or to its output, and does "
-        "anything happen to them on the way?"))
+        meaning or "these are not the features. Which part do you hook, its input or its output, and does anything "
+        "happen to them on the way?"))
 
 
 # --- frozen -----------------------------------------------------------------------------------------------------------
@@ -528,26 +529,26 @@ def _frozen(freeze: Callable, encoder: nn.Module, held: dict[type, dict]) -> Non
     expect(not strange, f"{', '.join(strange[:2])} is no longer PyTorch's own, but changed by some cell, for all "
            "models that there are: restart the kernel, and change one encoder only.")
     made = freeze(encoder)
-    expect(torch.is_grad_enabled(), "after your function gradients are switched off for everybody: the rest of the "
-           "model could not learn any more.")
+    expect(torch.is_grad_enabled(), "after your function gradients are switched off globally: the rest of the model "
+           "could not learn any more.")
     expect(not (patched := _patched(held)), f"your function has changed the class {', '.join(patched[:2])}, and with "
            "it every other module of that kind, in all models: change this one encoder.")
-    expect(made is not None, "the result is None: hand the encoder back, so that it can be put to use.")
+    expect(made is not None, "the result is None: return the encoder, so that it can be used.")
     expect(isinstance(made, nn.Module), f"the result is a {type(made).__name__}, not an nn.Module.")
     expect(all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items()),
            "freezing has already changed the weights.")
     wanting = [name for name, weight in made.named_parameters() if weight.requires_grad]
-    expect(not wanting, f"{len(wanting)} parameters still want a gradient, {', '.join(wanting[:2])} among them: an "
+    expect(not wanting, f"{len(wanting)} parameters still require a gradient, {', '.join(wanting[:2])} among them: an "
            "attribute that is set on a module does not reach its parameters by itself.")
     with torch.no_grad():
         output = expect_tensor(made(images), expected.shape, "what the frozen encoder gives")
     expect(close(output, expected),
-           "before any training the features are not those of the encoder in eval mode: dropout "
-           "rolls dice, or batch norm looks at the batch.")
+           "before any training the features are not those of the encoder in eval mode: dropout is on, or batch norm "
+           "uses the batch's statistics.")
     with torch.no_grad():
         expect(close(made(images), output),
-               "the same pictures, encoded a second time, give other features: something in "
-               "the encoder is written down each time.")
+               "the same pictures, encoded a second time, give other features: something in the encoder is updated "
+               "each time.")
     _trained(made, images, expected)
     now = encoder.state_dict()
     moved = [name for name, value in weights.items() if not torch.equal(now[name], value)]
@@ -566,8 +567,8 @@ def _trained(encoder: nn.Module, images: Tensor, expected: Tensor) -> None:
     with torch.no_grad():
         alone = encoder(images[:1])
     expect(close(alone, expected[:1]), "model.train() was called on the whole, as every training loop does, and "
-           + (f"the encoder went along ({len(lively)} of its modules are in train mode)" if lively else
-              "the encoder did something about it")
+           + (f"the encoder followed ({len(lively)} of its modules are in train mode)" if lively else
+              "the encoder reacted to it")
            + ": its features are no longer those of eval mode. A gradient is not the only way to change.")
     for _ in range(3):
         optimiser.zero_grad()
@@ -577,7 +578,7 @@ def _trained(encoder: nn.Module, images: Tensor, expected: Tensor) -> None:
     with torch.no_grad():
         after = encoder(images)
     expect(close(after, expected), "after three steps of training the encoder gives other features: something in it "
-           "was written down on the way, though no parameter wants a gradient.")
+           "was updated on the way, though no parameter requires a gradient.")
     expect(any(not torch.equal(one, other) for one, other in zip(head, model["head"].parameters(), strict=True)),
            "the head did not learn: freeze the encoder and nothing else.")
     for again in (model.eval, model.train, lambda: encoder.train(True), encoder.train, encoder.eval,
@@ -588,7 +589,7 @@ def _trained(encoder: nn.Module, images: Tensor, expected: Tensor) -> None:
             raise Wrong("train and eval may be called with a mode and without one, and yours stops "
                         f"({error}).") from error
         expect(isinstance(back, nn.Module), f"train or eval gives back {'None' if back is None else type(back)} where "
-               "PyTorch's gives back the module: whoever writes `encoder = encoder.eval()` loses the encoder.")
+               "PyTorch's gives back the module: `encoder = encoder.eval()` would lose the encoder.")
         with torch.no_grad():
             expect(close(encoder(images), expected), "when train and eval are called in turns, as before and after "
                    "each epoch, the encoder gives other features.")

@@ -41,14 +41,14 @@ CUTS: dict[str, Callable[[str, dict[str, int]], list[str]]] = {
         lambda word, known: greedy(word, known, first=("", "##")),
     "a piece that may only begin a word was taken to continue one.":
         lambda word, known: greedy(word, known, inside=("##", "")),
-    "part of a word was kept whose other part nobody knows. One gap, and the whole word is unknown.":
+    "part of a word was kept whose other part is not in the vocabulary. One gap, and the whole word is unknown.":
         lambda word, known: greedy(word, known, keep=True),
-    "a word that nobody knows was dropped: it holds one place, [UNK].": lambda word, known: [
+    "an unknown word was dropped: it holds one place, [UNK].": lambda word, known: [
         piece for piece in greedy(word, known) if piece != "[UNK]"],
     "greedy never goes back: what the longest beginning leaves over cannot be cut, and you searched for another cut.":
         lambda word, known: searched(word, known),
     "words are cut from the left; you go from right to left.": lambda word, known: from_the_right(word, known),
-    "each word stands whole or is unknown: pieces of words are in the vocabulary, too.":
+    "your words are either whole or unknown: pieces of words are in the vocabulary, too.":
         lambda word, known: [word if word in known else "[UNK]"],
 }
 
@@ -110,11 +110,10 @@ def _cut(encode: Callable[[str, dict[str, int]], list[int]], letters: list[str],
         expect(isinstance(output, list),
                f"your function gives a {type(output).__name__} and should give a list of ids.")
         expect(all(isinstance(i, Integral) and not isinstance(i, bool) for i in output),
-               "the list holds something that "
-               "is no whole number: asked for are ids, not pieces.")
+               "the list holds something that is no whole number: the exercise asks for ids, not pieces.")
         strangers = [i for i in output if i not in names]
-        expect(not strangers, f"the id {strangers[:1]} is nobody's in this vocabulary: also the ids of the special "
-               "tokens stand in it, and need not be small.")
+        expect(not strangers, f"the id {strangers[:1]} is not in this vocabulary: the ids of the special tokens stand "
+               "in it, too, and need not be small.")
         return [names[i] for i in output]
 
     def framed(caption: str, how: Callable[[str, dict[str, int]], list[str]] = greedy) -> list[str]:
@@ -204,8 +203,8 @@ def turned(turn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     for kind in (torch.bfloat16, torch.float16):
         coarse = expect_tensor(turn(x.to(kind), far, theta), x.shape, f"with x in {kind} the result", "(b h s d)", kind)
         expect(close(coarse.float(), rotated(x.to(kind).float(), far, speeds), 0.03), f"with x in {kind} and positions "
-               "beyond 600 the result is far off: half precision cannot count that far, so the angles need a finer "
-               "kind of number.")
+               "beyond 600 the result is far off: half precision cannot count that far, so the angles need a more "
+               "precise dtype.")
     expect_tensor(turn(x.double(), far, theta), x.shape, "with x in float64 the result", "(b h s d)", torch.float64)
 
 
@@ -287,11 +286,11 @@ def surprise(logits: Tensor, ids: Tensor, real: Tensor) -> Tensor:
 
 SURPRISES: dict[str, Callable[[Tensor, int], float]] = {  # what one state (n) pays for a word, otherwise
     "the sign: surprise is never negative.": lambda logits, word: float(logits.log_softmax(dim=0)[word]),
-    "you count in bits; the house counts with the natural logarithm.":
+    "you count in bits; this course uses the natural logarithm.":
         lambda logits, word: -float(logits.log_softmax(dim=0)[word]) / math.log(2),
     "a softmax was taken of a softmax.": lambda logits, word: -float(logits.softmax(dim=0).log_softmax(dim=0)[word]),
     "no logarithm was taken of the probability.": lambda logits, word: 1 - float(logits.softmax(dim=0)[word]),
-    "no logarithm was taken of the probability, and the sign was turned.":
+    "no logarithm was taken of the probability, and the sign was flipped.":
         lambda logits, word: -float(logits.softmax(dim=0)[word]),
     "that is the mean probability itself.": lambda logits, word: float(logits.softmax(dim=0)[word]),
     "the logits were never made into probabilities.": lambda logits, word: -float(logits[word]),
@@ -349,8 +348,8 @@ def _loss(loss_of: Callable, ids: Tensor, real: Tensor, size: int, again: bool =
     chance = logits.detach().softmax(dim=-1)
     slope, = torch.autograd.grad(output, logits, allow_unused=True)
     _asked(slope, chance, ids, real, asked)
-    expect(False, "the right words are asked for, and weighed alike, "
-           f"but the loss is {output.item():.4f} where {right:.4f} is right.")
+    expect(False, f"the right words are asked for, and weighted alike, but the loss is {output.item():.4f} where "
+           f"{right:.4f} is right.")
 
 
 def _asked(slope: Tensor | None, chance: Tensor, ids: Tensor, real: Tensor, asked: list[tuple[int, int]]) -> None:
@@ -375,12 +374,12 @@ def _asked(slope: Tensor | None, chance: Tensor, ids: Tensor, real: Tensor, aske
            "it.")
     beyond = [(i, p) for i in range(len(ids)) for p in range(t - 1) if used[i, p] and not real[i, p + 1]]
     expect(all(not real[i, p] for i, p in beyond), "the last word of a padded text is asked for the padding behind it: "
-           "whether something is asked depends on what would be the answer, not on who answers.")
-    expect(not beyond, "padding is asked for: the model gets credit for it, and the more, the longer the rectangle.")
+           "whether something is asked depends on whether the target is real, not on whether the state is.")
+    expect(not beyond, "padding is asked for: the model gets credit for it, and the more padding, the more credit.")
     missing = [(i, p) for i, p in asked if not used[i, p]]
     expect(not missing or any(real[i, p + 2:].any() for i, p in missing),
-           "a text's last word, its end, is never asked for, so nobody learns to stop. Here the end and the padding "
-           "have one id; the mask tells them apart.")
+           "a text's last word, its end, is never asked for, so the model never learns to stop. Here the end and the "
+           "padding have one id; the mask tells them apart.")
     expect(not missing, "some real word is never asked for.")
     weights = torch.stack([slope[i, p, ids[i, p + 1]] / (chance[i, p, ids[i, p + 1]] - 1) for i, p in asked])
     expect(bool(weights.isfinite().all()) and close(weights, weights.mean().expand_as(weights), 1e-2) or any(
@@ -399,10 +398,10 @@ def _asked(slope: Tensor | None, chance: Tensor, ids: Tensor, real: Tensor, aske
 
 # What is made of ln of the vocabulary's size, the spread of logits, the width and std; what it means.
 STARTS: dict[str, Callable[[float, float, int, float], float]] = {
-    "that is a model that believes nothing at all. A fresh one has random beliefs, and pays for them.":
+    "that is a model with uniform predictions. An untrained one has random logits, and pays for them.":
         lambda flat, spread, width, std: flat,
-    "that is in bits; the house takes the natural logarithm.": lambda flat, spread, width, std: flat / math.log(2),
-    "that is in bits; the house takes the natural logarithm. ": lambda flat, spread, width, std: (
+    "that is in bits; this course takes the natural logarithm.": lambda flat, spread, width, std: flat / math.log(2),
+    "that is in bits; this course takes the natural logarithm. ": lambda flat, spread, width, std: (
         flat + spread**2 / 2) / math.log(2),
     "that is a logarithm to base ten.": lambda flat, spread, width, std: flat / math.log(10),
     "the loss is a negative logarithm, and of a number below one.": lambda flat, spread, width, std: -flat,
@@ -410,10 +409,10 @@ STARTS: dict[str, Callable[[float, float, int, float], float]] = {
     "the random part is not the standard deviation itself.": lambda flat, spread, width, std: flat + spread,
     "the random part goes with the square of the logits' spread.": lambda flat, spread, width, std: flat + spread / 2,
     "the random part is too large: is there a half in it?": lambda flat, spread, width, std: flat + spread**2,
-    "random beliefs cost something, they do not help.": lambda flat, spread, width, std: flat - spread**2 / 2,
+    "random logits raise the loss, they do not lower it.": lambda flat, spread, width, std: flat - spread**2 / 2,
     "std is that of a word vector's entries; how wide do logits spread, which are products of whole vectors?":
         lambda flat, spread, width, std: flat + std**2 / 2,
-    "many random products do not add up to their number: they cancel, and only the root of it remains.":
+    "the sum of many random products does not grow with their number: they cancel, and only its root remains.":
         lambda flat, spread, width, std: flat + (std * width) ** 2 / 2,
     "the variance of a sum of many terms grows with their number, and std counts squared.":
         lambda flat, spread, width, std: flat + std * width / 2,
@@ -421,7 +420,7 @@ STARTS: dict[str, Callable[[float, float, int, float], float]] = {
 PERPLEXITIES: dict[str, Callable[[float, int], float]] = {
     "with the natural logarithm the base is not two.": lambda loss, words: 2**loss,
     "that would be the perplexity if nothing were random.": lambda loss, words: words,
-    "that is a probability: perplexity is how many words it is as if one had to guess among, so the other way up.":
+    "that is a probability: perplexity is the number of equally likely words to guess among, so its inverse.":
         lambda loss, words: math.exp(-loss),
     "perplexity is not the loss itself.": lambda loss, words: loss,
 }
@@ -446,8 +445,8 @@ def at_the_start(predict: Callable[[int, int, float], tuple[float, float]]) -> N
         expect(not turned_round, case + "the first number should be the loss, the second the perplexity.")
         slips = {meaning: [slip(*flat) for flat in flats] for meaning, slip in STARTS.items()}
         expect(False, case + (named(losses, slips, lambda one, other: abs(one - other) < 6e-5) or
-                              "first: what does a model pay that gives every word the same? Then: what do random "
-                              "logits cost on top?"))
+                              "first: what does a model pay that gives every word the same probability? Then: what do "
+                              "random logits cost on top?"))
     scales = [perplexity for _, perplexity in output]
     off = [not math.isclose(scale, math.exp(loss), rel_tol=0.01) for loss, scale in output]
     if any(off):
@@ -515,7 +514,7 @@ def write_on(write: Callable[[OPT, list[list[int]], int, int], Tensor]) -> None:
         expect(not any(part.training for part in model.modules()), "your function has put the model into train mode.")
         wrong = [i for i, row in enumerate(given) if output[i].tolist() != alone(row, steps)]
         expect(not wrong or torch.equal(output, write(model, copy, pad, steps)), "called twice with the same prompts, "
-               "your function writes two different texts: the likeliest word is no matter of chance.")
+               "your function writes two different texts: the likeliest word is not a matter of chance.")
         return wrong, output
 
     ones = [[row] for row in prompts(*2 * (5, 3, 6, 1, 2, 4, 7))]  # each of 0, 1, 2 in several lengths
@@ -550,10 +549,10 @@ def write_on(write: Callable[[OPT, list[list[int]], int, int], Tensor]) -> None:
             columns = [torch.equal(rows_wrong(rows, pad)[1], torch.tensor([
                 written_alone(model, row, few, before=max(map(len, rows)) - len(row)) for row in rows]))
                        for rows in batches]
-            expect(not all(columns), f"{who} of a batch go on differently than alone: they are told the positions of "
-                   "their columns, padding counted. A token's place in its text is another one.")
+            expect(not all(columns), f"{who} of a batch go on differently than alone: they get the positions of their "
+                   "columns, padding counted. A token's place in its text is another number.")
             expect(False, f"{who} of a batch go on differently than alone, whatever the id of padding. Do the tokens, "
-                   "and what is known of which are real, stand in the same columns? Are the rows in their order?")
+                   "and the mask that says which are real, have the same columns? Are the rows in their order?")
     for given in batches[:4]:
         for same in (held, 0, 1, alone(given[0], 1)[0], alone(given[-1], 2)[1]):
             expect(not rows_wrong(given, same)[0], "in a batch, prompts go on differently if padding has the id of a "

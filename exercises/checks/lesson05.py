@@ -53,9 +53,9 @@ class Parts(SimpleNamespace):
 
         def cross_attention(x: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Tensor:
             note("cross_attention", x)
-            expect(isinstance(mask, type(None)), "cross-attention got a mask: the second argument is one, and no patch "
-                   "of a picture is hidden from anyone. Hand the picture over by name.")
-            expect(context is not None, "cross-attention ran without a picture: it would read the queries themselves, "
+            expect(isinstance(mask, type(None)), "cross-attention got a mask: its second argument is the mask, and no "
+                   "patch of an image is hidden. Pass the image by name.")
+            expect(context is not None, "cross-attention ran without the image: it would read the queries themselves, "
                    "and say nothing.")
             self.read.append(context.detach().clone())
             return (x + context.mean(dim=1, keepdim=True)).tanh() @ draw["cross"]
@@ -114,13 +114,13 @@ def run_block(run: Callable) -> None:
         expect(torch.equal(seen, mask), "your function changed the mask that it was given.")
         _ran(ran, queries, words, reads)
         expect(all(torch.equal(one, mask) for one in parts.under), "self-attention got another mask than the one that "
-               "was given: who may look at whom is decided outside, for each entry of the batch.")
+               "was given: which token may look at which is decided outside, for each entry of the batch.")
         expect(all(one.shape == image.shape and close(one, image) for one in parts.read), "cross-attention got "
-               "something else than the picture: hand it over as it is, each entry of the batch its own.")
+               "something else than the image: pass it on as it is, each entry of the batch its own.")
         parts.ran.clear(), parts.got.clear()
         right = block_of(parts, x, queries, image, mask)
         if close(output, right, 1e-3):
-            given = {"x": x} if image is None else {"x": x, "picture": image}
+            given = {"x": x} if image is None else {"x": x, "image": image}
             same_gradients(_bound(run, parts, queries, mask), _bound(block_of, parts, queries, mask), given)
             continue
         case = f"with {queries} queries and {words} words "
@@ -161,13 +161,13 @@ def _ran(ran: list[tuple[str, int]], queries: int, words: int, reads: bool) -> N
     expect(sizes["self_attention"] == queries + words, case + f"self-attention got {sizes['self_attention']} tokens: "
            "it is where the two sides meet, so it takes them all at once.")
     if "cross_attention" in names:
-        expect(queries > 0, "without any query cross-attention runs: then nobody is there to read.")
+        expect(queries > 0, "cross-attention runs without any query: then there is no token that could read.")
         expect(sizes["cross_attention"] == queries, case + f"cross-attention got {sizes['cross_attention']} tokens: "
-               "only queries see the picture; the text would walk around the bottleneck.")
+               "only queries see the image; the text would bypass the bottleneck.")
         expect(names.index("cross_attention") > names.index("self_attention"), "cross-attention runs before "
-               "self-attention: queries first hear each other, then read.")
+               "self-attention: queries first see each other, then read.")
         expect("query_mlp" not in names or names.index("query_mlp") > names.index("cross_attention"),
-               "the queries' feed-forward runs before cross-attention: it thinks about what has been read, so it comes "
+               "the queries' feed-forward runs before cross-attention: it works on what has been read, so it comes "
                "after.")
     expect("cross_attention" in names or not (reads and queries), case + "cross-attention did not run in a block that "
            "reads.")
@@ -190,8 +190,8 @@ def fresh_queries(make: Callable[[int, int, float], nn.Parameter]) -> None:
         output = expect_tensor(make(queries, width, std), (1, queries, width), "the result", "(1 q e)",
                                torch.get_default_dtype())
         expect(isinstance(output, nn.Parameter), "the result is a tensor but no parameter: an optimiser that is given "
-               "model.parameters() would never hear of it.")
-        expect(output.requires_grad, "the queries take no gradient: they could not learn.")
+               "model.parameters() would never see it.")
+        expect(output.requires_grad, "the queries have requires_grad=False: they could not learn.")
         rows, values = output.detach()[0], output.detach().flatten()
         expect(bool(values.any()), "all queries are zero, and so all alike: they ask the same question, get the same "
                "gradient, and stay alike.")
@@ -253,7 +253,7 @@ def begin_as_bert(fill: Callable[[QFormerBlock, BertBlock], object]) -> None:
         expect(source.keys() == given.keys() and all(torch.equal(source[name], given[name]) for name in given),
                "BERT itself was changed.")
         expect(all(parameter.requires_grad for parameter in bert.parameters()), "after your function BERT's own "
-               "parameters want no gradient any more: leave BERT as it is.")
+               "parameters require no gradient any more: leave BERT as it is.")
         for name in now:
             if name.startswith("cross_"):
                 expect(torch.equal(now[name], kept[name]), f"{name} was changed: BERT has never seen a picture, so it "
@@ -281,7 +281,7 @@ def _apart(block: QFormerBlock, bert: BertBlock, others: list[QFormerBlock]) -> 
     for name, parameter in block.named_parameters(remove_duplicate=False):
         owner = places.setdefault(parameter.data_ptr(), name)
         expect(owner == name, f"{name} and {owner} are one and the same memory: whatever one learns overwrites the "
-               "other. To begin equal is not to be one.")
+               "other. They begin equal, but have to be separate.")
         expect(parameter.requires_grad and parameter.is_leaf, f"{name} can no longer be trained.")
 
 
@@ -327,11 +327,11 @@ def which_pass(name_of: Callable[[Tensor], str]) -> None:
                 continue
             ways = {each.split(", ")[0] for each in (output, name)}
             expect(ways != {"text alone", "apart"} and ways != {"queries alone", "apart"},
-                   f"you take {name!r} for {output!r}: nan says that a part took no part at all, zero that it ran and "
+                   f"you take {name!r} for {output!r}: nan says that a part did not run at all, zero that it ran and "
                    "did not matter. They are two different answers.")
             expect(ways != {"apart", "fused"} or output.split(", ")[1] != name.split(", ")[1],
                    f"you take {name!r} for {output!r}: where one side looks at the other, what the other side did in "
-                   "earlier blocks matters. After the last block nobody looks any more, so the last row cannot tell.")
+                   "earlier blocks matters. After the last block there is no attention, so the last row cannot tell.")
             expect(ways != {"text alone", "queries alone"}, f"you take {name!r} for {output!r}: in which column of "
                    "feed-forwards is there no gradient at all? That side was not there.")
             expect(ways != {"apart"}, f"you take {name!r} for {output!r}: in which column of feed-forwards are all "
@@ -340,8 +340,8 @@ def which_pass(name_of: Callable[[Tensor], str]) -> None:
                    f"you take {name!r} for {output!r}: look at the last block. Whose feed-forward can "
                    "still matter there?")
             expect(False,
-                   f"you take {name!r} for {output!r}. In which columns does a gradient stand, in which zeros, in "
-                   "which nothing at all? Blocks 1, 3, ... have no cross-attention; the map has nan there always.")
+                   f"you take {name!r} for {output!r}. Which columns hold a gradient, which zeros, which nothing at "
+                   "all? Blocks 1, 3, ... have no cross-attention; the map has nan there always.")
 
 
 # --- 05.5 -------------------------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ COSTS: dict[str, Callable[[int, int, int, int, int], float]] = {
         lambda q, v, e, wide, heads: e * (2 * v * wide + q * e + 2 * q * v),
     "a picture's values are mixed, too, not only its keys compared.":
         lambda q, v, e, wide, heads: e * (2 * v * wide + 2 * q * e + q * v),
-    "a patch is projected twice: as what it is found by, and as what it says.":
+    "a patch is projected twice: once to its key, and once to its value.":
         lambda q, v, e, wide, heads: e * (v * wide + 2 * q * e + 2 * q * v),
     "patches come as wide as the encoder makes them.": lambda q, v, e, wide, heads: 2 * e * (v * e + q * e + q * v),
     "keys are as wide as the queries that they are compared with.":

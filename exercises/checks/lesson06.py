@@ -75,7 +75,8 @@ def similarity(similarity_of: Callable[[Tensor, Tensor], Tensor]) -> None:
             order = torch.randperm(images.shape[1])
             expect(close(similarity_of(images[:, order], texts), one), "the same queries in another order give other "
                    "similarities: queries have no order.")
-        expect(False, "with the loop over pictures, sentences and queries the numbers are others: which query counts?")
+        expect(False, "your numbers differ from those of the loop over pictures, sentences and queries: which query "
+               "counts?")
     images, texts = unit(2, 5, 4).requires_grad_(), unit(3, 4).requires_grad_()
     output = similarity_of(images, texts)
     expect(output.requires_grad, "no gradient flows: with .item(), .tolist(), .detach() or no_grad nothing is learned.")
@@ -90,7 +91,7 @@ def similarity(similarity_of: Callable[[Tensor, Tensor], Tensor]) -> None:
     same_gradients(similarity_of, lambda images, texts: torch.einsum("bqe,ne->bnq", images, texts).amax(dim=2),
                    {"pictures": images.detach(), "sentences": texts.detach()}, tangential=True)
     expect(similarity_of(unit(2, 3, 4).double(), unit(2, 4).double()).dtype == torch.float64,
-           "vectors of float64 give another kind of number: take the kind that comes in.")
+           "vectors of float64 give another dtype: keep the dtype that comes in.")
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -140,18 +141,19 @@ ITC_SLIPS = {
     "the temperature is applied twice.": {"scale": "squared"},
     "only pictures pick among sentences: each sentence also picks among the pictures.": {"sides": "pictures"},
     "only sentences pick among pictures: each picture also picks among the sentences.": {"sides": "sentences"},
-    "the two directions are added; asked for is their mean.": {"sides": "sum"},
-    "the rows are added; asked for is their mean, or a larger batch pays more for its size alone.": {"sides": "rows"},
+    "the two directions are added; the exercise asks for their mean.": {"sides": "sum"},
+    "the rows are added; the exercise asks for their mean, or a larger batch pays more for its size "
+    "alone.": {"sides": "rows"},
     "another caption of the same picture counts as a wrong answer.": {"target": "diagonal"},
     "where a picture has several captions in the batch, its target adds up to more than one: they have to share.":
         {"target": "uncounted"},
     "nothing is smoothed.": {"spread": "none"},
-    "the smoothed part is shared by the wrong candidates only: in this house, as in torch, all candidates share it.":
+    "the smoothed part is shared by the wrong candidates only: in this course, as in torch, all candidates share it.":
         {"spread": "wrong"},
-    "the smoothed part goes to all but the diagonal: in this house, as in torch, all candidates share it.":
+    "the smoothed part goes to all but the diagonal: in this course, as in torch, all candidates share it.":
         {"spread": "others"},
     PROBABILITIES: {"twice": "each"},
-    PROBABILITIES + " And it is the rows' softmax that you have turned.": {"twice": "rows"},
+    PROBABILITIES + " And it is the rows' softmax that you have transposed.": {"twice": "rows"},
     "that is CLIP's log-scale, which grows by exp: here the temperature is a plain number to divide by.":
         {"scale": "logarithm"},
 }
@@ -272,7 +274,7 @@ BEGINNINGS: dict[str, Callable[[int, float], float]] = {
         lambda batch, smoothing: float(batch),
     "both directions are averaged, not added.": lambda batch, smoothing: 2 * math.log(batch),
     "that is how often a blind guess is wrong, not its cross-entropy.": lambda batch, smoothing: 1 - 1 / batch,
-    "smoothing changes who is asked for, not what is paid if all candidates are equally likely.":
+    "smoothing changes the target, not what is paid if all candidates are equally likely.":
         lambda batch, smoothing: (1 - smoothing) * math.log(batch),
     "a batch of B has B candidates, the right one among them.": lambda batch, smoothing: math.log(max(1, batch - 1)),
 }
@@ -283,7 +285,7 @@ FLOORS: dict[str, Callable[[int, float], float]] = {
         lambda batch, smoothing: -math.log(1 - smoothing),
     "that is what the right answer would cost, were it all of the target, its share of the smoothing included.":
         lambda batch, smoothing: -math.log(1 - smoothing + smoothing / batch),
-    "the wrong candidates are left out: each of them is asked for, with a small share.":
+    "the wrong candidates are left out: each of them has a small part of the target.":
         lambda batch, smoothing: -xlogx(1 - smoothing + smoothing / batch),
     "only one wrong candidate is counted.": lambda batch, smoothing: -xlogx(
         1 - smoothing + smoothing / batch) - xlogx(smoothing / batch),
@@ -291,7 +293,7 @@ FLOORS: dict[str, Callable[[int, float], float]] = {
         1 - smoothing + smoothing / batch) - batch * xlogx(smoothing / batch),
     "the smoothed part is shared by all candidates; the right one gets its share of it, too.":
         lambda batch, smoothing: -xlogx(1 - smoothing) - (batch - 1) * xlogx(smoothing / max(1, batch - 1)),
-    "these shares do not add up to one: the right candidate gets its part of the smoothing, too.":
+    "these parts of the target do not sum to one: the right candidate gets its part of the smoothing, too.":
         lambda batch, smoothing: -xlogx(1 - smoothing) - (batch - 1) * xlogx(smoothing / batch),
     "the smoothed part does not go to one candidate: it is shared by all.":
         lambda batch, smoothing: -xlogx(1 - smoothing) - xlogx(smoothing),
@@ -318,13 +320,13 @@ def start_and_floor(predict: Callable[[int, float], tuple[float, float]]) -> Non
             _start_and_floor(given[:len(starts)], starts, floors)
             expect(False, f"{said} your function stops ({error}). " + (
                 "In a batch of one there is no wrong candidate." if smoothing else
-                "What has the probability 0 takes no part: p ln p goes to 0 with p."))
+                "A probability of 0 adds nothing: p ln p goes to 0 with p."))
         pair = numbers_or_nan(output)
         if any(map(math.isnan, pair)):
             _start_and_floor(given[:len(starts)], starts, floors)
         expect(not any(map(math.isnan, pair)), f"{said} your function gives nan: " + (
-            "what has the probability 0 takes no part, as p ln p goes to 0 with p. And how many wrong candidates are "
-            "there in a batch of one?" if not smoothing or batch == 1 else "of what was a logarithm taken?"))
+            "a probability of 0 adds nothing, as p ln p goes to 0 with p. And how many wrong candidates are there in a "
+            "batch of one?" if not smoothing or batch == 1 else "of what was a logarithm taken?"))
         starts.append(pair[0]), floors.append(pair[1])
     _start_and_floor(given, starts, floors)
 
@@ -366,8 +368,8 @@ def numbers_or_nan(output: object) -> list[float]:
 
 BUGS = ("right", "multiplied", "first query", "swapped")
 MISSED = {
-    "multiplied": "a box that multiplies by the temperature passes for right: at which temperature did you look? At 1 "
-                  "nobody could tell.",
+    "multiplied": "a box that multiplies by the temperature passes for right: which temperature did you give it? At 1 "
+                  "both answer alike.",
     "first query": "a box that looks at the first query only passes for right: on what you fed it, would another query "
                    "have won?",
     "swapped": "a box whose rows are sentences passes for right: on what you fed it, would rows and columns differ?",
@@ -407,4 +409,4 @@ def which_bug(name_of: Callable[[Callable[[Tensor, Tensor, float], Tensor]], str
         expect(bug != "right", f"you call a right box {output!r}: what does the right one answer to what you fed it?")
         expect(False,
                f"you call a box {output!r} whose bug is {bug!r}: do the two answer alike to what you fed it? What "
-               "would each of them say to it?")
+               "would each of them answer?")

@@ -44,36 +44,37 @@ def match_logits(logits_of: Callable[[Tensor, int, nn.Linear], Tensor]) -> None:
             silent = [place for place, some in enumerate(changed) if close(logits_of(some, q, head), output[-1])]
     if not all(map(close, output, right)):
         name_slip(LOGIT_SLIPS, draws, output, right)
-        expect(not silent, f"the logits do not change with the queries {silent}, counted from 0: all have a say.")
+        expect(not silent, f"the logits do not change with the queries {silent}, counted from 0: every query counts.")
         expect(same_when_mixed, "the same queries in another order give another answer: queries have no order.")
-        expect(False, "your logits are others than those of the loop over the queries. With one query, what should "
-               "come out is what the head says of it; and with two?")
+        expect(False, "your logits differ from those of the loop over the queries. With one query, the result should "
+               "be the head's logits for it; and with two?")
     states, head, weights = torch.randn(2, 5, 4, requires_grad=True), nn.Linear(4, 2), torch.randn(2, 2)
     made = logits_of(states, 3, head)
     expect(made.requires_grad, "no gradient flows from the logits.")
     inputs = {"the queries": states, "the head's weights": head.weight, "the head's bias": head.bias}
     wanted = slopes(head(states[:, :3]).mean(dim=1), [*inputs.values()], weights)
     for name, slope, asked in zip(inputs, slopes(made, [*inputs.values()], weights), wanted, strict=True):
-        expect(bool(slope.any()), f"{name} get no gradient: both learn. Was something detached on the way?")
-        expect(name != "the queries" or bool(slope[:, :3].any(dim=2).all()), "some query gets no gradient: all have a "
-               "say.")
+        expect(bool(slope.any()), f"{name} get no gradient: queries and head both learn. Was something detached on the "
+               "way?")
+        expect(name != "the queries" or bool(slope[:, :3].any(dim=2).all()), "some query gets no gradient: every query "
+               "counts.")
         expect(close(slope, asked), f"the logits are right, but {name} get another gradient than those of the loop "
                "over the queries: does some part of the way not let it through?")
 
 
 LOGIT_SLIPS = {
-    "only the first query is asked.": lambda said, q, bias: said[:, 0],
-    "the queries' logits are added: with twice as many queries everything would be twice as sure. Asked for is their "
-    "mean.": lambda said, q, bias: said[:, :q].sum(dim=1),
+    "only the first query is used.": lambda said, q, bias: said[:, 0],
+    "the queries' logits are added: with twice as many queries everything would be twice as sure. The exercise asks "
+    "for their mean.": lambda said, q, bias: said[:, :q].sum(dim=1),
     "you average probabilities: cross-entropy and ranking want logits, so softmax comes after the mean, if at all.":
         lambda said, q, bias: said[:, :q].softmax(dim=2).mean(dim=1),
-    "these are probabilities; asked for are logits: cross-entropy makes probabilities itself.":
+    "these are probabilities; the exercise asks for logits: cross-entropy makes probabilities itself.":
         lambda said, q, bias: said[:, :q].mean(dim=1).softmax(dim=1),
     "these are logarithms of probabilities; the re-ranking adds the bare logit of a match, so leave them as they come.":
         lambda said, q, bias: said[:, :q].mean(dim=1).log_softmax(dim=1),
-    "you average logarithms of probabilities; asked for are the head's logits, as they come.":
+    "you average logarithms of probabilities; the exercise asks for the head's logits, as they come.":
         lambda said, q, bias: said[:, :q].log_softmax(dim=2).mean(dim=1),
-    "the largest over the queries counts in ITC; in ITM all have the same say.":
+    "the largest over the queries counts in ITC; in ITM every query counts alike.":
         lambda said, q, bias: said[:, :q].amax(dim=1),
     "the head's bias is missing.": lambda said, q, bias: said[:, :q].mean(dim=1) - bias,
     "the head's bias is counted once for each query.": lambda said, q, bias: said[:, :q].mean(dim=1) + (q - 1) * bias,
@@ -94,8 +95,9 @@ def xlogx(x: float) -> float:
 
 
 SAID_SLIPS = {
-    "that is one for so many wrong ones; what is one of all pairs?": lambda wrong, p: 1 / max(1, wrong),
-    "that is the share of wrong pairs; asked for is the probability of a match.": lambda wrong, p: 1 - p,
+    "that is the ratio of true pairs to wrong ones; what is their share of all "
+    "pairs?": lambda wrong, p: 1 / max(1, wrong),
+    "that is the share of wrong pairs; the exercise asks for the probability of a match.": lambda wrong, p: 1 - p,
     "that is the best for as many wrong pairs as true ones.": lambda wrong, p: 0.5,
     "a model that says 0 pays without end for every true pair.": lambda wrong, p: 0.0,
 }
@@ -103,7 +105,7 @@ PAID_SLIPS = {
     "that is paid by the true pairs alone; wrong ones pay, too.": lambda wrong, p: -math.log(p),
     "the wrong pairs pay as well.": lambda wrong, p: -xlogx(p),
     "the true pairs pay as well.": lambda wrong, p: -xlogx(1 - p),
-    "that is paid by a model that says one half, and the share allows for less.": lambda wrong, p: math.log(2),
+    "that is paid by a model that says one half; a model that knows the share pays less.": lambda wrong, p: math.log(2),
     "both costs are added as if the two kinds were equally frequent, and there were one of each.":
         lambda wrong, p: -math.log(p) - math.log(1 - p) if wrong else None,
     "both costs count half, as if the two kinds were equally frequent.":
@@ -114,7 +116,7 @@ PAID_SLIPS = {
         lambda wrong, p: (-xlogx(p) - xlogx(1 - p)) / math.log(2),
     "the two shares are exchanged: which share of the pairs pays −ln p, and which −ln (1 − p)?":
         lambda wrong, p: -(1 - p) * math.log(p) - p * math.log(1 - p) if wrong else None,
-    "a cost is not negative: the logarithm of a probability is, so its sign has to be turned.":
+    "a cost is not negative: the logarithm of a probability is, so its sign has to be flipped.":
         lambda wrong, p: xlogx(p) + xlogx(1 - p),
 }
 RIGHT_SLIPS = {
@@ -171,8 +173,8 @@ def drawn(draw: Callable, similarity: Tensor, same_image: Tensor) -> tuple[Tenso
     b, given = len(similarity), (similarity.clone(), same_image.clone())
     output = draw(similarity, same_image)
     expect(isinstance(output, tuple | list) and len(output) == 2,
-           f"your function gives a {type(output).__name__}; asked for are two tensors: an image for each text, and a "
-           "text for each image.")
+           f"your function gives a {type(output).__name__}; the exercise asks for two tensors: an image for each text, "
+           "and a text for each image.")
     for chosen, what in zip(output, ("the images", "the texts"), strict=True):
         expect_tensor(chosen, (b,), what, "(b)", torch.int64)
         expect(bool(((chosen >= 0) & (chosen < b)).all()), f"{what} are no numbers of places in the batch.")
@@ -233,10 +235,10 @@ def each_its_own_side(draw: Callable) -> None:
     turned = [float((images == (own + 1) % b).float().mean()), float((texts == (own - 1) % b).float().mean())]
     expect(min(turned) < 0.9 or max(right) > 0.5, "images and texts are exchanged: first an image for each text, then "
            "a text for each image.")
-    expect(turned[0] < 0.9 or right[1] < 0.9, "the images for the texts are drawn from the rows: a row says how a "
-           "picture likes the texts. How does a text like the pictures?")
-    expect(turned[1] < 0.9 or right[0] < 0.9, "the texts for the images are drawn from the columns: a column says how "
-           "a text likes the pictures. How does a picture like the texts?")
+    expect(turned[0] < 0.9 or right[1] < 0.9, "the images for the texts are drawn from the rows: a row holds a "
+           "picture's similarities to the texts. Where are a text's similarities to the pictures?")
+    expect(turned[1] < 0.9 or right[0] < 0.9, "the texts for the images are drawn from the columns: a column holds a "
+           "text's similarities to the pictures. Where are a picture's similarities to the texts?")
 
 
 def along_its_own_axis(draw: Callable) -> None:
@@ -277,8 +279,8 @@ def how_often(draw: Callable) -> None:
         counts[1] += int(likes[own, texts].sum())
         draws.append((images, texts))
     fixed = all(torch.equal(one, first) for two in draws for one, first in zip(two, draws[0], strict=True))
-    expect(not fixed, f"in {calls} draws the same was drawn: a wrong pair is drawn by chance, or every picture meets "
-           "one and the same near miss for ever.")
+    expect(not fixed, f"all {calls} draws gave the same: a wrong pair is drawn at random, or every picture meets the "
+           "same near miss for ever.")
     for side, count in zip(("images", "texts"), counts, strict=True):
         seen = count / (b * calls)
         if abs(seen - share) < 0.05:  # more than six standard deviations
@@ -289,8 +291,8 @@ def how_often(draw: Callable) -> None:
                "part, or as good as none.")
         expect(seen > near / (b - 1), f"{output}: the less similar, the likelier.")
         expect(seen > share, f"{output}: similarity counts for too little.")
-        expect(False, f"{output}: you draw too eagerly. What is done to the logits besides softmax? They have been "
-               "divided by the temperature already.")
+        expect(False, f"{output}: similarity counts for too much. What is done to the logits besides softmax? They "
+               "have been divided by the temperature already.")
 
 
 def each_its_own_draw(draw: Callable) -> None:
@@ -313,8 +315,8 @@ def nobody_left(draw: Callable) -> None:
             continue
         except Exception as error:
             raise Wrong(f"{what} has no wrong pair; your function stops with {type(error).__name__} "
-                        f"({str(error).splitlines()[0] if str(error) else ''}), by accident: nobody learns from it "
-                        "what to do. Look before you draw, and raise a ValueError that says it.") from None
+                        f"({str(error).splitlines()[0] if str(error) else ''}), by accident: that does not say what is "
+                        "wrong. Check before you draw, and raise a ValueError that says it.") from None
         expect(False, f"{what} has no wrong pair, and yet your function draws some: each of them is true. Refuse such "
                "a batch with a ValueError.")
 
@@ -348,7 +350,8 @@ def match_triple(triple: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor
         given = wrong_image.clone(), wrong_text.clone()
         output = triple(wrong_image, wrong_text)
         expect(isinstance(output, tuple | list) and len(output) == 3,
-               f"your function gives a {type(output).__name__}; asked for are three tensors: images, texts, labels.")
+               f"your function gives a {type(output).__name__}; the exercise asks for three tensors: images, texts, "
+               "labels.")
         for part, what in zip(output, ("images", "texts", "labels"), strict=True):
             expect_tensor(part, (3 * b,), what, "(3b)")
             expect(part.dtype == torch.int64, f"{what} hold {part.dtype}; places in a batch and classes are int64.")
@@ -357,8 +360,8 @@ def match_triple(triple: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor
         images, texts, labels = output
         true = images == texts
         second, third = (images[b:2 * b], texts[b:2 * b]), (images[2 * b:], texts[2 * b:])
-        expect(not (int(true.sum()) == b and bool(true[::3].all())), "the three pairs of a picture stand side "
-               "by side; asked for are blocks: all true pairs, all wrong images, all wrong texts.")
+        expect(not (int(true.sum()) == b and bool(true[::3].all())), "the three pairs of a picture stand side by side; "
+               "the exercise asks for blocks: all true pairs, all wrong images, all wrong texts.")
         expect(bool(true[:b].all()), "the true pairs do not stand first.")
         expect(bool((images[:b] == own).all()), "the true pairs are not in the batch's order.")
         if b > 2:
@@ -405,27 +408,27 @@ def renumbered(cosine: Tensor, match: Tensor, k: int) -> Tensor:
 
 
 RERANK_SLIPS = {
-    "the order is turned round: the best comes first.":
+    "the order is reversed: the best comes first.":
         lambda cosine, match, k: by(cosine, match + cosine, k).flip(0),
     "the order is ITC's: nothing has been re-ranked.": lambda cosine, match, k: cosine.argsort(descending=True),
-    "among the first k only the match counts; asked for is the sum of its logit and the cosine.":
+    "among the first k only the match counts; the exercise asks for the sum of its logit and the cosine.":
         lambda cosine, match, k: by(cosine, match, k),
-    "the match is made a probability first; asked for is the sum of its logit and the cosine.":
+    "the match is made a probability first; the exercise asks for the sum of its logit and the cosine.":
         lambda cosine, match, k: by(cosine, match.sigmoid() + cosine, k),
-    "among the first k the two are multiplied; asked for is the sum of the logit and the cosine.":
+    "among the first k the two are multiplied; the exercise asks for the sum of the logit and the cosine.":
         lambda cosine, match, k: by(cosine, match * cosine, k),
-    "the cosine is subtracted; asked for is the sum of the logit and the cosine.":
+    "the cosine is subtracted; the exercise asks for the sum of the logit and the cosine.":
         lambda cosine, match, k: by(cosine, match - cosine, k),
     "a candidate's logit is added to the cosine of another one: `cosine[:k]` are those of the candidates 0 to k − 1.":
         misplaced,
-    "the first k are turned round: the best comes first.": lambda cosine, match, k: by(cosine, -match - cosine, k),
-    "the first k are numbered by their places among themselves: which candidate stands on such a place?": renumbered,
-    "those that were not looked at again stand in no order: ITC has ordered them.":
+    "the first k are reversed: the best comes first.": lambda cosine, match, k: by(cosine, -match - cosine, k),
+    "the first k are numbered by their ranks among themselves: which candidate has each rank?": renumbered,
+    "those that were not re-ranked are out of order: they keep the order of ITC.":
         lambda cosine, match, k: torch.cat([by(cosine, match + cosine, k)[:k],
                                             by(cosine, match + cosine, k)[k:].sort().values]),
-    "those that were not looked at again come first.":
+    "those that were not re-ranked come first.":
         lambda cosine, match, k: torch.cat([by(cosine, match + cosine, k)[k:], by(cosine, match + cosine, k)[:k]]),
-    "those that were not looked at again are turned round: of them, too, the most similar comes first.":
+    "those that were not re-ranked are reversed: of them, too, the most similar comes first.":
         lambda cosine, match, k: torch.cat([by(cosine, match + cosine, k)[:k],
                                             by(cosine, match + cosine, k)[k:].flip(0)]),
 }
@@ -463,8 +466,8 @@ def rerank(rank: Callable[[Tensor, Callable[[Tensor], Tensor], int], Tensor]) ->
             raise Wrong(f"asked for the first {k} of {n} candidates your function stops ({error}): then nothing is "
                         "wrong, there are only fewer to look at.") from None
         expect(not isinstance(output, Tensor) or output.shape != (k,) or k >= n,
-               f"of {n} candidates {k} are left. Those "
-               "that were not looked at again still have their place, behind the others.")
+               f"of {n} candidates {k} are left. Those that were not re-ranked still have their place, behind the "
+               "others.")
         expect_tensor(output, (n,), "the order", "(n)", torch.int64)
         expect(torch.equal(cosine, given), "your function changed the cosines that it was given.")
         expect(len(asked) <= min(k, n), f"`match` was asked about {len(asked)} candidates: it is expensive, and k "

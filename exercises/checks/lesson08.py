@@ -62,8 +62,8 @@ def by_first_name(words: list[str], length: int) -> list[str]:
     return [right[into.index(name)] for name in into]
 
 
-LOOKED_UP = ("the next token is looked up by name, and a word that stands there twice has two next ones: what comes "
-             "next is a matter of place.")
+LOOKED_UP = ("the next token is looked up by name, and a word that occurs twice has two next ones: what comes next "
+             "depends on the place.")
 ASKED_SLIPS = {
     "each place is asked for the very token that it was given.":
         lambda words, length: ["[DEC]", *words, "[SEP]"] + ["-"] * (length - len(words) - 2),
@@ -73,8 +73,8 @@ ASKED_SLIPS = {
     "each place is asked for the token *before* it: which way is the shift to go?":
         lambda words, length: ["-", "[DEC]", *words] + ["-"] * (length - len(words) - 2),
     LOOKED_UP: by_name,
-    LOOKED_UP + " You find the first of that name.": by_first_name,
-    "[SEP] is never asked for: then nobody learns where to stop.":
+    LOOKED_UP + " You find its first occurrence.": by_first_name,
+    "[SEP] is never asked for: then the model never learns where to stop.":
         lambda words, length: list(words) + ["-"] * (length - len(words)),
     "each place is asked for the token after the next: the shift is by one.":
         lambda words, length: ([*words[1:], "[SEP]"] + ["-"] * length)[:length] if words else None,
@@ -102,7 +102,8 @@ def in_and_asked(rows_of: Callable[[list[str], int], tuple[list[str], list[str]]
             expect(len(row) == length, f"{said}: what {what} has {len(row)} places.")
         if into != into_row(words, length):
             expect("[CLS]" not in into, f"{said}: [CLS] goes in; while decoding it does not occur.")
-            expect("[DEC]" in into[:1], f"{said}: {into[0]!r} goes in first, and nothing tells that we are to decode.")
+            expect("[DEC]" in into[:1], f"{said}: {into[0]!r} goes in first, and nothing says that the text is to be "
+                   "decoded.")
             expect("[SEP]" in into, f"{said}: [SEP] does not go in: the text ends with it in every pass.")
             expect(False, f"{said}: what goes in is {' '.join(map(str, into))}. Which token comes first, which last?")
         answers.append(asked)
@@ -115,10 +116,10 @@ def in_and_asked(rows_of: Callable[[list[str], int], tuple[list[str], list[str]]
     name_slip({f"{said}: {meaning}": slip for meaning, slip in ASKED_SLIPS.items()}, draws, answers, right)
     expect("[DEC]" not in asked and "[CLS]" not in asked, f"{said}: the beginning is asked for. Nothing stands before "
            "it that could be asked.")
-    expect("[PAD]" not in asked, f"{said}: padding is asked for: a word that nobody says.")
-    expect("[SEP]" in asked, f"{said}: [SEP] is never asked for: then nobody learns where to stop.")
-    expect(False, f"{said}: asked for is, in your answer, {' '.join(map(str, asked))}. What comes after each token "
-           "that goes in?")
+    expect("[PAD]" not in asked, f"{said}: padding is asked for, but padding is never a target.")
+    expect("[SEP]" in asked, f"{said}: [SEP] is never asked for: then the model never learns where to stop.")
+    expect(False, f"{said}: in your answer the tokens asked for are {' '.join(map(str, asked))}. What comes after each "
+           "token that goes in?")
 
 
 # --- [DEC] ------------------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def decoder_ids(ids_of: Callable[[Tensor, int], Tensor]) -> None:
                "than before: [DEC] does not stand in front of [CLS].")
         expect_tensor(output, ids.shape, "what goes in", "(b t)", torch.int64)
         expect(bool((output[:, 0] == dec).all()), f"the first tokens are {output[:, 0].tolist()}, and `dec` is {dec}; "
-               "nothing there says that we are to decode.")
+               "nothing there says that the text is to be decoded.")
         expect(not torch.equal(output[:, 1:], torch.cat([ids[:, :1], ids[:, 1:-1]], dim=1)), "[CLS] has moved to the "
                "second place and pushed out the end of the longest caption.")
         ends = ids == 2
@@ -165,21 +166,21 @@ def right_words(ids: Tensor, mask: Tensor) -> Tensor:
 
 
 WORD_SLIPS = {
-    "each place is asked for the token that it has just been given: that is copying, and no reading.":
+    "each place is asked for the token that it has just been given: that is copying, not reading.":
         lambda ids, mask: ids.masked_fill(~mask, IGNORED),
     "each place is asked for the token that it has just been given, padding included: that is copying.":
         lambda ids, mask: ids,
-    "the last place asks for something, and nothing comes after it: does the beginning come round from the other side? "
-    "And padding is asked for as well.": lambda ids, mask: ids.roll(-1, dims=1),
-    "the last place asks for something, and nothing comes after it: does the beginning come round once more?":
+    "the last place is asked for something, and nothing comes after it: does the beginning wrap around to it? And "
+    "padding is asked for as well.": lambda ids, mask: ids.roll(-1, dims=1),
+    "the last place is asked for something, and nothing comes after it: does the beginning wrap around?":
         lambda ids, mask: ids.masked_fill(~mask, IGNORED).roll(-1, dims=1),
     "where padding begins, padding is asked for: the mask has to be shifted with the ids, as it is the next token that "
     "has to be real. Here padding, or nothing, comes next.":
         lambda ids, mask: torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED).masked_fill(~mask, IGNORED),
-    "a token whose number is 0 is not asked for: only the mask tells what is padding, the number alone does not tell.":
+    "a token whose id is 0 is not asked for: only the mask tells what is padding, the id alone does not.":
         lambda ids, mask: right_words(ids, mask & (ids != 0)),
-    "whether a place asks is told by the number 0, and padding has another one here: only the mask tells; the number "
-    "alone does not tell.": lambda ids, mask: right_words(ids, ids != 0),
+    "padding is recognised by the id 0, and it has another one here: only the mask tells what is padding, the id alone "
+    "does not.": lambda ids, mask: right_words(ids, ids != 0),
     "[SEP] is not asked for: then the model never learns where to stop.":
         lambda ids, mask: right_words(ids, mask & (ids != 2)),
     "each place is asked for the token after the next: the shift is by one.":
@@ -198,15 +199,15 @@ def next_words(labels_of: Callable[[Tensor, Tensor], Tensor]) -> None:
         output = labels_of(ids, mask)
         b, t = ids.shape
         expect(not isinstance(output, Tensor) or output.shape != (b, t - 1),
-               f"there are {t - 1} labels for {t} places: "
-               "the last place gets one as well, that says that nothing is asked.")
+               f"there are {t - 1} labels for {t} places: the last place gets one as well, which says that nothing is "
+               "asked.")
         answers.append(expect_tensor(output, (b, t), "the labels", "(b t)", torch.int64))
         expect(torch.equal(ids, given[0]) and torch.equal(mask, given[1]), "your function changed what it was given.")
     if all(map(torch.equal, answers, right)):
         return
     strange = {int(one) for output in answers for one in output[(output < 0) & (output != IGNORED)]}
-    expect(not strange, f"among the labels is {', '.join(map(str, strange))}: F.cross_entropy passes over -100 and "
-           "over nothing else.")
+    expect(not strange, f"among the labels is {', '.join(map(str, strange))}: F.cross_entropy ignores -100 and nothing "
+           "else.")
     name_slip(WORD_SLIPS, draws, answers, right)
     for (ids, mask), output, truth in zip(draws, answers, right, strict=True):
         if torch.equal(output, truth):
@@ -214,16 +215,16 @@ def next_words(labels_of: Callable[[Tensor, Tensor], Tensor]) -> None:
         asked, wanted, inside = output != IGNORED, truth != IGNORED, mask & (torch.arange(ids.shape[1]) > 0)
         expect(not torch.equal(output[inside], ids.roll(1, dims=1)[inside]), "each place is asked for the token before "
                "it: the shift goes the other way.")
-        expect(bool((output[:, -1] == IGNORED).all()), "the last place asks for something, and nothing comes after it: "
-               "does the beginning come round from the other side?")
+        expect(bool((output[:, -1] == IGNORED).all()), "the last place is asked for something, and nothing comes after "
+               "it: does the beginning wrap around to it?")
         expect(not bool((asked & ~wanted).any()), f"at {int((asked & ~wanted).sum())} places something is asked for "
-               "though padding, or nothing, comes next. Whether it does is what the mask says of the *next* place; the "
-               "number alone does not tell, since padding may have that of [SEP].")
+               "though padding, or nothing, comes next. The mask of the *next* place tells whether it does; the id "
+               "alone does not, since padding may have that of [SEP].")
         lost = wanted & ~asked
         expect(not bool((lost & (truth == 2)).any()), "[SEP] is not asked for everywhere: then the model never learns "
                "where to stop.")
-        expect(not bool(lost.any()), f"at {int(lost.sum())} places nothing is asked though a word comes next: there "
-               f"come the numbers {truth[lost].unique().tolist()}.")
+        expect(not bool(lost.any()), f"at {int(lost.sum())} places nothing is asked though a word comes next: words "
+               f"with the ids {truth[lost].unique().tolist()}.")
         row, place = (output != truth).nonzero()[0].tolist()
         expect(False, f"of {ids[row].tolist()} the place {place}, counted from 0, is asked for "
                f"{int(output[row, place])}. Which token comes next there?")
@@ -266,12 +267,12 @@ LOSS_SLIPS: dict[str, Loss] = {
         lambda logits, labels, smooth: mean(flat(places(logits, labels, smooth or 0.1))),
     "the smoothed part is shared by the wrong words only: here, as in torch, all words share it.":
         lambda logits, labels, smooth: mean(flat(places(logits, labels, smooth, "wrong"))),
-    "the smoothed part is taken away from the word that is asked for, and nobody gets it.":
+    "the smoothed part is taken away from the word that is asked for, and no word gets it.":
         lambda logits, labels, smooth: (1 - smooth) * mean(flat(places(logits, labels, 0.0))),
     "the smoothed part is not taken away from the word that is asked for.":
         lambda logits, labels, smooth: mean(flat(places(logits, labels, smooth))) + smooth * mean(
             flat(places(logits, labels, 0.0))),
-    "the words are added; asked for is the mean of a word, or a longer batch pays for its length.":
+    "the words are added; the exercise asks for the mean over words, or a longer batch pays for its length.":
         lambda logits, labels, smooth: sum(flat(places(logits, labels, smooth))),
     "the sum is divided by all places, and those where nothing is asked make the loss look better.":
         lambda logits, labels, smooth: sum(flat(places(logits, labels, smooth))) / labels.numel(),
@@ -281,13 +282,13 @@ LOSS_SLIPS: dict[str, Loss] = {
         lambda logits, labels, smooth: mean([mean(row) for row in places(logits, labels, smooth)]),
     "softmax was applied twice: cross-entropy takes logits, and makes probabilities of them itself.":
         lambda logits, labels, smooth: mean(flat(places(logits.softmax(dim=2), labels, smooth))),
-    f"places without a label are asked as well: {IGNORED} is no word.":
+    f"places without a label count as well: {IGNORED} is not a word.":
         lambda logits, labels, smooth: mean(flat(places(logits, labels.clamp(min=0), smooth))),
     "the labels are shifted here once more: they stand already where they are asked for.":
         lambda logits, labels, smooth: mean(flat(places(logits[:, :-1], labels[:, 1:], smooth))),
-    "the word number 0 is not asked for: a label is left out where it is −100, not where it is 0.":
+    "the word with the id 0 is not asked for: a label is left out where it is −100, not where it is 0.":
         lambda logits, labels, smooth: mean(flat(places(logits, labels.masked_fill(labels == 0, IGNORED), smooth))),
-    "a cost is not negative: the logarithm of a probability is, so its sign has to be turned.":
+    "a cost is not negative: the logarithm of a probability is, so its sign has to be flipped.":
         lambda logits, labels, smooth: -mean(flat(places(logits, labels, smooth))),
 }
 
@@ -374,8 +375,7 @@ def itg_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
 def as_lists(output: Any) -> list[list[int]]:
     """Rows of ids as plain lists."""
     expect(not isinstance(output, Tensor),
-           "your function gives one tensor; captions differ in length, so asked for is a "
-           "list of lists.")
+           "your function gives one tensor; captions differ in length, so the exercise asks for a list of lists.")
     expect(isinstance(output, tuple | list), f"your function gives a {type(output).__name__}, not a list of lists.")
     rows = []
     for row in output:
@@ -416,7 +416,7 @@ def judge_cut(cut: Callable, ids: Tensor, end: int, right: list[list[int]]) -> N
         if one == wanted:
             continue
         said = f"[SEP] is {end}; of {row} you keep {one}"
-        expect(one != [*wanted, end], f"{said}: [SEP] itself is no word of the caption.")
+        expect(one != [*wanted, end], f"{said}: [SEP] itself is not a word of the caption.")
         expect(end in row or one != row[:-1], f"{said}: the model was cut off before it said [SEP]; all of it is "
                "words.")
         expect(row[0] != end or one == [], f"{said}: a model that says [SEP] at once has said nothing.")
@@ -456,23 +456,24 @@ def slow_mended(logits: Tensor, ids: Tensor, mask: Tensor) -> float:
 
 
 MENDED_SLIPS = {
-    "padding is asked for: a word that nobody says, and the easiest of all.":
+    "padding is asked for, but padding is never a target, and it is the easiest one of all.":
         lambda logits, ids, mask: mean(flat(shifted_costs(logits, ids, mask))),
     "at one place of each shorter caption padding is asked for: the mask is shifted with the labels.":
         lambda logits, ids, mask: mean([cost for row, marks in zip(
             shifted_costs(logits, ids, mask), mask.tolist(), strict=True)
             for cost, real in zip(row, marks[:-1], strict=True) if real]),
-    "[SEP] is not asked for any more: then nobody learns where to stop.":
+    "[SEP] is not asked for any more: then the model never learns where to stop.":
         lambda logits, ids, mask: mean([cost for row in kept(logits, ids, mask) for cost in row[:-1]]),
-    "the words are added; asked for is their mean.": lambda logits, ids, mask: sum(flat(kept(logits, ids, mask))),
+    "the words are added; the exercise asks for their "
+    "mean.": lambda logits, ids, mask: sum(flat(kept(logits, ids, mask))),
     "the sum is divided by all places.": lambda logits, ids, mask: sum(flat(kept(logits, ids, mask))) / ids.numel(),
     "the sum is divided by the number of captions.":
         lambda logits, ids, mask: sum(flat(kept(logits, ids, mask))) / len(ids),
     "first each caption is averaged, then the captions.":
         lambda logits, ids, mask: mean([mean(row) for row in kept(logits, ids, mask)]),
-    "whether a place asks is told by the number 0: padding is asked for where it has another one, and a word with this "
-    "number is not. Only the mask tells.": lambda logits, ids, mask: slow_mended(logits, ids, ids != 0),
-    "a word whose number is 0 is not asked for: only the mask tells what is padding.":
+    "padding is recognised by the id 0: padding is asked for where it has another one, and a word with this id is not. "
+    "Only the mask tells.": lambda logits, ids, mask: slow_mended(logits, ids, ids != 0),
+    "a word whose id is 0 is not asked for: only the mask tells what is padding.":
         lambda logits, ids, mask: slow_mended(logits, ids, mask & (ids != 0)),
 }
 

@@ -36,7 +36,7 @@ FALLING: dict[str, Falls] = {  # what slips make of the i-th step behind the war
         lambda i, steps, warmup, peak, floor: floor + (1 - floor) * half_cosine((i + warmup) / steps),
     "the cosine is stretched over all steps, so that it has not come down when the run ends.":
         lambda i, steps, warmup, peak, floor: floor + (1 - floor) * half_cosine(i / steps),
-    "that is a whole cosine, which rises again in the second half: asked for is half of one.":
+    "that is a whole cosine, which rises again in the second half: the exercise asks for half of one.":
         lambda i, steps, warmup, peak, floor: floor + (1 - floor) * half_cosine(2 * i / (steps - warmup)),
     "one step too short: the floor belongs to step number `steps`, one after the last, and you are there at the last. "
     "How many steps are there behind the warm-up?": lambda i, steps, warmup, peak, floor:
@@ -51,17 +51,18 @@ FALLING: dict[str, Falls] = {  # what slips make of the i-th step behind the war
     "the cosine is made smaller so that there is room for the floor, and then the floor is not added: it begins below "
     "the peak and falls to zero.":
         lambda i, steps, warmup, peak, floor: (1 - floor) * half_cosine(i / (steps - warmup)),
-    "the curve is cut off at the floor: asked for is one that comes to rest there, half a cosine from peak to it.":
+    "the curve is cut off at the floor: the exercise asks for one that comes to rest there, half a cosine from peak to "
+    "it.":
         lambda i, steps, warmup, peak, floor: max(floor, half_cosine(i / (steps - warmup))),
     "the floor is added, so that the curve begins above its peak.":
         lambda i, steps, warmup, peak, floor: floor + half_cosine(i / (steps - warmup)),
-    "the floor is a part of the peak, not a rate.": lambda i, steps, warmup, peak, floor:
+    "the floor is a fraction of the peak, not a rate.": lambda i, steps, warmup, peak, floor:
         floor / peak + (1 - floor / peak) * half_cosine(i / (steps - warmup)),
-    "the floor is a part of the peak, and it was subtracted from the peak as if it were a rate.":
+    "the floor is a fraction of the peak, and it was subtracted from the peak as if it were a rate.":
         lambda i, steps, warmup, peak, floor: floor + (1 - floor / peak) * half_cosine(i / (steps - warmup)),
     "a cosine goes from 1 to −1: it has to be lifted and halved before it goes from 1 to 0.":
         lambda i, steps, warmup, peak, floor: floor + (1 - floor) * math.cos(math.pi * i / (steps - warmup)),
-    "the curve is turned round: it rises where it should fall.":
+    "the curve is reversed: it rises where it should fall.":
         lambda i, steps, warmup, peak, floor: 1 - (1 - floor) * half_cosine(i / (steps - warmup)),
     "the angle goes to 1, and half a cosine is over at π.":
         lambda i, steps, warmup, peak, floor: floor + (1 - floor) * (1 + math.cos(i / (steps - warmup))) / 2,
@@ -117,13 +118,13 @@ def rate(rate_of: Callable[[int, int, int, float, float], float]) -> None:
     said = (f"with {steps} steps, {warmup} of them warm-up, and floor {floor:.2f} the rate of step {warmup + i} is "
             f"{falls[worst]:.4f} of the peak: ")
     name_slip({said + meaning: slip for meaning, slip in FALLING.items()}, draws, falls, right)
-    begins, at = falls[worst - i], f"{said}asked for is {right[worst]:.4f}. "
+    begins, at = falls[worst - i], f"{said}it should be {right[worst]:.4f}. "
     expect(agree(begins, 1.0), f"{at}The first step behind the warm-up has {begins:.4f} of the peak, and should have "
            "all of it: do the floor and what the cosine adds make 1 there?")
     ends, last = falls[worst - i + steps - warmup - 1], right[worst - i + steps - warmup - 1]
-    expect(math.isclose(ends, last, abs_tol=0.02), f"{at}The fall begins rightly, and its last step "
-           f"has {ends:.4f} of the peak instead of {last:.4f}: where does your curve come to rest, and when?")
-    expect(False, f"{at}Begin and end of the fall are right; between them it is to be half a cosine.")
+    expect(math.isclose(ends, last, abs_tol=0.02), f"{at}The fall begins right, and its last step has {ends:.4f} of "
+           f"the peak instead of {last:.4f}: where does your curve come to rest, and when?")
+    expect(False, f"{at}The beginning and the end of the fall are right; between them it is to be half a cosine.")
 
 
 # --- recall -----------------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def slow_hits(similarity: list[list[float]], owner: list[int], k: int, tie: str 
     return hits
 
 
-FIRST_ONLY = "only the first own caption is asked; any of them counts."
+FIRST_ONLY = "only the picture's first caption is looked at; any of them counts."
 
 
 def own_of(similarity: Tensor, owner: Tensor) -> Tensor:
@@ -176,7 +177,7 @@ def first_own(similarity: Tensor, owner: Tensor, k: int, alone: bool) -> float:
 Share = Callable[[Tensor, Tensor, int], float | None]
 RECALL_SLIPS: dict[str, Share] = {
     FIRST_ONLY: lambda similarity, owner, k: first_own(similarity, owner, k, alone=False),
-    FIRST_ONLY + " (Its brothers do not stand in its way, that part is right.)":
+    FIRST_ONLY + " (The picture's other captions do not stand in its way, that part is right.)":
         lambda similarity, owner, k: first_own(similarity, owner, k, alone=True),
     "row i and column i are taken for the pair: look into `owner`.":
         lambda similarity, owner, k: float(first_k(similarity, k).diagonal().double().mean()),
@@ -184,21 +185,22 @@ RECALL_SLIPS: dict[str, Share] = {
         (found_own(similarity, owner, k).sum(dim=1) == own_of(similarity, owner).sum(dim=1)).double().mean()),
     "captions are counted, not pictures: a picture is found or it is not, however many of its captions are.":
         lambda similarity, owner, k: float(found_own(similarity, owner, k).sum()) / len(owner),
-    "that is how many of the first K are right: asked for is for how many pictures at least one is.":
+    "that is how many of the first K are right: count the pictures for which at least one is.":
         lambda similarity, owner, k: float(found_own(similarity, owner, k).sum()) / len(similarity) / k,
-    "pictures are looked for, given captions: asked for is the other way, along a row.": lambda similarity, owner, k:
+    "pictures are looked for, given captions: it should be the other way round, along a "
+    "row.": lambda similarity, owner, k:
         float((first_k(similarity.T, k).T & own_of(similarity, owner)).any(dim=0).double().mean()),
     "the least similar come first in your ranking.": lambda similarity, owner, k: right_recall(-similarity, owner, k),
-    "pictures are added up: asked for is their share.":
+    "pictures are added up: the exercise asks for their share.":
         lambda similarity, owner, k: right_recall(similarity, owner, k) * len(similarity),
-    "that counts in percent: asked for is a share from 0 to 1.":
+    "that counts in percent: the exercise asks for a share from 0 to 1.":
         lambda similarity, owner, k: right_recall(similarity, owner, k) * 100,
-    "one too many is looked at: with K = 1 the best own caption has nobody in front of it.":
+    "one too many is looked at: with K = 1 the picture's best caption has no other in front of it.":
         lambda similarity, owner, k: right_recall(similarity, owner, k + 1),
-    "one too few is looked at: with K = 1 the best own caption has nobody in front of it.":
+    "one too few is looked at: with K = 1 the picture's best caption has no other in front of it.":
         lambda similarity, owner, k: right_recall(similarity, owner, k - 1),
-    "the captions of others are filled with 0, which is more than an own caption with a negative similarity has: fill "
-    "with what is less than anything.": lambda similarity, owner, k: right_recall(similarity, owner, k, 0.0),
+    "the captions of other pictures are filled with 0, which is more than a right caption with a negative similarity "
+    "has: fill with what is less than anything.": lambda similarity, owner, k: right_recall(similarity, owner, k, 0.0),
     "K takes no part: that is Recall@1.": lambda similarity, owner, k: right_recall(similarity, owner, 1),
 }
 
@@ -255,7 +257,7 @@ def recall(recall_of: Callable[[Tensor, Tensor, int], float]) -> None:
     order = torch.randperm(6)
     output = told_of(alike, order, 1)
     expect(output == 0, f"a model that finds all pairs equally similar gets {output:.2f} from you: a tie with a wrong "
-                      "caption is none of the model's doing, so the wrong one stands before the own one.")
+                      "caption is not to the model's credit, so the wrong one stands before the right one.")
     output = told_of(torch.tensor([[0.7, 0.7, 0.2]]), torch.tensor([0, 0, 1]), 1)
     expect(output == 1, "two captions of one picture tie with each other before all others, and you call it a miss: "
                       "only a tie with a caption of another picture counts against it.")
@@ -265,11 +267,11 @@ def recall(recall_of: Callable[[Tensor, Tensor, int], float]) -> None:
         output, truth = told_of(coarse, owner, k), right_recall(coarse, owner, k)
         no_harm = sum(slow_hits(coarse.tolist(), owner.tolist(), k, "ahead")) / 8
         expect(not agree(output, no_harm) or agree(output, truth),
-               f"where many similarities tie you say {output:.3f} for K "
-               f"= {k}, which counts a wrong caption that ties as if it stood behind: it stands before the own one.")
+               f"where many similarities tie you say {output:.3f} for K = {k}, which counts a wrong caption that ties "
+               "as if it stood behind: it stands before the right one.")
         expect(agree(output, truth),
-               f"where many similarities tie you say {output:.3f} for K = {k}, and counting gives "
-               f"{truth:.3f}: who ties with a wrong caption stands behind it, and own captions never stand in each "
+               f"where many similarities tie you say {output:.3f} for K = {k}, and counting gives {truth:.3f}: a "
+               "caption that ties with a wrong one stands behind it, and captions of one picture never stand in each "
                "other's way.")
 
 
@@ -344,15 +346,15 @@ def stays_frozen(freeze_it: Callable[[nn.Module], nn.Module], model: nn.Module,
     free, count = copy.deepcopy(model).eval(), len(list(expert.parameters()))
     output = freeze_it(expert)
     expect(output is expert,
-           "your function gives back " + ("None" if output is None else "something else") + ": asked for "
-           "is the module that it was given, frozen in its place.")
+           "your function gives back " + ("None" if output is None else "something else") + ": the exercise asks for "
+           "the module that it was given, frozen in its place.")
     left = [name for name, weight in expert.named_parameters() if weight.requires_grad]
     expect(len(list(expert.parameters())) == count, "the module has lost some of its weights.")
     other = {name: value.dtype for name, value in expert.state_dict().items() if value.dtype != before[name].dtype}
-    expect(not other, f"the frozen module holds other kinds of numbers than before, {list(other.items())[:1]}: it is "
-           "to be frozen, and nothing else.")
-    expect(not left, f"{len(left)} of {count} weights still ask for a gradient, such as {left[:1]}: freezing has to "
-                     "reach every floor of the module.")
+    expect(not other, f"the frozen module holds other dtypes than before, {list(other.items())[:1]}: it is to be "
+           "frozen, and nothing else.")
+    expect(not left, f"{len(left)} of {count} weights still require a gradient, such as {left[:1]}: freezing has to "
+                     "reach every submodule, however deep.")
     expect(not patched(), f"{', '.join(patched())} is no longer what it was: you have changed the class where one "
            "module was meant.")
     expect(not expert.training or "train" not in vars(expert), "the frozen module is in training mode, and its `train` "
@@ -367,16 +369,18 @@ def stays_frozen(freeze_it: Callable[[nn.Module], nn.Module], model: nn.Module,
         expect(all(part.training == mode for part in twin), CLASS_CHANGED)
     expect(model.training and model.head.training, "after .train() of the model, other parts of it no longer train.")
     expect(not any(part.training for part in expert.modules()), "after .train() of the model that contains it, the "
-           "frozen module is in training mode again: whoever trains the rest calls that, and wakes its dropout.")
-    expect(all(weight.requires_grad for weight in model.twin.parameters()), "a module that nobody froze is frozen.")
+           "frozen module is in training mode again: every training loop calls that, and switches its dropout on.")
+    expect(all(weight.requires_grad for weight in model.twin.parameters()), "a module that your function was not given "
+           "is frozen.")
     output = called(expert.train, "`.train()` may be called without an argument, and then means True")
     expect(output is expert, ".train() of a frozen module should still give back the module, as every .train() does.")
-    expect(not any(part.training for part in expert.modules()), "its own .train() wakes the frozen module.")
+    expect(not any(part.training for part in expert.modules()), "its own .train() puts the frozen module into training "
+           "mode.")
     expect(called(expert.eval, "`.eval()` takes no argument") is expert, ".eval() of a frozen module should still give "
            "back the module: many write `module = module.eval()`.")
     seen = expert(x)
     expect(seen.requires_grad, "no gradient gets through the frozen module: what stands below it could not learn. "
-                               "Frozen weights are one thing, a cut wire is another.")
+                               "Frozen weights are one thing, a cut graph is another.")
     slope, = torch.autograd.grad(model.head(seen).sum(), x)
     expect(bool(slope.any()), "no gradient gets through the frozen module to what stands below it.")
     expect(torch.equal(seen, expert(x)), "the frozen module gives something else for the same input the second time.")
@@ -402,28 +406,28 @@ STEP_SLIPS: dict[str, Count] = {
     "the last batch would be short of pairs: only whole ones count.":
         lambda pairs, batch, times: math.ceil(pairs / batch) // times,
     "that forgets how many pairs make a batch.": lambda pairs, batch, times: pairs // times,
-    "a part of a step is none.": lambda pairs, batch, times: pairs / (batch * times),
+    "a fraction of a step is not a step.": lambda pairs, batch, times: pairs / (batch * times),
 }
 CHANCE_SLIPS: dict[str, Count] = {
     "the softmax runs over one batch: accumulating adds gradients, never candidates.":
         lambda pairs, batch, times: math.log(batch * times),
-    "the gradients are divided so that the sum is a mean: what is paid stays.":
+    "the gradients are divided so that the sum is a mean: the loss stays the same.":
         lambda pairs, batch, times: math.log(batch) / times,
     "the losses are averaged over the batches of a step, not added up.":
         lambda pairs, batch, times: times * math.log(batch),
     "that counts in bits, and torch with the base e.": lambda pairs, batch, times: math.log2(batch),
     "that counts in powers of ten, and torch with the base e.": lambda pairs, batch, times: math.log10(batch),
     "that is its probability of being right; what does it pay for that?": lambda pairs, batch, times: 1 / batch,
-    "the own picture is among the candidates, too.": lambda pairs, batch, times: math.log(batch - 1),
+    "its own picture is among the candidates, too.": lambda pairs, batch, times: math.log(batch - 1),
     "it picks inside one batch, not from all the data.": lambda pairs, batch, times: math.log(pairs),
 }
 WRONG_SLIPS: dict[str, Count] = {
     "they are drawn inside one batch: the others are gone when it is computed.":
         lambda pairs, batch, times: batch * times - 1,
-    "they are drawn inside one batch, and the own picture is none.": lambda pairs, batch, times: batch * times,
-    "the own picture is no wrong one.": lambda pairs, batch, times: batch,
+    "they are drawn inside one batch, and its own picture is none.": lambda pairs, batch, times: batch * times,
+    "its own picture is not a wrong one.": lambda pairs, batch, times: batch,
     "they are drawn from the batch, not from all the data.": lambda pairs, batch, times: pairs - 1,
-    "they are drawn from the batch, not from all the data, and the own picture is no wrong one.":
+    "they are drawn from the batch, not from all the data, and its own picture is not a wrong one.":
         lambda pairs, batch, times: pairs,
 }
 
@@ -465,7 +469,7 @@ STUCK = -math.log(2 / 3) * 2 / 3 - math.log(1 / 3) / 3  # what matching pays tha
 CONFUSED = {
     ("wait", "mispaired"): "in both ITM stands still and the total falls. Which of the other two losses cannot fall "
                            "where the captions belong to other pictures?",
-    ("mispaired", "too fast"): "in both ITC rests at chance. But grammar can be learned from anybody's captions.",
+    ("mispaired", "too fast"): "in both ITC rests at chance. But grammar can be learned from any captions.",
     ("healthy", "wait"): "in both ITC and ITG fall. Has ITM moved, by the end? It may have stood still for long.",
     ("healthy", "finished"): "in both the losses are low at the end. And at the beginning?",
     ("wait", "too fast"): "in both ITM stands still. Do the other two move?",

@@ -39,14 +39,14 @@ def sequence(join: Callable[[Tensor, nn.Linear, Tensor, Tensor], Tensor]) -> Non
         output = join(queries, projection, prompt, text)
         if kind != torch.float32 and isinstance(output, Tensor) and output.dtype == torch.promote_types(
                 kind, torch.float32) != kind:
-            raise Wrong(f"words come in {kind} and the sequence is {output.dtype}: PyTorch has promoted it without a "
-                        "word, and the first layer of the frozen model will refuse it.")
+            raise Wrong(f"words come in {kind} and the sequence is {output.dtype}: PyTorch has promoted it silently, "
+                        "and the first layer of the frozen model will refuse it.")
         expect_tensor(output, (b, q + given + t, wide), "the sequence", "(b s e) with s = queries + prompt + text",
                       kind)
         expect(all(torch.equal(one, other) for one, other in zip(before, (queries, prompt, text), strict=True)),
                "your function changed what it was given.")
-        expect(projection.weight.dtype == torch.float32, f"your function has turned the projection into "
-               f"{projection.weight.dtype}: it is trained, and small steps are lost in numbers that coarse.")
+        expect(projection.weight.dtype == torch.float32, "your function has turned the projection into "
+               f"{projection.weight.dtype}: it is trained, and small steps are lost in a dtype that coarse.")
         exact = torch.stack([torch.stack([projection.weight @ one + projection.bias for one in row])
                              for row in queries])
         soft = exact.detach().to(kind)
@@ -59,13 +59,13 @@ def sequence(join: Callable[[Tensor, nn.Linear, Tensor, Tensor], Tensor]) -> Non
         bare = soft - projection.bias.detach()
         expect(not close(begins, bare.to(kind), near), "the projection's bias takes no part.")
         unit = torch.nn.functional.normalize(soft, dim=-1)
-        expect(not close(begins, unit, near), "the soft prompt is normalised: that is ITC's business, words of a "
+        expect(not close(begins, unit, near), "the soft prompt is normalised: only ITC does that, word vectors of a "
                                               "language model are not all of one length.")
         expect(close(begins, soft, near), "the first positions are not the projected queries, in their order.")
         if kind in NEAR:
             same = float((begins == soft).double().mean())
             expect(same > 0.9, f"words come in {kind}, and {1 - same:.0%} of the soft prompt's numbers are rounded "
-                   "otherwise than the projection's own result would be: is something rounded before it is projected?")
+                   "differently from the projection's own result: is something rounded before it is projected?")
         expect(torch.equal(output[:, q:].detach(), torch.cat([prompt, text], dim=1)), "behind the soft prompt there "
                "should be the prompt and then the text, as they came.")
         expect(output.requires_grad, "no gradient reaches the projection, which is what stage 2 adds and trains.")
@@ -125,12 +125,12 @@ def earlier(labels: Tensor) -> Tensor:
 
 LABEL_SLIPS = {
     "padding has labels: the model would learn to write it.": with_text(lambda text, mask, right: text),
-    "the end of a text has no label, so that the model never learns to stop: padding was told by its id, and here the "
-    "end has the same one. Only the mask knows.": with_text(
+    "the end of a text has no label, so that the model never learns to stop: padding was recognised by its id, and "
+    "here the end has the same one. Only the mask tells.": with_text(
         lambda text, mask, right: text.masked_fill(text == text[0, -1], IGNORED)),
-    "what has the id of the end has no label, and so the model never learns to stop.": with_text(
+    "every token with the id of the end has no label, and so the model never learns to stop.": with_text(
         lambda text, mask, right: right.masked_fill(text == text[0, -1], IGNORED)),
-    "words whose id is 0 have no label: padding is told by its id, and only the mask knows.": with_text(
+    "words whose id is 0 have no label: padding is recognised by its id, but only the mask tells.": with_text(
         lambda text, mask, right: right.masked_fill(text == 0, IGNORED)),
     "the last token of a text has no label: the model never learns to stop.": with_text(
         lambda text, mask, right: right.masked_fill(earlier(right) == IGNORED, IGNORED)),
@@ -168,13 +168,13 @@ def labels(labels_of: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]) -
         place = queries + prompt.shape[1]
         soft, asked, answer, truth = output[:, :queries], output[:, queries:place], output[:, place:], wanted[:, place:]
         if torch.equal(answer, truth):
-            expect(bool((soft == IGNORED).all()), "the soft prompt has labels: a query is no word, so there is no "
+            expect(bool((soft == IGNORED).all()), "the soft prompt has labels: a query is not a word, so there is no "
                    "right answer.")
             expect(bool((asked == IGNORED).all()), "the prompt is learned, though it is given: the loss then looks "
                    "better than it is, and part of each gradient goes into what is the same for all pictures.")
             continue
-        expect(not bool((answer[mask] == IGNORED).any()), f"words of a text have no label, such as the id "
-               f"{int(text[mask][answer[mask] == IGNORED][:1].sum())}: whether a place has one, the mask tells.")
+        expect(not bool((answer[mask] == IGNORED).any()), "words of a text have no label, such as the id "
+               f"{int(text[mask][answer[mask] == IGNORED][:1].sum())}: the mask tells whether a place has one.")
         expect(not bool((answer[~mask] != IGNORED).any()), f"padding has the labels {answer[~mask].unique().tolist()}; "
                "torch's cross-entropy skips -100 and nothing else.")
         expect(False, "the labels of the text are not its ids at their places.")
@@ -211,8 +211,9 @@ SHIFT_SLIPS: dict[str, Paid] = {
         lambda logits, targets: slow_loss(logits, targets, 2),
     "that is shifted the wrong way: each position is asked for the token before it.":
         lambda logits, targets: slow_loss(logits, targets, -1),
-    "the words are added up: asked for is their mean.": lambda logits, targets: slow_loss(logits, targets, 1, "sum"),
-    "each caption counts alike, however long: asked for is the mean over words.":
+    "the words are added up: the exercise asks for their "
+    "mean.": lambda logits, targets: slow_loss(logits, targets, 1, "sum"),
+    "each caption counts alike, however long: the exercise asks for the mean over words.":
         lambda logits, targets: slow_loss(logits, targets, 1, "row"),
     "the mean is taken over all positions, also those that are not supervised.":
         lambda logits, targets: slow_loss(logits, targets, 1, "place"),
@@ -220,13 +221,13 @@ SHIFT_SLIPS: dict[str, Paid] = {
         lambda logits, targets: slow_loss(logits, targets, 1, "place less one"),
     "the words are added up and divided by the number of captions: a long caption pays for its length.":
         lambda logits, targets: slow_loss(logits, targets, 1, "sum") / len(targets),
-    "the word number 0 is not asked for: a label is left out where it is −100, not where it is 0.":
+    "the word with the id 0 is not asked for: a label is left out where it is −100, not where it is 0.":
         lambda logits, targets: slow_loss(logits, targets.masked_fill(targets == 0, IGNORED)),
     "the axes of the logits are only renamed: reshape keeps the numbers in their order, and the vocabulary has to come "
     "to axis 1.": reshaped,
     "softmax was applied twice: cross-entropy takes logits, and makes probabilities of them itself.":
         lambda logits, targets: slow_loss(logits.softmax(dim=2), targets),
-    "a surprise is not negative: the logarithm of a probability is, so its sign has to be turned.":
+    "a surprise is not negative: the logarithm of a probability is, so its sign has to be flipped.":
         lambda logits, targets: -slow_loss(logits, targets),
 }
 
@@ -271,8 +272,8 @@ def shifted_loss(loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
            f"{output.item():.4g}: the mean is over all supervised words, whichever caption they stand in.")
     (slope,) = slopes(output, [logits])
     touched = slope.abs().sum(dim=2) > 0
-    expect(torch.equal(touched, (targets != IGNORED).roll(-1, dims=1)), "only the position before a supervised word "
-           "should feel the loss, and each of them.")
+    expect(torch.equal(touched, (targets != IGNORED).roll(-1, dims=1)), "only the positions before supervised words "
+           "should get a gradient from the loss, and each of them should.")
     (wanted,) = slopes(torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), targets[:, 1:]), [logits])
     expect(close(slope, wanted), "the loss is right, but its gradient is not: does some part of it not let the "
            "gradient through?")
@@ -333,11 +334,11 @@ def lm_logits(run: Callable[[nn.Module, Tensor], Tensor]) -> None:
         inner = own(embeds)
         expect(close(output, inner), "the result is not what the language model makes of the sequence, in "
                "evaluation mode.")
-        expect(output.requires_grad, "the wire is cut: the result does not know where it comes from, so that neither "
-               "queries nor projection hear of the loss. Not to train a model is one thing, to forget what it did "
-               "another.")
+        expect(output.requires_grad, "the graph is cut: the result has no history, so that neither queries nor "
+               "projection get a gradient from the loss. Not training a model is one thing, not recording what it did "
+               "is another.")
         output.square().sum().backward()
-        expect(embeds.grad is not None, "the wire is cut: no gradient comes out below the language model.")
+        expect(embeds.grad is not None, "the graph is cut: no gradient comes out below the language model.")
         asked, = torch.autograd.grad(inner.square().sum(), embeds)
         expect(close(embeds.grad, asked), "the gradient that comes out below is not that of the language model: part "
                                           "of its way leads past the model, or is cut.")
@@ -362,12 +363,12 @@ LENGTH_SLIPS: dict[str, Count] = {
     "the last token has a place, too, though it predicts nothing.": lambda q, given, written: q + given + written - 1,
 }
 FIRST_SLIPS: dict[str, Count] = {
-    "that is where the first word stands: who predicts it?": lambda q, given, written: q + given,
-    "that is where the second word stands: who predicts the first?": lambda q, given, written: q + given + 1,
+    "that is where the first word stands: which position predicts it?": lambda q, given, written: q + given,
+    "that is where the second word stands: which position predicts the first?": lambda q, given, written: q + given + 1,
     "the last query is not the last thing that is given.": lambda q, given, written: q - 1,
     "that is the first token behind the soft prompt: more may be given.": lambda q, given, written: q,
     "the soft prompt stands in front.": lambda q, given, written: given - 1,
-    "the soft prompt stands in front, and who predicts the first word?": lambda q, given, written: given,
+    "the soft prompt stands in front, and which position predicts the first word?": lambda q, given, written: given,
     "that is one place too early: each position predicts the next.": lambda q, given, written: q + given - 2,
 }
 PAID_SLIPS: dict[str, Count] = {
@@ -391,7 +392,7 @@ def places(predict: Callable[[int, int, int], tuple[int, int, int]]) -> None:
          "soft prompt, what is given, what is to be written."),
         (lambda q, given, written: q + given - 1, FIRST_SLIPS, "you say that position {:g} predicts the first word: ",
          "positions are counted from 0, and each predicts the next."),
-        (lambda q, given, written: written, PAID_SLIPS, "you let {:g} positions be paid for: ",
+        (lambda q, given, written: written, PAID_SLIPS, "you count {:g} positions that are paid for: ",
          "which tokens have a label?")]
     while True:
         drawn = [(random.randint(5, 40), random.randint(2, 9), random.randint(3, 20)) for _ in range(5)]
@@ -438,12 +439,12 @@ FALLEN, JUDGED = 0.9, 50  # a loss that was trained for so many steps should hav
 def captions_of(caption: Caption, images: Sequence[Image]) -> Sequence[str]:
     """What a captioner says of pictures, if it is one."""
     kind = "None" if caption is None else f"a {type(caption).__name__}"
-    expect(callable(caption) and not isinstance(caption, nn.Module), f"your function gives {kind}; asked for is what "
-           "captions pictures: own.captioner makes it of a trained stage 2.")
+    expect(callable(caption) and not isinstance(caption, nn.Module), f"your function gives {kind}; the exercise asks "
+           "for a captioner: own.captioner makes one from a trained stage 2.")
     output = caption(images)
     expect(isinstance(output, list | tuple) and len(output) == len(images)
            and all(isinstance(one, str) for one in output),
-           f"of {len(images)} pictures should come as many captions, each a text.")
+           f"{len(images)} pictures should give as many captions, each a text.")
     return output
 
 
@@ -474,10 +475,10 @@ def own_bridge(bridge_of: Callable[[], Caption]) -> None:
     empty, stuck = sum(not one.split() for one in output), sum(map(stutters, output))
     endless, kinds = sum(len(one.split()) >= LONG for one in output), len(set(output))
     expect(empty < n / 2, f"{empty} of {n} captions are empty: the end is said before any word. Which word is the "
-           "first that the loss asks for, and who predicts it (10.2, 10.3, 10.5)?")
+           "first that the loss asks for, and which position predicts it (10.2, 10.3, 10.5)?")
     expect(stuck < n / 2, f"{stuck} of {n} captions say one word again and again: so does a model that was taught to "
            "repeat what it reads. Is a label shifted exactly once, in stage 1 (08.3) and in stage 2 (10.3)?")
-    expect(endless < n / 2, f"{endless} of {n} captions come to no end: has the end a label (10.2)?")
+    expect(endless < n / 2, f"{endless} of {n} captions never end: does the end have a label (10.2)?")
     expect(kinds > n / 20, f"{n} pictures get {kinds} different captions: nothing of the picture arrives. Do the "
            "queries read it (05.1), does the prompt stand in front (10.1), and does the gradient come back through the "
            "language model (10.4)?")
@@ -487,4 +488,4 @@ def own_bridge(bridge_of: Callable[[], Caption]) -> None:
             "one")
     expect(right > other + ENOUGH / 4, f"{seen}: fluent, and blind. Does stage 2 begin with the stage 1 that you have "
            "trained, and did the losses of both fall?")
-    expect(right > other + ENOUGH, f"{seen}: it has begun to see. More steps, or another rate, will open its eyes.")
+    expect(right > other + ENOUGH, f"{seen}: it has begun to see. Train for more steps, or with another rate.")

@@ -55,7 +55,7 @@ def counts(prompt: int, written: int) -> tuple[int, int, list[tuple[int, str]], 
             (right - written * prompt, "the given tokens go through the model in every call, too."),
             (prompt + right - written * prompt, "without a cache the given tokens are computed anew in every call."),
             (kept, "that is what it costs with a cache.")]
-    fast = [(kept + 1, "is the last word ever read? Nobody asks for a word after it."),
+    fast = [(kept + 1, "is the last word ever read? No word is predicted after it."),
             (written, "the given tokens have to be read once, too."),
             (written - 1, "the given tokens have to be read once, too, though the last word never is."),
             (prompt, "each word that is written, but for the last, is read as well: its key is wanted later."),
@@ -87,8 +87,8 @@ class Told:
 
     def __call__(self, ids: Tensor) -> Tensor:
         expect_tensor(ids, what="what you feed the model")
-        expect(ids.ndim == 2 and len(ids) == len(self.plan), f"what you feed the model has the shape "
-               f"{tuple(ids.shape)}; asked for is (b t) with b = {len(self.plan)}.")
+        expect(ids.ndim == 2 and len(ids) == len(self.plan), "what you feed the model has the shape "
+               f"{tuple(ids.shape)}; the exercise asks for (b t) with b = {len(self.plan)}.")
         place = ids.shape[1]
         expect(place <= self.longest, f"with max_length {self.longest} the model is asked for a word when {place} are "
                "written.")
@@ -120,8 +120,7 @@ def write(write_of: Callable[[Callable[[Tensor], Tensor], int, int, int], Tensor
         output = write_of(model, len(lengths), end, longest)
         expect_tensor(output, what="the result")
         expect(output.ndim == 2 and len(output) == len(lengths),
-               f"the result has the shape {tuple(output.shape)}; asked for "
-               f"are {len(lengths)} rows (b t).")
+               f"the result has the shape {tuple(output.shape)}; the exercise asks for {len(lengths)} rows (b t).")
         expect(not output.is_floating_point() and output.dtype != torch.bool,
                f"the result holds {output.dtype}; ids are "
                "whole numbers.")
@@ -203,14 +202,14 @@ def slow_kept(order: list[int], probabilities: list[float], top_p: float) -> set
 
 right_sets = row_sets(slow_nucleus)
 NUCLEUS_SLIPS: dict[str, Callable[[Tensor, float], list[set[int]]]] = {
-    "kept is what should go, and gone is what should be kept.": row_sets(
+    "what should go is kept, and what should be kept is gone.": row_sets(
         lambda p, top_p: set(range(len(p))) - slow_nucleus(p, top_p)),
     "the kept tokens hold less than top_p: the token that crosses the line is missing.": row_sets(
         lambda p, top_p: likeliest(p, max(1, len(slow_nucleus(p, top_p)) - 1))),
-    "one fewer holds top_p as well: asked for is the smallest set.": row_sets(
+    "one fewer holds top_p as well: the exercise asks for the smallest set.": row_sets(
         lambda p, top_p: likeliest(p, len(slow_nucleus(p, top_p)) + 1)),
-    "as many tokens are kept as should be, but those that come first: is what you found out about the sorted tokens "
-    "brought back to their own places?": row_sets(lambda p, top_p: set(range(len(slow_nucleus(p, top_p))))),
+    "as many tokens are kept as should be, but those that come first: is your choice among the sorted tokens brought "
+    "back to their original order?": row_sets(lambda p, top_p: set(range(len(slow_nucleus(p, top_p))))),
     "you begin with the unlikeliest tokens.": row_sets(
         lambda p, top_p: slow_kept(sorted(range(len(p)), key=lambda index: p[index]), p, top_p)),
     "you go through the tokens in the order of their numbers: which of them should be taken first?": row_sets(
@@ -252,14 +251,15 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
         kept = kept_rows(output)
         zeros = all(bool((said[[i for i in range(k) if i not in wanted]] == 0).all())
                     for said, wanted in zip(output, right[len(answers)], strict=True))
-        expect(kept == right[len(answers)] or not zeros or any(len(some) < k for some in kept), "what is outside has "
-               "the score 0: that is no ban, since e⁰ = 1. Which score does softmax turn into a probability of 0?")
+        expect(kept == right[len(answers)] or not zeros or any(len(some) < k for some in kept), "tokens outside have "
+               "the score 0: that does not exclude them, since e⁰ = 1. Which score does softmax turn into a "
+               "probability of 0?")
         expect(all(kept), f"with top_p = {top_p:.3g} a row is left with nothing to draw from. Where a model is sure, "
                "one token alone crosses the line: what becomes of it?")
         if kept == right[len(answers)]:
             inside = stays(output)
             expect(close(output[inside], given[inside]), "the tokens that stay have other scores than before: softmax "
-                   "makes probabilities later; here it is only decided who takes part.")
+                   "makes probabilities later; here you only decide which tokens stay.")
         answers.append(kept)
     if answers != right:
         (scores, top_p), row, kept, wanted = next(
@@ -277,8 +277,8 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
                "probabilities sum to one, and are tokens sorted?")
         expect(int(scores[row].argmax()) in kept, f"{at}the likeliest token is not among them: from which end of the "
                "sorted tokens do you begin?")
-        expect(False, f"{at}asked for are the {len(wanted)} likeliest, which together hold top_p, and hold less when "
-               "any is taken away.")
+        expect(False, f"{at}the exercise asks for the {len(wanted)} likeliest, which together hold top_p, and hold "
+               "less when any is taken away.")
     for top_p, meaning in ((0.0, "the likeliest token, and only that one, stays even then"),
                            (1.0, "all of them together hold 1, and no smaller set does")):
         scores = torch.randn(3, 6)
@@ -286,8 +286,8 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
         kept = stays(nucleus_of(scores, top_p))
         count = 1 if top_p == 0 else 6
         wrong = [int(one) for one in kept.sum(dim=1) if int(one) != count]
-        expect(not wrong, f"with top_p = {top_p:g} a row of 6 tokens keeps {wrong[:1]}, and {count} is asked for: "
-               f"{meaning}.")
+        expect(not wrong, f"with top_p = {top_p:g} a row of 6 tokens keeps {wrong[:1]}, and the exercise asks "
+               f"for {count}: {meaning}.")
         expect(top_p > 0 or torch.equal(kept, scores == scores.amax(dim=1, keepdim=True)), "with top_p = 0 one token "
                "stays, and it is not the likeliest.")
 
@@ -376,7 +376,8 @@ def beam_step(step_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Ten
         expect(torch.equal(log_p, given[0]) and torch.equal(scores, given[1]),
                "your function changed what it was given.")
         expect(isinstance(output, tuple | list) and len(output) == 3,
-               f"your function gives {type(output).__name__}; asked for are three tensors: scores, parents, tokens.")
+               f"your function gives {type(output).__name__}; the exercise asks for three tensors: scores, parents, "
+               "tokens.")
         for part, what in zip(output, ("the scores", "the parents", "the tokens"), strict=True):
             expect_tensor(part, (beams,), f"with {n} beams so far, {k} tokens and {beams} to keep, {what}")
         for part, what in zip(output[1:], ("parents", "tokens"), strict=True):
@@ -405,8 +406,8 @@ def beam_step(step_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Ten
                "the beams had before is forgotten.")
         expect(not all_alike(scored(lambda score, log_p: score)), "your scores are those that the beams had before: "
                "what the new token adds is forgotten.")
-        expect(not all_alike([[math.exp(x) for x in row] for row in truth]), "you give probabilities; asked for are "
-               "their logs.")
+        expect(not all_alike([[math.exp(x) for x in row] for row in truth]), "you give probabilities; the exercise "
+               "asks for their logs.")
         expect(not all_alike(best), "the scores are right, but not those of the beginnings that you name by parent and "
                "token: was the index taken apart by the right number?")
         expect(False, "the score of a beginning is what its parent had and what its token adds; yours is another.")
@@ -439,7 +440,7 @@ TEXT_SLIPS: dict[str, Callable[[list[float], float, int], float]] = {  # of log_
     "that is the mean, whatever the penalty is.": lambda some, power, width: sum(some) / len(some),
     "you multiply by the power of the length: then long texts lose twice.":
         lambda some, power, width: sum(some) * len(some) ** power,
-    "the length is multiplied by the penalty; asked for is a power of it.":
+    "the length is multiplied by the penalty; the exercise asks for a power of it.":
         lambda some, power, width: sum(some) / (len(some) * power) if power else -math.inf,
     "the penalty is the exponent, the length what is raised; you have exchanged them.":
         lambda some, power, width: sum(some) / power ** len(some) if power else -math.inf,
@@ -448,12 +449,12 @@ TEXT_SLIPS: dict[str, Callable[[list[float], float, int], float]] = {  # of log_
         lambda some, power, width: sum(some) / max(1, len(some) - 1) ** power,
     "the length is that of the padded row: padding is no part of a text.":
         lambda some, power, width: sum(some) / width ** power,
-    "that is the form of Wu et al., with (5 + length) / 6; transformers', and the house's, is simpler.":
+    "that is the form of Wu et al., with (5 + length) / 6; that of transformers and of this course is simpler.":
         lambda some, power, width: sum(some) / ((5 + len(some)) / 6) ** power,
     "you have put the sum into the power as well.": lambda some, power, width: -abs(sum(some) / len(some)) ** power,
-    "the sign is turned: a log-probability is negative, and the likelier text has the higher score.":
+    "the sign is flipped: a log-probability is negative, and the likelier text has the higher score.":
         lambda some, power, width: -sum(some) / len(some) ** power,
-    "that is the largest of its tokens' log-probabilities, and asked for is what they make together.":
+    "that is the largest of its tokens' log-probabilities, and all of them count.":
         lambda some, power, width: max(some) / len(some) ** power,
 }
 
@@ -520,4 +521,4 @@ def text_scores(scores_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         expect_tensor(output, (3,), "the scores", "(b)")
     one, power = torch.full((1, 4), -0.7), 1.0
     output = scores_of(one.double(), torch.ones(1, 4, dtype=torch.bool), power)
-    expect(output.dtype == torch.float64, f"numbers of float64 give {output.dtype}: take the kind that comes in.")
+    expect(output.dtype == torch.float64, f"numbers of float64 give {output.dtype}: keep the dtype that comes in.")

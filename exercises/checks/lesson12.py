@@ -58,28 +58,28 @@ def on_paper(groups_of: Callable[[], list[int]]) -> None:
 GROUP_SLIPS: dict[str, Group] = {
     "the sides are exchanged: `ahead` is positive where the key stands after the query.":
         lambda ahead, *rest: slow_group(-ahead, *rest),
-    "without `bidirectional` one looks back only: what stands ahead is not told apart from the token itself.":
+    "without `bidirectional` one looks back only: what stands ahead counts as distance 0, like the token itself.":
         lambda ahead, both, groups, far: slow_group(ahead if both else -abs(ahead), both, groups, far),
-    "you do not tell the two sides apart: half of the groups are for keys after the query.":
+    "you do not tell the two sides apart: half of the buckets are for keys after the query.":
         lambda ahead, both, groups, far: slow_group(-abs(ahead), both, groups, far),
-    "the groups are not halved where both sides have to share them.":
+    "the buckets are not halved where both sides have to share them.":
         lambda ahead, both, groups, far: slow_group(-abs(ahead), False, groups, far) + groups * (ahead > 0) if both
         else slow_group(ahead, both, groups, far),
-    "without `bidirectional` all groups are for the one side that is looked at.":
+    "without `bidirectional` all buckets are for the one side that is looked at.":
         lambda ahead, both, groups, far: slow_group(ahead if both else min(0, ahead), True, groups, far),
-    "`bidirectional` takes no part: without it, all groups are for keys before the query.":
+    "`bidirectional` takes no part: without it, all buckets are for keys before the query.":
         lambda ahead, both, groups, far: slow_group(ahead, True, groups, far),
-    "far groups are equally wide in your function; they are to grow, in equal steps of the logarithm.":
+    "far buckets are equally wide in your function; they are to grow, in equal steps of the logarithm.":
         lambda *given: slow_group(*given, linear=True),
-    "the places among the far groups are rounded; a distance belongs to the group that has begun last.":
+    "the places among the far buckets are rounded; a distance belongs to the last bucket that has begun.":
         lambda *given: slow_group(*given, rounding=round),
-    "the places among the far groups are rounded up; a distance belongs to the group that has begun last.":
+    "the places among the far buckets are rounded up; a distance belongs to the last bucket that has begun.":
         lambda *given: slow_group(*given, rounding=math.ceil),
     "on a side the logarithm of the distance is compared with that of `max_distance` alone: the far half begins where "
     "single steps end, so both are to be divided by that distance.": lambda ahead, both, groups, far: min(
         (groups // 2 if both else groups) - 1, near_or(ahead, both, groups, lambda distance, side: side // 2 + int(
             math.log(distance) / math.log(far) * (side - side // 2)))) + (groups // 2) * (both and ahead > 0),
-    "the last group is left out: a side with n groups has the numbers 0 to n − 1.":
+    "the last bucket is left out: a side with n buckets has the numbers 0 to n − 1.":
         lambda *given: slow_group(*given, most=-2),
     "the distance 0 is not ahead of anything: which side does the token itself belong to?":
         lambda ahead, both, groups, far: slow_group(ahead, both, groups, far) + groups // 2 * (both and ahead == 0),
@@ -112,13 +112,13 @@ def group(group_of: Group) -> None:
     drawn = (random.choice((True, False)), random.choice((8, 12, 20)), random.randint(40, 90))
     draws, answers = [], []
     for rule in ((True, 32, 128), (False, 32, 128), (True, 16, 50), (False, 8, 64), drawn):
-        at = f"with {rule[1]} groups for {'both sides' if rule[0] else 'one side'} and max_distance {rule[2]}: "
+        at = f"with {rule[1]} buckets for {'both sides' if rule[0] else 'one side'} and max_distance {rule[2]}: "
         for ahead in clear_places(*rule):
-            found = whole(group_of(ahead, *rule), f"{at}the group of {ahead}")
+            found = whole(group_of(ahead, *rule), f"{at}the bucket of {ahead}")
             beyond = (", and what is farther than `max_distance` shares the last one of its side"
                       if abs(ahead) >= rule[2] else "; how many of them are for each side?" if rule[0] else "")
-            expect(0 <= found < rule[1], f"{at}{ahead} gets the group {found}; they are numbered 0 to {rule[1] - 1}"
-                   f"{beyond}.".replace("?.", "?"))
+            expect(0 <= found < rule[1], f"{at}{ahead} gets the bucket {found}; they are numbered 0 to "
+                   f"{rule[1] - 1}{beyond}.".replace("?.", "?"))
             draws.append((ahead, *rule))
             answers.append(found)
     right = [slow_group(*draw) for draw in draws]
@@ -126,18 +126,17 @@ def group(group_of: Group) -> None:
         return
     (ahead, bidirectional, groups, max_distance), found = next(
         (draw, one) for draw, one, truth in zip(draws, answers, right, strict=True) if one != truth)
-    at = (f"with {groups} groups for {'both sides' if bidirectional else 'one side'} and max_distance {max_distance} "
-          f"{ahead} gets "
-          f"the group {found}: ")
+    at = (f"with {groups} buckets for {'both sides' if bidirectional else 'one side'} and max_distance {max_distance} "
+          f"{ahead} gets the bucket {found}: ")
     name_slip({at + meaning: slip for meaning, slip in GROUP_SLIPS.items()}, draws, answers, right)
     side = groups // 2 if bidirectional else groups
     distance = abs(ahead) if bidirectional else max(0, -ahead)
-    expect(distance >= side // 2, f"{at}half of the groups of a side are for single steps, beginning with the distance "
-           "0, and only what is ahead is in the second half of all groups.")
+    expect(distance >= side // 2, f"{at}half of the buckets of a side are for single steps, beginning with the "
+           "distance 0, and only what is ahead is in the second half of all buckets.")
     expect(distance < max_distance,
-           f"{at}what stands as far as `max_distance`, or farther, is in the last group of its side.")
-    expect(False, f"{at}a side's far half of groups begins where single steps end, and reaches `max_distance` in equal "
-           "steps of the logarithm. How far, as a share of this way, has the distance come?")
+           f"{at}what stands as far as `max_distance`, or farther, is in the last bucket of its side.")
+    expect(False, f"{at}a side's far half of buckets begins where single steps end, and reaches `max_distance` in "
+           "equal steps of the logarithm. How far, as a share of this way, has the distance come?")
 
 
 # --- what the decoder reads and learns --------------------------------------------------------------------------------
@@ -179,7 +178,8 @@ TOLD_SLIPS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
         lambda ids, mask, start: read_before(ids, mask, start).masked_fill(~mask, -100),
     "a real token that has the id of padding is ignored as well: the mask tells padding, the id need not.":
         lambda ids, mask, start: said_there(ids, mask & (ids != start), start),
-    "padding is told by its id, and where it has another one it is learned: the mask tells padding, the id need not.":
+    "padding is recognised by its id, and where it has another one it is learned: the mask tells padding, the id need "
+    "not.":
         lambda ids, mask, start: said_there(ids, ids != start, start),
     "a real token whose id is 0 is ignored as well: the mask tells padding, the id need not.":
         lambda ids, mask, start: said_there(ids, mask & (ids != 0), start),
@@ -217,7 +217,7 @@ def teach(teach_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> N
         output = teach_of(ids, mask, start)
         expect(torch.equal(ids, given[0]) and torch.equal(mask, given[1]), "your function changed what it was given.")
         expect(isinstance(output, tuple | list) and len(output) == 2,
-               f"your function gives {type(output).__name__}; asked for are two tensors, inputs and labels.")
+               f"your function gives {type(output).__name__}; the exercise asks for two tensors, inputs and labels.")
         inputs, labels = (expect_tensor(part, (b, t), f"with ids (b t) = {(b, t)}: {what}", kind=torch.long)
                           for part, what in zip(output, ("inputs", "labels"), strict=True))
         expect(not bool((inputs < 0).any()), "the decoder is to read −100: there is no such word. The number is for "
@@ -274,8 +274,7 @@ def cut(cut_of: Cut) -> None:
             expect(given == words, "your function changed the list that it was given.")
             expect(isinstance(output, tuple | list) and len(output) == 2 and all(
                 isinstance(part, tuple | list) for part in output),
-                   f"your function gives {output!r}; asked for are two "
-                "lists.")
+                   f"your function gives {output!r}; the exercise asks for two lists.")
             prefix, rest = ([whole(one, "an id") for one in part] for part in output)
             at = f"of {words} with the draw {draw:.3g} and the end {end} you make {prefix} and {rest}: "
             expect(prefix[-1:] == [end], at + "what the encoder is given is not closed by an end.")
@@ -327,12 +326,13 @@ def encoder_input(input_of: Given) -> None:
         expect(torch.equal(mask, kept) and torch.equal(soft, before[0]) and torch.equal(words, before[1]),
                "your function changed what it was given.")
         expect(isinstance(output, tuple | list) and len(output) == 3,
-               f"your function gives {type(output).__name__}; asked for are three tensors: embeds, visible, places.")
+               f"your function gives {type(output).__name__}; the exercise asks for three tensors: embeds, visible, "
+               "places.")
         embeds = expect_tensor(output[0], (b, q + t, e), "embeds", "(b s e) with s = q + t")
         attention_mask = expect_tensor(output[1], (b, q + t), "visible", "(b s) with s = q + t", torch.bool)
         places = expect_tensor(output[2], (b, q + t), "places", "(b s) with s = q + t")
         expect(not places.is_floating_point() and places.dtype != torch.bool,
-               f"places hold {places.dtype}; asked for are whole numbers.")
+               f"places hold {places.dtype}; the exercise asks for whole numbers.")
         expect(not close(embeds, torch.cat([words, soft], dim=1)), "the words stand before the picture.")
         expect(close(embeds, torch.cat([soft, words], dim=1)), "embeds are not the soft prompt and then the words.")
         weights = torch.randn(b, q + t, e)
@@ -340,11 +340,11 @@ def encoder_input(input_of: Given) -> None:
         expect(bool(slope.any()), "no gradient reaches the soft prompt: then the bridge learns nothing.")
         expect(close(slope, weights[:, :q]), "part of the gradient does not reach the soft prompt.")
         expect(not bool((~attention_mask[:, :q]).all()),
-               "nobody may look at the picture: all pictures would get one caption.")
+               "no token may look at the picture: all pictures would get the same caption.")
         expect(bool(attention_mask[:, :q].all()), "some of the soft prompt is hidden: it has no padding.")
         expect(not bool(attention_mask.all()), "padding may be seen.")
-        expect(not torch.equal(attention_mask[:, q:], ~kept), "what may be seen and what may not is exchanged.")
-        expect(torch.equal(attention_mask[:, q:], kept), "of the words, others may be seen than are real.")
+        expect(not torch.equal(attention_mask[:, q:], ~kept), "what may be seen and what may not are exchanged.")
+        expect(torch.equal(attention_mask[:, q:], kept), "the words that may be seen are not the real ones.")
         real = torch.cat([torch.ones(b, q, dtype=torch.bool), kept], dim=1)
         for row in range(b):
             steps = places[row][real[row]].tolist()

@@ -24,7 +24,7 @@ PLACE_SLIPS: dict[str, Place] = {
         lambda token, rows, columns, first: divmod(token, columns),
     "there is no class token here, and one was taken off.": lambda token, rows, columns, first: divmod(
         token - 1, columns),
-    "you count rows and columns from 1; asked for is from 0.":
+    "you count rows and columns from 1; they are counted from 0.":
         lambda token, rows, columns, first: tuple(one + 1 for one in divmod(token - first, columns)),
     "patches are counted row by row, as one reads, and not down the columns.":
         lambda token, rows, columns, first: ((token - first) % rows, (token - first) // rows),
@@ -48,7 +48,8 @@ def place_of(place: Place) -> None:
                     expect(found is None, f"{at}the class token comes first and lies nowhere: its answer is None.")
                     continue
                 expect(isinstance(found, tuple | list) and len(found) == 2,
-                       f"{at}for token {token} your function gives {found!r}; asked for are a row and a column.")
+                       f"{at}for token {token} your function gives {found!r}; the exercise asks for a row and a "
+                       "column.")
                 answers.append(tuple(whole(one, f"{at}the {what} of token {token}")
                                      for one, what in zip(found, ("row", "column"), strict=True)))
                 draws.append((token, rows, columns, class_token))
@@ -89,30 +90,33 @@ def slow_map(readings: Readings, score: Tensor) -> Tensor:
 
 
 MAP_SLIPS: dict[str, Callable[[Readings, Tensor], Tensor]] = {
-    "negative derivatives count as well: kept is what speaks for the phrase only.": summed(
+    "negative derivatives count as well: only what speaks for the phrase is kept.": summed(
         lambda a, g: (a * g).sum((1, 2))),
-    "the size of the derivative counts, whatever its sign: kept is what speaks for the phrase only.": summed(
+    "the size of the derivative counts, whatever its sign: only what speaks for the phrase is kept.": summed(
         lambda a, g: (a * g.abs()).sum((1, 2))),
     "that is the plain attention: the derivative takes no part.": summed(lambda a, g: a.sum((1, 2))),
-    "that is the positive derivative alone: what would more attention do, not what does the attention that is there.":
+    "that is the positive derivative alone: it says what more attention would do, not what the attention that is there "
+    "does.":
         summed(lambda a, g: g.relu().sum((1, 2))),
     "that is the derivative alone, and the attention takes no part.": summed(lambda a, g: g.sum((1, 2))),
-    "you sum first and keep the positive part then: where heads disagree, one deletes the other.": summed(
+    "you sum first and keep the positive part then: where heads disagree, one cancels the other.": summed(
         lambda a, g: (a * g).sum((1, 2)).relu()),
-    "you sum over queries first and keep the positive part then: where queries disagree, one deletes the other.":
+    "you sum over queries first and keep the positive part then: where queries disagree, one cancels the other.":
         summed(lambda a, g: (a * g).sum(2).relu().sum(1)),
-    "you sum over heads first and keep the positive part then: where heads disagree, one deletes the other.": summed(
+    "you sum over heads first and keep the positive part then: where heads disagree, one cancels the other.": summed(
         lambda a, g: (a * g).sum(1).relu().sum(1)),
-    "you sum all readings first and keep the positive part then: where readings disagree, one deletes the other.":
+    "you sum all readings first and keep the positive part then: where readings disagree, one cancels the other.":
         lambda readings, _: sum((a * g).sum((1, 2)) for a, g in readings).relu(),
-    "over heads and queries the mean is taken; asked for is the sum.": summed(lambda a, g: gained(a, g) / (
+    "over heads and queries the mean is taken; the exercise asks for the sum.": summed(lambda a, g: gained(a, g) / (
         a.shape[1] * a.shape[2])),
-    "over heads the mean is taken; asked for is the sum.": summed(lambda a, g: gained(a, g) / a.shape[1]),
-    "over queries the mean is taken; asked for is the sum.": summed(lambda a, g: gained(a, g) / a.shape[2]),
-    "over layers the mean is taken; asked for is the sum.":
+    "over heads the mean is taken; the exercise asks for the sum.": summed(lambda a, g: gained(a, g) / a.shape[1]),
+    "over queries the mean is taken; the exercise asks for the sum.": summed(lambda a, g: gained(a, g) / a.shape[2]),
+    "over layers the mean is taken; the exercise asks for the sum.":
         lambda readings, _: sum(gained(a, g) for a, g in readings) / len(readings),
-    "over heads the largest is taken; asked for is the sum.": summed(lambda a, g: (a * g.relu()).amax(1).sum(1)),
-    "over queries the largest is taken; asked for is the sum.": summed(lambda a, g: (a * g.relu()).amax(2).sum(1)),
+    "over heads the largest is taken; the exercise asks for the "
+    "sum.": summed(lambda a, g: (a * g.relu()).amax(1).sum(1)),
+    "over queries the largest is taken; the exercise asks for the "
+    "sum.": summed(lambda a, g: (a * g.relu()).amax(2).sum(1)),
     "you keep what speaks against the phrase.": summed(lambda a, g: (a * (-g).relu()).sum((1, 2))),
     "the derivative is that of the mean of the scores: each example then has its own divided by the batch.":
         lambda readings, _: sum(gained(a, g) for a, g in readings) / len(readings[0][0]),
@@ -122,9 +126,9 @@ MAP_SLIPS: dict[str, Callable[[Readings, Tensor], Tensor]] = {
     "only the first reading counts: the score came out of all.": lambda readings, _: gained(*readings[0]),
     "only the first head counts: all of them read.": summed(lambda a, g: (a * g.relu())[:, 0].sum(1)),
     "only the first query counts: all of them read.": summed(lambda a, g: (a * g.relu())[:, :, 0].sum(1)),
-    "each reading is made to sum to one: asked for is the plain sum.": summed(
+    "each reading is made to sum to one: the exercise asks for the plain sum.": summed(
         lambda a, g: gained(a, g) / gained(a, g).sum(dim=1, keepdim=True)),
-    "the map is made to sum to one: asked for is the plain sum.": lambda readings, _: sum(
+    "the map is made to sum to one: the exercise asks for the plain sum.": lambda readings, _: sum(
         gained(a, g) for a, g in readings) / sum(gained(a, g) for a, g in readings).sum(dim=1, keepdim=True),
 }
 
@@ -159,7 +163,7 @@ def weighted_map(map_of: Callable[[list[Tensor], Tensor], Tensor]) -> None:
         alone = [close(one, other) for one, other in zip(output, truth, strict=True)]
         expect(not any(alone) or all(alone), f"of {len(alone)} examples {sum(alone)} have the right map: whose "
                "derivative do the others get?")
-    expect(False, "the map is another than that of the loop over layers, heads and queries. With one reading, one head "
+    expect(False, "your map differs from that of the loop over layers, heads and queries. With one reading, one head "
            "and one query, what is it?")
 
 
@@ -202,8 +206,8 @@ POINT_SLIPS: dict[str, dict] = {
     "the box is (x, y, width, height), not two corners.": {"corners": True},
     "image_size is (width, height): the sides are exchanged.": {"swapped": True},
     "row and column are exchanged: a row goes with y, a column with x.": {"turned": True},
-    "the largest size counts, whatever the sign: asked for is the maximum.": {"sign": 0},
-    "you look at the minimum: asked for is the maximum.": {"sign": -1},
+    "the largest size counts, whatever the sign: the exercise asks for the maximum.": {"sign": 0},
+    "you look at the minimum: the exercise asks for the maximum.": {"sign": -1},
 }
 
 
@@ -255,7 +259,8 @@ def points(points_of: Points) -> None:
         expect(torch.equal(heat, given), "your function changed the map that it was given.")
         if isinstance(output, Tensor | np.ndarray) and output.ndim == 0:
             output = output.item()
-        expect(isinstance(output, bool | np.bool_), f"your function gives {short(output)}; asked for is True or False.")
+        expect(isinstance(output, bool | np.bool_), f"your function gives {short(output)}; the exercise asks for True "
+               "or False.")
         said.append(bool(output))
     if said == right:
         return
@@ -288,7 +293,7 @@ right_map = by_cells(lambda w, gh, gw, high, wide: grown(w.reshape(gh, gw), high
 ENLARGE_SLIPS: dict[str, Enlarged] = {
     "rows and columns are exchanged: token 1 lies right of token 0, not below it.": by_cells(
         lambda w, gh, gw, high, wide: grown(w.reshape(gw, gh).T, high, wide)),
-    "the picture stands on its head: row 0 is the top one.": by_cells(
+    "the map is upside down: row 0 is the top one.": by_cells(
         lambda w, gh, gw, high, wide: grown(w.reshape(gh, gw).flip(0), high, wide)),
     "left and right are exchanged: column 0 is the left one.": by_cells(
         lambda w, gh, gw, high, wide: grown(w.reshape(gh, gw).flip(1), high, wide)),
@@ -325,7 +330,8 @@ def enlarge(enlarge_of: Callable[[Tensor, tuple[int, int], tuple[int, int]], Ten
         at = f"on a grid of {gh} rows and {gw} columns and an image {size[0]} wide and {size[1]} high: "
         expect(torch.equal(weights, given), "your function changed the weights that it was given.")
         expect(not isinstance(output, Tensor) or size[0] == size[1] or tuple(output.shape) != size,
-               f"{at}the map is lying on its side: a picture's tensor has rows first, so its height comes first.")
+               f"{at}height and width of the map are exchanged: a picture's tensor has rows first, so its height comes "
+               "first.")
         high, wide = size[1] // gh, size[0] // gw
         expect(not isinstance(output, Tensor) or high == wide or tuple(output.shape) != (gh * wide, gw * high),
                f"{at}your cells are {wide} high and {high} wide: how many pixels are there for each row, and how many "

@@ -50,7 +50,8 @@ def with_half(change: Callable[[list[float]], float]) -> Callable[[Values, Value
 
 
 DIFFERENCE_SLIPS: dict[str, Callable[[Values, Values], tuple[float, float]]] = {
-    "you take the changed run from the base: what is asked for is changed minus base, positive where the change helps.":
+    "you subtract the changed run from the base: what is asked for is changed minus base, positive where the change "
+    "helps.":
         lambda base, changed: (-right_difference(base, changed)[0], right_difference(base, changed)[1]),
     "values are paired in the order in which they stand: which of them belong to one seed?": by_order,
     "seeds take part that only one of the two has: a good seed on one side would pass for the change.":
@@ -65,7 +66,7 @@ DIFFERENCE_SLIPS: dict[str, Callable[[Values, Values], tuple[float, float]]] = {
         with_half(lambda some: STUDENT[len(some)] * statistics.stdev(some)),
     "the spread is divided by n: the spread of a mean falls with the square root of n.":
         with_half(lambda some: STUDENT[len(some)] * statistics.stdev(some) / len(some)),
-    "that is the whole width of the interval; asked for is half of it, what stands behind ±.":
+    "that is the whole width of the interval; the exercise asks for half of it, what stands behind ±.":
         with_half(lambda some: 2 * half_of(some)),
     "that is the standard error: which multiple of it makes an interval of 95 %?":
         with_half(lambda some: statistics.stdev(some) / len(some) ** 0.5),
@@ -102,8 +103,8 @@ def difference(difference_of: Callable[[Values, Values], tuple[float, float]]) -
         pair = difference_of(base, changed)
         expect((base, changed) == before, "your function changed the runs that it was given.")
         expect(pair is not None, "the result is None: does every way through your function end in a return?")
-        expect(hasattr(pair, "__len__") and len(pair) == 2, f"your function gives {pair!r}; asked for are two numbers: "
-               "the mean difference, and half the width of its interval.")
+        expect(hasattr(pair, "__len__") and len(pair) == 2, f"your function gives {pair!r}; the exercise asks for two "
+               "numbers: the mean difference, and half the width of its interval.")
         output.append(tuple(a_number(one, what) for one, what in zip(pair, ("the mean difference", "half the width"),
                                                                      strict=True)))
         right.append(right_difference(base, changed))
@@ -116,7 +117,8 @@ def difference(difference_of: Callable[[Values, Values], tuple[float, float]]) -
     halves = all(same_numbers(one[1:], other[1:]) for one, other in zip(output, right, strict=True))
     expect(not means, "the mean difference is right, its interval is not: which spread, of how many values, times "
            "what?")
-    expect(not halves, "the interval is right, the mean difference is not: what is taken from what, over which seeds?")
+    expect(not halves, "the interval is right, the mean difference is not: what is subtracted from what, over which "
+           "seeds?")
     number = next(number for number in range(len(output)) if not same_numbers(output[number], right[number]))
     base, changed = games[number]
     expect(False, f"of the base {rounded(base)} and the changed run {rounded(changed)} you make "
@@ -240,7 +242,7 @@ def read_row(reading_of: Callable[[Run, Run], str]) -> None:
         before = repr((base, changed))
         word = reading_of(base, changed)
         expect(repr((base, changed)) == before, "your function changed the runs that it was given.")
-        expect(isinstance(word, str) and word in WORDS, f"your function gives {word!r}; asked for is one of "
+        expect(isinstance(word, str) and word in WORDS, f"your function gives {word!r}; the exercise asks for one of "
                f"{', '.join(WORDS)}.")
         output.append(word)
     if output == right:

@@ -34,9 +34,10 @@ BYTE_SLIPS: dict[str, Bytes] = {
     "the frozen models are left out: they take no gradient, but they are there.":
         lambda trained, frozen, value: 16 * trained,
     "trained and frozen are exchanged.": lambda trained, frozen, value: 16 * frozen + value * trained,
-    "that is in GB; asked for are bytes.": lambda trained, frozen, value: (16 * trained + value * frozen) / 1e9,
-    "that is in GiB; asked for are bytes.": lambda trained, frozen, value: (16 * trained + value * frozen) / 2**30,
-    "that is in bits; asked for are bytes.": lambda trained, frozen, value: 8 * (16 * trained + value * frozen),
+    "that is in GB; the exercise asks for bytes.": lambda trained, frozen, value: (16 * trained + value * frozen) / 1e9,
+    "that is in GiB; the exercise asks for "
+    "bytes.": lambda trained, frozen, value: (16 * trained + value * frozen) / 2**30,
+    "that is in bits; the exercise asks for bytes.": lambda trained, frozen, value: 8 * (16 * trained + value * frozen),
 }
 
 
@@ -92,7 +93,7 @@ def tenth_of_the_rest(wanted: int, fixed: float, each: float, memory: float) -> 
 
 PLAN_SLIPS: dict[str, Planner] = {
     "the whole memory is used: a tenth is left to the system.": lambda *game: plan_of(*game, room=1.0),
-    "a tenth of what the weights leave is kept free: asked for is a tenth of the memory.": tenth_of_the_rest,
+    "a tenth of what the weights leave is kept free: the exercise asks for a tenth of the memory.": tenth_of_the_rest,
     "what is there whatever the batch is forgotten.":
         lambda wanted, fixed, each, memory: plan_of(wanted, 0, each, memory),
     "you halve until it fits, and pass by larger parts that would have made the batch as well.": halved,
@@ -133,7 +134,7 @@ def fit(plan: Planner) -> None:
     for wanted, *game in games:
         pair = plan(wanted, *game)
         expect(pair is None or hasattr(pair, "__len__") and len(pair) == 2,
-               f"your function gives {pair!r}; asked for are two numbers, or None where nothing fits.")
+               f"your function gives {pair!r}; the exercise asks for two numbers, or None where nothing fits.")
         output.append(None if pair is None else tuple(a_number(one, "each of the two", whole=True) for one in pair))
     if output == right:
         return
@@ -149,7 +150,7 @@ def fit(plan: Planner) -> None:
             continue
         batch, parts = pair
         expect(batch * parts == wanted, f"{seen}, you plan {parts} parts of {batch} pairs: that is a batch of "
-               f"{batch * parts}, and the step is another.")
+               f"{batch * parts}, and a different step.")
         expect(fixed + batch * each <= 0.9 * memory, f"{seen}, parts of {batch} pairs take "
                f"{(fixed + batch * each) / 1e9:.2f} GB: that is more than nine tenths.")
         expect(pair == asked, f"{seen}, parts of {batch} pairs fit, and larger ones would, too.")

@@ -56,15 +56,15 @@ def numbers_in(shape: Sequence[int]) -> int:
 
 
 ACCOUNT_SLIPS: dict[str, Callable[[Shapes, Shapes], Account]] = {
-    "missing and left over are exchanged: the model asks, the file has.":
+    "missing and left over are exchanged: the model misses names, the file has some left over.":
         lambda file, model: (accounts(file, model)[1], accounts(file, model)[0], accounts(file, model)[2]),
     "shapes are not compared: a name that fits is half of it.":
         lambda file, model: (*accounts(file, model)[:2], []),
-    "what is left over in the file is not told: it belonged somewhere, or to another model.":
+    "what is left over in the file is not reported: it belonged somewhere, or to another model.":
         lambda file, model: (accounts(file, model)[0], [], accounts(file, model)[2]),
-    "what the model misses is not told: it stays as it was initialised, and nobody knows.":
+    "what the model misses is not reported: it silently stays as it was initialised.":
         lambda file, model: ([], *accounts(file, model)[1:]),
-    "you compare how many numbers a tensor holds: a matrix that is turned has as many.":
+    "you compare how many numbers a tensor holds: a matrix that is transposed has as many.":
         lambda file, model: (*accounts(file, model)[:2], [name for name in accounts(file, model)[2]
                                                           if numbers_in(file[name]) != numbers_in(model[name])]),
     "you compare how many axes a tensor has, and not how long they are.":
@@ -87,7 +87,7 @@ def account(account_of: Callable[[Shapes, Shapes], Account]) -> None:
         expect((file, model) == before, "your function changed what it was given.")
         expect(isinstance(given, tuple | list) and len(given) == 3
                and all(isinstance(some, list | tuple | set | frozenset) for some in given),
-               f"your function gives {str(given)[:80]}; asked for are three lists of names.")
+               f"your function gives {str(given)[:80]}; the exercise asks for three lists of names.")
         for some, what in zip(given, ("missing", "left over", "misshapen"), strict=True):
             expect(all(isinstance(name, str) for name in some), f"the names that are {what} are not all names.")
             expect(len(some) == len(set(some)), f"a name stands twice among those that are {what}.")
@@ -147,7 +147,7 @@ SPLIT_SLIPS: dict[str, Splitter] = {
     "the parts are taken for [k ; q ; v].": lambda w, q, v, heads: thirds(w, q, v, order="kqv"),
     "the parts are taken for [v ; k ; q].": lambda w, q, v, heads: thirds(w, q, v, order="vkq"),
     "the parts are taken for [q ; v ; k].": lambda w, q, v, heads: thirds(w, q, v, order="qvk"),
-    "the parts are turned: a linear layer's weight has a row for each output, here as there.": turned,
+    "the parts are transposed: a linear layer's weight has a row for each output, here as there.": turned,
     "keys have got the queries' bias, and the file has none for them.":
         lambda w, q, v, heads: thirds(w, q, v, biases="qqv"),
     "keys have got the values' bias, and the file has none for them.":
@@ -172,8 +172,8 @@ def split_fused(split: Splitter) -> None:
         found = split(weight, q_bias, v_bias, heads)
         expect(all(torch.equal(*two) for two in zip(given, (weight, q_bias, v_bias), strict=True)),
                "your function changed what it was given.")
-        expect(isinstance(found, dict) and set(found) == {"query", "key", "value"}, "asked for is a dictionary with "
-               f"query, key and value; yours is {str(found)[:60]}.")
+        expect(isinstance(found, dict) and set(found) == {"query", "key", "value"}, "the exercise asks for a "
+               f"dictionary with query, key and value; yours is {str(found)[:60]}.")
         for name, both in found.items():
             expect(isinstance(both, tuple | list) and len(both) == 2, f"{name} is not a weight and a bias.")
             expect(both[1] is not None, f"the bias of {name} is None: the file has none for the keys, and the model's "
@@ -341,7 +341,8 @@ def first_wrong(find: Finder) -> None:
         name = find(ours, theirs, x)
         expect(all(torch.equal(one, given) for one in fed), "your function runs a model on another input than x: on "
                "other numbers some differences do not show.")
-        expect(name is None or isinstance(name, str), f"your function gives {name!r}; asked for is a name, or None.")
+        expect(name is None or isinstance(name, str), f"your function gives {name!r}; the exercise asks for a name, or "
+               "None.")
         expect(torch.equal(x, given) and all(torch.equal(value, net.state_dict()[key]) for net, some in zip(
             (ours, theirs), before, strict=True) for key, value in some.items()), "your function changed a weight, or "
             "what the models were fed with.")

@@ -28,11 +28,11 @@ def gathered(parts: list[Tensor], rank: int, own: Callable[[Tensor, int], Tensor
 
 
 GATHER_SLIPS: dict[str, Gather] = {
-    "no gradient comes back to the own rows: what all_gather brings is a constant, and so are your own in it.":
+    "no gradient comes back to your own rows: what all_gather brings is a constant, and so are your own rows in it.":
         lambda parts, rank: gathered(parts, rank, lambda own, size: own.detach()),
-    "the own rows carry their gradient as it is. DistributedDataParallel divides the sum over processes by W: what is "
+    "your own rows carry their gradient as it is. DistributedDataParallel divides the sum over processes by W: what is "
     "left of it?": lambda parts, rank: gathered(parts, rank, lambda own, size: own),
-    "the own gradient is divided by W: DistributedDataParallel does that already, what has to be done before?":
+    "your own gradient is divided by W: DistributedDataParallel does that already, what has to be done before?":
         lambda parts, rank: gathered(parts, rank, lambda own, size: times(own, 1 / size)),
     "the gradient is multiplied by W squared.":
         lambda parts, rank: gathered(parts, rank, lambda own, size: times(own, size ** 2)),
@@ -42,7 +42,7 @@ GATHER_SLIPS: dict[str, Gather] = {
         lambda parts, rank: gathered(parts, rank, lambda own, size: own, others=True),
     "the rows themselves are multiplied by W: only their gradient is to be.":
         lambda parts, rank: gathered(parts, rank, lambda own, size: size * own),
-    "the own rows come first: rows stand where they do in the whole batch, on every process alike.":
+    "your own rows come first: rows stand where they do in the whole batch, on every process alike.":
         lambda parts, rank: torch.cat([times(parts[rank], len(parts)), *[part.detach() for number, part in enumerate(
             parts) if number != rank]]),
 }
@@ -87,7 +87,7 @@ def gather(gather_of: Gather) -> None:
     whole = gather_of([mine, parts[1]], 0)
     if all(map(same_seen, output, right)):
         slope, = torch.autograd.grad(whole.sum() + mine.sum(), own)
-        expect(close(slope, torch.full_like(own, 3.0)), "the own rows are used elsewhere as well, and their gradient "
+        expect(close(slope, torch.full_like(own, 3.0)), "your own rows are used elsewhere as well, and their gradient "
                "is multiplied there, too: change that of the copy that is gathered, not that of the rows themselves.")
         return
     slip = slip_of(output, right, made, same_seen)
@@ -96,7 +96,7 @@ def gather(gather_of: Gather) -> None:
            "the rows are not those of all processes, one below the other, in the order of their numbers.")
     one, other = next((one, other) for one, other in zip(output, right, strict=True) if not same_seen(one, other))
     factors = [(a.norm() / b.norm()).item() for a, b in zip(one[1], other[1], strict=True) if bool(b.any())]
-    expect(False, f"with {len(one[1])} processes the gradient of the own rows is "
+    expect(False, f"with {len(one[1])} processes the gradient of your own rows is "
            f"{' and '.join(f'{factor:.3g}' for factor in factors)} times what it should be before "
            "DistributedDataParallel takes the mean over processes.")
 
@@ -124,7 +124,7 @@ MEAN_SLIPS: dict[str, Mean] = {
         lambda means, counts: (means[counts > 0] / counts[counts > 0]).sum() / (1 / counts[counts > 0]).sum(),
     "each part weighs by the square of what it holds.":
         lambda means, counts: weighted(means, counts * counts),
-    "the largest part speaks for all.": lambda means, counts: means[counts.argmax()],
+    "that is the mean of the largest part alone.": lambda means, counts: means[counts.argmax()],
 }
 
 
@@ -160,7 +160,7 @@ def mean_of_all(mean_of: Mean) -> None:
         slope, = torch.autograd.grad(mean_of(means, torch.tensor([2, 0, 6])), means) if mean_of(
             means, torch.tensor([2, 0, 6])).requires_grad else (None,)
         expect(slope is not None and close(slope, torch.tensor([0.25, 0.0, 0.75])), "no gradient reaches the parts' "
-               "means, or another than their share: the loss is made of it.")
+               "means, or one that is not their weight in the loss.")
         return
     slip = slip_of(output, right, made, same)
     expect(not slip, slip)
@@ -193,7 +193,7 @@ STAY_SLIPS: dict[str, Stays] = {
         lambda weights, steps: (weights - steps).bfloat16().float() == weights,
     "float16 has three bits more in its mantissa than bfloat16.":
         lambda weights, steps: (weights.half() - steps.half()) == weights.half(),
-    "asked for are the weights that stay; you name those that move.":
+    "the exercise asks for the weights that stay; you name those that move.":
         lambda weights, steps: ~swallowed(weights, steps),
     "whether a step is lost depends on the size of the weight: a small one moves.":
         lambda weights, steps: steps.abs() < 2**-9,
@@ -238,6 +238,5 @@ def stays(stays_of: Stays) -> None:
     wrong = next(number for number in range(len(output)) if not torch.equal(output[number], right[number]))
     place = (output[wrong] != right[wrong]).nonzero()[0].item()
     expect(False, f"{(output[0] != right[0]).sum()} of {len(right[0])} weights are judged wrongly; you say that one "
-           f"{'stays' if output[wrong][place] else 'moves'} of which, in bfloat16, that is not so. At which points is "
-           f"it "
+           f"{'stays' if output[wrong][place] else 'moves'}, and in bfloat16 it does not. At which points is it "
            "rounded?")

@@ -44,8 +44,8 @@ def parts(value: Any, count: int, asked: str) -> list[Any]:
     """The parts of a tuple, a list, or one tensor or array of so many numbers; `asked` says what they are."""
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 1:
         value = value.tolist()
-    expect(isinstance(value, tuple | list) and len(value) == count, f"your function gives {short(value)}; asked for "
-           f"are {asked}.")
+    expect(isinstance(value, tuple | list) and len(value) == count, f"your function gives {short(value)}; the exercise "
+           f"asks for {asked}.")
     return list(value)
 
 

@@ -79,7 +79,7 @@ def test_solved_ones_are_yours(pieces):
     ("10", lesson10.shifted_loss, ("logits[:, :-1], targets[:, 1:]", "logits, targets"), "repeat what it sees"),
     ("10", lesson10.labels, ("masked_fill(~text_mask, -100)", "masked_fill(text_mask, -100)"), "no label"),
     ("10", lesson10.lm_logits, ("lm.requires_grad_(False).eval()\n    return lm(embeds)",
-                                "with torch.no_grad():\n        return lm.eval()(embeds)"), "wire is cut"),
+                                "with torch.no_grad():\n        return lm.eval()(embeds)"), "graph is cut"),
     ("10", lesson10.sequence, ("[soft, prompt, text]", "[prompt, soft, text]"), "in front"),
     ("10", lesson10.sequence, ("soft = projection(queries)", "soft = projection(queries"), "line 4, is no Python"),
     ("10", lesson10.sequence, ("soft = projection(queries)", "soft = projektion(queries)"), "NameError")])

@@ -248,7 +248,7 @@ ANSWERS = {
          (lambda q, t: q * q + q * t + t * (t - 1) // 2, "also sees itself"),
          (lambda q, t: (q + t) * (q + t + 1) // 2, "in both directions"),
          (lambda q, t: q * q + t * (t + 1) // 2, "see the queries, too"),
-         (lambda q, t: t * t + q * t + q * (q + 1) // 2, "changed places"), (lambda q, t: 101, "the four quarters"),
+         (lambda q, t: t * t + q * t + q * (q + 1) // 2, "are swapped"), (lambda q, t: 101, "the four quarters"),
          (lambda q, t: q * q + q * t + t * t // 2, "the diagonal"), (lambda q, t: math.nan, "nan"),
          (lambda q, t: str(q * q + q * t + t * (t + 1) // 2), "a number")]),
     "which_loss": Answers(

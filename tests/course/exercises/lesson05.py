@@ -93,7 +93,7 @@ def cutting(what):
         x = parts.self_norm(start + parts.self_attention(x.detach() if what == "x" else x, mask))
         q, t = x[:, :queries], x[:, queries:]
         if queries and parts.cross_attention is not None:
-            image = image.detach() if what == "picture" else image
+            image = image.detach() if what == "image" else image
             q = parts.cross_norm(q + parts.cross_attention(q, context=image))
         return torch.cat([parts.query_norm(q + parts.query_mlp(q)), parts.text_norm(t + parts.text_mlp(t))], dim=1)
     if what == "x":
@@ -364,16 +364,16 @@ ANSWERS = {
         [by_slices,
          by_lines, by_list, blocked()],
         [(shown(lambda image: image[:1].expand_as(image)), "each entry of the batch its own"),
-         (shown(lambda image: image.mean(dim=1, keepdim=True)), "hand it over as it is"),
+         (shown(lambda image: image.mean(dim=1, keepdim=True)), "pass it on as it is"),
          (lambda parts, x, *rest: by_lines(parts, x, *rest) + x, "not what the last norm"),
-         (blocked(pre=True), "that is pre-norm"), (blocked(all_read=True), "only queries see the picture"),
+         (blocked(pre=True), "that is pre-norm"), (blocked(all_read=True), "only queries see the image"),
          (blocked(swap=True), "each side has its own"), (blocked(one_mlp=True), "each side has its own"),
-         (blocked(late=True), "what has been read"), (blocked(early=True), "first hear each other"),
+         (blocked(late=True), "what has been read"), (blocked(early=True), "first see each other"),
          (blocked(plain=True), "is added to"), (blocked(order=True), "text stands before"),
          (blocked(always=True), "are None"), (blocked(masked=False), "got no mask"),
-         (blocked(blind=True), "without a picture"), (blocked(by_place=True), "Hand the picture over by name"),
+         (blocked(blind=True), "without the image"), (blocked(by_place=True), "Pass the image by name"),
          (blocked(stale=True), "is added to"), (blocked(apart=True), "more than once"),
-         (adds_in_place, "changed the x"), (cutting("x"), "no gradient flows"), (cutting("picture"), "the picture"),
+         (adds_in_place, "changed the x"), (cutting("x"), "no gradient flows"), (cutting("image"), "the image"),
          (cutting("branch"), "part of the way"), (torch.no_grad()(by_lines), "no gradient flows"),
          (swapped_norms, "tokens"), (first_mask, "another mask"), (own_mask, "another mask"),
          (lambda parts, x, *rest: by_lines(parts, x.float(), *rest).float(), ""), (unfed_text, "is not what the last"),
@@ -397,7 +397,7 @@ ANSWERS = {
          (lambda q, e, std: std * torch.randn(1, q, e), "no parameter"),
          (lambda q, e, std: nn.Parameter(std * torch.randn(q, e)), "(1 q e)"),
          (lambda q, e, std: nn.Parameter(2 * 3**0.5 * std * torch.rand(1, q, e)), "mean"),
-         (lambda q, e, std: nn.Parameter(std * torch.randn(1, q, e), requires_grad=False), "no gradient"),
+         (lambda q, e, std: nn.Parameter(std * torch.randn(1, q, e), requires_grad=False), "requires_grad=False"),
          (seeded, "a seed fixed"), (own_generator, "a seed fixed"), (restored, "random numbers follow"),
          (in_pairs, "nearly alike"), (lambda q, e, std: nn.Parameter(std * torch.randn(1, q, e).double()), "float64"),
          (lambda q, e, std: nn.Parameter(nn.init.trunc_normal_(torch.empty(1, q, e), std=std, a=-2 * std, b=2 * std)),
@@ -427,7 +427,7 @@ ANSWERS = {
          (instead(fused_text="fused, queries"), "the last block"),
          (instead(fused_queries="fused, text"), "the last block"),
          (instead(queries_alone="text alone"), "was not there"),
-         (instead(queries_alone="fused, text"), "In which columns"),
+         (instead(queries_alone="fused, text"), "Which columns"),
          (lambda slopes: "itc", "the answers are"), (lambda slopes: 3, "the answers are")]),
     "reading_cost": Answers(
         [lambda queries, patches, width, image_width, heads: 2.0 * width * (

@@ -176,7 +176,7 @@ ANSWERS = {
          (lambda *game: planned(*game) and planned(*game)[::-1], "exchanged"),
          (lambda wanted, *card: planned(wanted, *card) and (1, wanted), "the largest part"),
          (lambda wanted, *card: planned(wanted, *card) or (1, wanted), "no number of parts helps"),
-         (largest, "the step is another"), (lambda wanted, *card: (wanted, 1), "that is more than nine tenths"),
+         (largest, "a different step"), (lambda wanted, *card: (wanted, 1), "that is more than nine tenths"),
          (lambda wanted, *card: None, "you find no plan"), (lambda wanted, *card: wanted, "two numbers"),
          (lambda wanted, *card: planned(wanted, *card) and (planned(wanted, *card)[0] + 0.5, 1), "whole number")]),
     "in_parts": Answers(

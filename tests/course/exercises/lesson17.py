@@ -122,7 +122,7 @@ ANSWERS = {
          (joined(own=lambda own, size: size * own), "only their gradient"), (joined(order=own_first), "come first"),
          (hook_on_the_rows, "used elsewhere"), (joined(order=lambda rows, rank: rows[::-1]), "one below the other"),
          (joined(own=lambda own, size: Times.apply(own, size + 1)), "times what it should be"),
-         (lambda parts, rank: parts, "a list"), (lambda parts, rank: torch.stack([parts[rank]]), "asked for is")]),
+         (lambda parts, rank: parts, "a list"), (lambda parts, rank: torch.stack([parts[rank]]), "it should be")]),
     "mean_of_all": Answers(
         [lambda means, counts: (means * counts).nansum() / counts.sum(),
          by_where, by_selection, by_loop],
@@ -135,10 +135,10 @@ ANSWERS = {
          (lambda means, counts: (means.nan_to_num(0) * counts).sum() / len(counts), "number of processes"),
          (lambda means, counts: (means.nan_to_num(0) * counts**2).sum() / (counts**2).sum(), "the square of"),
          (lambda means, counts: by_selection(means, torch.where(counts > 0, 1 / counts, 0)), "other way round"),
-         (lambda means, counts: means[counts.argmax()], "speaks for all"),
+         (lambda means, counts: means[counts.argmax()], "of the largest part alone"),
          (lambda means, counts: by_where(means, counts).detach(), "no gradient reaches"),
          (lambda means, counts: by_where(means, counts) + 1, "How much does one word"),
-         (lambda means, counts: by_where(means, counts)[None], "asked for is = ()"),
+         (lambda means, counts: by_where(means, counts)[None], "it should be ()"),
          (lambda means, counts: by_where(means, counts).item(), "a float")]),
     "stays": Answers(
         [rounded, rounded_at_the_end, in_place_step, nn_parameter],
@@ -151,6 +151,6 @@ ANSWERS = {
          (lambda weights, steps: steps.abs() < 2**-9, "size of the weight"),
          (lambda weights, steps: rounded(weights, steps / 2), "At which points"),
          (lambda weights, steps: rounded(weights, steps).float(), "torch.bool"),
-         (lambda weights, steps: rounded(weights, steps).sum(), "asked for is (n)"),
+         (lambda weights, steps: rounded(weights, steps).sum(), "it should be (n)"),
          (lambda weights, steps: F.relu(weights) == weights, "At which points")]),
 }
