@@ -1,4 +1,4 @@
-"""Checks of lesson 12: a distance's group, what a decoder reads and learns, the cut, and what the encoder is given."""
+"""Checks of lesson 12: a distance's bucket, what a decoder reads and learns, the cut, and what the encoder is given."""
 
 from __future__ import annotations
 
@@ -14,87 +14,87 @@ from torch import Tensor
 from . import close, exercise, expect, expect_tensor
 from .slips import name_slip, slopes, telling, whole
 
-# --- the group of a distance ------------------------------------------------------------------------------------------
+# --- the bucket of a distance -----------------------------------------------------------------------------------------
 
-Group = Callable[[int, bool, int, int], int]
-
-
-def far_place(distance: int, groups: int, max_distance: int) -> float:
-    """Where a far distance lies among the groups of one side, by its logarithm."""
-    exact = groups // 2
-    return exact + math.log(max(1, distance) / exact) / math.log(max_distance / exact) * (groups - exact)
+Bucket = Callable[[int, bool, int, int], int]
 
 
-def slow_group(ahead: int, bidirectional: bool, groups: int, max_distance: int,
+def far_place(distance: int, buckets: int, max_distance: int) -> float:
+    """Where a far distance lies among the buckets of one side, by its logarithm."""
+    exact = buckets // 2
+    return exact + math.log(max(1, distance) / exact) / math.log(max_distance / exact) * (buckets - exact)
+
+
+def slow_bucket(ahead: int, bidirectional: bool, buckets: int, max_distance: int,
                rounding: Callable[[float], int] = math.floor, most: int = -1, linear: bool = False) -> int:
-    """The group of a distance; what is given by name is a slip."""
-    side = groups // 2 if bidirectional else groups
+    """The bucket of a distance; what is given by name is a slip."""
+    side = buckets // 2 if bidirectional else buckets
     distance = abs(ahead) if bidirectional else max(0, -ahead)
     far = far_place(distance, side, max_distance)
     if linear:
         far = side // 2 + (distance - side // 2) / (max_distance - side // 2) * (side - side // 2)
-    group = distance if distance < side // 2 else min(rounding(far), side + most)
-    return group + side * (bidirectional and ahead > 0)
+    bucket = distance if distance < side // 2 else min(rounding(far), side + most)
+    return bucket + side * (bidirectional and ahead > 0)
 
 
-BY_HAND = (0, 1, 2, 3, 5, 10, 40, 500)  # how far before the query, for 8 groups on one side and `max_distance` 64
+BY_HAND = (0, 1, 2, 3, 5, 10, 40, 500)  # how far before the query, for 8 buckets on one side and `max_distance` 64
 
 
-def on_paper(groups_of: Callable[[], list[int]]) -> None:
-    """Say which of the eight groups that were worked out by hand are right."""
+def on_paper(buckets_of: Callable[[], list[int]]) -> None:
+    """Say which of the eight buckets that were worked out by hand are right."""
     try:
-        output = groups_of()
+        output = buckets_of()
     except NotImplementedError:
         print("○ on paper: nothing yet")
         return
     if not isinstance(output, list | tuple) or len(output) != len(BY_HAND):
-        print(f"✗ on paper: {output!r}; asked for are {len(BY_HAND)} groups")
+        print(f"✗ on paper: {output!r}; the exercise asks for {len(BY_HAND)} buckets")
         return
-    wrong = [far for far, one in zip(BY_HAND, output, strict=True) if one != slow_group(-far, False, 8, 64)]
+    wrong = [far for far, one in zip(BY_HAND, output, strict=True) if one != slow_bucket(-far, False, 8, 64)]
     print(f"{'✗' if wrong else '✓'} on paper: {len(BY_HAND) - len(wrong)} of {len(BY_HAND)}"
           + (f"; think again of {', '.join(map(str, wrong))}" if wrong else ""))
 
 
-GROUP_SLIPS: dict[str, Group] = {
+BUCKET_SLIPS: dict[str, Bucket] = {
     "the sides are exchanged: `ahead` is positive where the key stands after the query.":
-        lambda ahead, *rest: slow_group(-ahead, *rest),
+        lambda ahead, *rest: slow_bucket(-ahead, *rest),
     "without `bidirectional` one looks back only: what stands ahead counts as distance 0, like the token itself.":
-        lambda ahead, both, groups, far: slow_group(ahead if both else -abs(ahead), both, groups, far),
+        lambda ahead, both, buckets, far: slow_bucket(ahead if both else -abs(ahead), both, buckets, far),
     "you do not tell the two sides apart: half of the buckets are for keys after the query.":
-        lambda ahead, both, groups, far: slow_group(-abs(ahead), both, groups, far),
+        lambda ahead, both, buckets, far: slow_bucket(-abs(ahead), both, buckets, far),
     "the buckets are not halved where both sides have to share them.":
-        lambda ahead, both, groups, far: slow_group(-abs(ahead), False, groups, far) + groups * (ahead > 0) if both
-        else slow_group(ahead, both, groups, far),
+        lambda ahead, both, buckets, far: slow_bucket(-abs(ahead), False, buckets, far) + buckets * (ahead > 0) if both
+        else slow_bucket(ahead, both, buckets, far),
     "without `bidirectional` all buckets are for the one side that is looked at.":
-        lambda ahead, both, groups, far: slow_group(ahead if both else min(0, ahead), True, groups, far),
+        lambda ahead, both, buckets, far: slow_bucket(ahead if both else min(0, ahead), True, buckets, far),
     "`bidirectional` takes no part: without it, all buckets are for keys before the query.":
-        lambda ahead, both, groups, far: slow_group(ahead, True, groups, far),
+        lambda ahead, both, buckets, far: slow_bucket(ahead, True, buckets, far),
     "far buckets are equally wide in your function; they are to grow, in equal steps of the logarithm.":
-        lambda *given: slow_group(*given, linear=True),
+        lambda *given: slow_bucket(*given, linear=True),
     "the places among the far buckets are rounded; a distance belongs to the last bucket that has begun.":
-        lambda *given: slow_group(*given, rounding=round),
+        lambda *given: slow_bucket(*given, rounding=round),
     "the places among the far buckets are rounded up; a distance belongs to the last bucket that has begun.":
-        lambda *given: slow_group(*given, rounding=math.ceil),
+        lambda *given: slow_bucket(*given, rounding=math.ceil),
     "on a side the logarithm of the distance is compared with that of `max_distance` alone: the far half begins where "
-    "single steps end, so both are to be divided by that distance.": lambda ahead, both, groups, far: min(
-        (groups // 2 if both else groups) - 1, near_or(ahead, both, groups, lambda distance, side: side // 2 + int(
-            math.log(distance) / math.log(far) * (side - side // 2)))) + (groups // 2) * (both and ahead > 0),
+    "single steps end, so both are to be divided by that distance.": lambda ahead, both, buckets, far: min(
+        (buckets // 2 if both else buckets) - 1, near_or(ahead, both, buckets, lambda distance, side: side // 2 + int(
+            math.log(distance) / math.log(far) * (side - side // 2)))) + (buckets // 2) * (both and ahead > 0),
     "the last bucket is left out: a side with n buckets has the numbers 0 to n − 1.":
-        lambda *given: slow_group(*given, most=-2),
+        lambda *given: slow_bucket(*given, most=-2),
     "the distance 0 is not ahead of anything: which side does the token itself belong to?":
-        lambda ahead, both, groups, far: slow_group(ahead, both, groups, far) + groups // 2 * (both and ahead == 0),
+        lambda ahead, both, buckets, far: slow_bucket(ahead, both, buckets, far) + buckets // 2 * (both and ahead == 0),
 }
 
 
-def near_or(ahead: int, both: bool, groups: int, far: Callable[[int, int], int]) -> int:
+def near_or(ahead: int, both: bool, buckets: int, far: Callable[[int, int], int]) -> int:
     """The distance where it is near, and what a rule makes of it where it is far."""
-    side, distance = groups // 2 if both else groups, abs(ahead) if both else max(0, -ahead)
+    side, distance = buckets // 2 if both else buckets, abs(ahead) if both else max(0, -ahead)
     return distance if distance < side // 2 else far(distance, side)
 
 
-def clear_places(bidirectional: bool, groups: int, max_distance: int) -> list[int]:
-    """How far ahead keys stand, without those whose group rounding could decide."""
-    side = groups // 2 if bidirectional else groups
+def clear_places(bidirectional: bool, buckets: int, max_distance: int) -> list[int]:
+    """How far ahead keys stand, without those whose bucket rounding could decide."""
+    side = buckets // 2 if bidirectional else buckets
     places = [*range(-20, 21), *random.sample(range(-250, 250), 40), -max_distance, max_distance, 1 - max_distance,
               max_distance - 1, -900, 900]
     clear = []
@@ -107,29 +107,29 @@ def clear_places(bidirectional: bool, groups: int, max_distance: int) -> list[in
 
 
 @exercise("12.1", "lesson 12, section 2, Distances instead of positions")
-def group(group_of: Group) -> None:
-    """Near distances one by one, far ones in groups that grow."""
+def bucket(bucket_of: Bucket) -> None:
+    """Near distances one by one, far ones in buckets that grow."""
     drawn = (random.choice((True, False)), random.choice((8, 12, 20)), random.randint(40, 90))
     draws, answers = [], []
     for rule in ((True, 32, 128), (False, 32, 128), (True, 16, 50), (False, 8, 64), drawn):
         at = f"with {rule[1]} buckets for {'both sides' if rule[0] else 'one side'} and max_distance {rule[2]}: "
         for ahead in clear_places(*rule):
-            found = whole(group_of(ahead, *rule), f"{at}the bucket of {ahead}")
+            found = whole(bucket_of(ahead, *rule), f"{at}the bucket of {ahead}")
             beyond = (", and what is farther than `max_distance` shares the last one of its side"
                       if abs(ahead) >= rule[2] else "; how many of them are for each side?" if rule[0] else "")
             expect(0 <= found < rule[1], f"{at}{ahead} gets the bucket {found}; they are numbered 0 to "
                    f"{rule[1] - 1}{beyond}.".replace("?.", "?"))
             draws.append((ahead, *rule))
             answers.append(found)
-    right = [slow_group(*draw) for draw in draws]
+    right = [slow_bucket(*draw) for draw in draws]
     if answers == right:
         return
-    (ahead, bidirectional, groups, max_distance), found = next(
+    (ahead, bidirectional, buckets, max_distance), found = next(
         (draw, one) for draw, one, truth in zip(draws, answers, right, strict=True) if one != truth)
-    at = (f"with {groups} buckets for {'both sides' if bidirectional else 'one side'} and max_distance {max_distance} "
+    at = (f"with {buckets} buckets for {'both sides' if bidirectional else 'one side'} and max_distance {max_distance} "
           f"{ahead} gets the bucket {found}: ")
-    name_slip({at + meaning: slip for meaning, slip in GROUP_SLIPS.items()}, draws, answers, right)
-    side = groups // 2 if bidirectional else groups
+    name_slip({at + meaning: slip for meaning, slip in BUCKET_SLIPS.items()}, draws, answers, right)
+    side = buckets // 2 if bidirectional else buckets
     distance = abs(ahead) if bidirectional else max(0, -ahead)
     expect(distance >= side // 2, f"{at}half of the buckets of a side are for single steps, beginning with the "
            "distance 0, and only what is ahead is in the second half of all buckets.")

@@ -142,7 +142,7 @@ def test_groups_on_paper_are_compared_and_not_told(capsys):
     for answer in (unfinished, lambda: right[:3], lambda: right[:-1] + [8], lambda: right):
         lesson12.on_paper(answer)
     assert capsys.readouterr().out.splitlines() == [
-        "○ on paper: nothing yet", f"✗ on paper: {right[:3]}; asked for are 8 groups",
+        "○ on paper: nothing yet", f"✗ on paper: {right[:3]}; the exercise asks for 8 buckets",
         "✗ on paper: 7 of 8; think again of 500", "✓ on paper: 8 of 8"]
 
 

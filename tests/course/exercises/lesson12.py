@@ -15,31 +15,31 @@ from . import Answers
 # --- 12.1 -------------------------------------------------------------------------------------------------------------
 
 
-def by_module(ahead, bidirectional, groups, max_distance):
-    bias = RelativePositionBias(T5Config(buckets=groups, max_distance=max_distance, heads=1), bidirectional)
+def by_module(ahead, bidirectional, buckets, max_distance):
+    bias = RelativePositionBias(T5Config(buckets=buckets, max_distance=max_distance, heads=1), bidirectional)
     return bias.bucket(torch.tensor(ahead)).item()
 
 
-def by_edges(ahead, bidirectional, groups, max_distance):
-    side = groups // 2 if bidirectional else groups
+def by_edges(ahead, bidirectional, buckets, max_distance):
+    side = buckets // 2 if bidirectional else buckets
     exact, distance = side // 2, abs(ahead) if bidirectional else -min(0, ahead)
     edges = [exact * (max_distance / exact) ** (step / (side - exact)) for step in range(side - exact)]
     found = distance if distance < exact else exact - 1 + sum(distance >= edge for edge in edges)
     return found + side * (bidirectional and ahead > 0)
 
 
-def grouped(rounding=int, most=-1, halved=True, far=None, of=lambda ahead, both: ahead):
+def bucketed(rounding=int, most=-1, halved=True, far=None, of=lambda ahead, both: ahead):
     """The rule with a slip."""
-    def group_of(ahead, bidirectional, groups, max_distance):
+    def bucket_of(ahead, bidirectional, buckets, max_distance):
         ahead = of(ahead, bidirectional)
-        side = groups // 2 if bidirectional and halved else groups
+        side = buckets // 2 if bidirectional and halved else buckets
         distance, exact = abs(ahead) if bidirectional else max(0, -ahead), side // 2
         if distance >= exact:
             share = far(distance, exact,
                         max_distance) if far else math.log(distance / exact) / math.log(max_distance / exact)
             distance = min(exact + rounding(share * (side - exact)), side + most)
         return distance + (side if bidirectional and ahead > 0 else 0)
-    return group_of
+    return bucket_of
 
 
 # --- 12.2 -------------------------------------------------------------------------------------------------------------
@@ -179,25 +179,25 @@ def encoded(attention_mask=None, places=None, embeds=None):
 
 
 ANSWERS = {
-    "group": Answers(
-        [grouped(), by_module, by_edges, lambda *given: np.int64(grouped()(*given)),
+    "bucket": Answers(
+        [bucketed(), by_module, by_edges, lambda *given: np.int64(bucketed()(*given)),
          lambda *given: torch.tensor(by_edges(*given))],
-        [(grouped(of=lambda ahead, both: -ahead), "sides are exchanged"),
-         (grouped(of=lambda ahead, both: -abs(ahead)), "two sides apart"),
-         (grouped(of=lambda ahead, both: ahead if both else -abs(ahead)), "looks back only"),
-         (grouped(halved=False), "are numbered"),
-         (grouped(far=lambda d, exact, max_distance: (d - exact) / (max_distance - exact)), "equally wide"),
-         (grouped(rounding=round), "are rounded"), (grouped(rounding=math.ceil), "rounded up"),
-         (grouped(most=9999), "last one of its side"), (grouped(most=0), ""),
-         (grouped(most=-2), "last bucket is left out"),
-         (grouped(far=lambda d, exact, max_distance: math.log(d) / math.log(max_distance)), "both are to be divided"),
-         (grouped(far=lambda d, exact, max_distance: math.log2(d / exact) / 4), ""),
+        [(bucketed(of=lambda ahead, both: -ahead), "sides are exchanged"),
+         (bucketed(of=lambda ahead, both: -abs(ahead)), "two sides apart"),
+         (bucketed(of=lambda ahead, both: ahead if both else -abs(ahead)), "looks back only"),
+         (bucketed(halved=False), "are numbered"),
+         (bucketed(far=lambda d, exact, max_distance: (d - exact) / (max_distance - exact)), "equally wide"),
+         (bucketed(rounding=round), "are rounded"), (bucketed(rounding=math.ceil), "rounded up"),
+         (bucketed(most=9999), "last one of its side"), (bucketed(most=0), ""),
+         (bucketed(most=-2), "last bucket is left out"),
+         (bucketed(far=lambda d, exact, max_distance: math.log(d) / math.log(max_distance)), "both are to be divided"),
+         (bucketed(far=lambda d, exact, max_distance: math.log2(d / exact) / 4), ""),
          (lambda *given: str(by_edges(*given)), "whole"),
-         (lambda ahead, both, groups, max_distance: grouped()(ahead, both, 32, max_distance), ""),
-         (lambda ahead, both, groups, max_distance: grouped()(ahead, both, groups, 128), ""),
-         (lambda ahead, both, groups, max_distance: grouped()(ahead, True, groups, max_distance), "takes no part"),
-         (lambda ahead, both, groups,
-          max_distance: grouped()(max(-max_distance + 1, min(max_distance - 1, ahead)), both, groups,
+         (lambda ahead, both, buckets, max_distance: bucketed()(ahead, both, 32, max_distance), ""),
+         (lambda ahead, both, buckets, max_distance: bucketed()(ahead, both, buckets, 128), ""),
+         (lambda ahead, both, buckets, max_distance: bucketed()(ahead, True, buckets, max_distance), "takes no part"),
+         (lambda ahead, both, buckets,
+          max_distance: bucketed()(max(-max_distance + 1, min(max_distance - 1, ahead)), both, buckets,
                                   max_distance) - (-ahead >= max_distance), "last bucket"),
          (lambda *given: float(by_edges(*given)), "whole numbers")]),
     "teach": Answers(
