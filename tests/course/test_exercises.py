@@ -132,9 +132,9 @@ def test_an_error_is_told_at_the_learners_line(lesson, name, answer, where):
     assert "the learner's line" in message or "a list" in message or "at the call" in message
 
 
-def test_groups_on_paper_are_compared_and_not_told(capsys):
+def test_buckets_on_paper_are_compared_and_not_told(capsys):
     lesson12 = import_module("checks.lesson12")
-    right = [lesson12.slow_group(-far, False, 8, 64) for far in lesson12.BY_HAND]
+    right = [lesson12.slow_bucket(-far, False, 8, 64) for far in lesson12.BY_HAND]
 
     def unfinished():
         raise NotImplementedError
