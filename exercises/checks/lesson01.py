@@ -440,8 +440,8 @@ def _weights(weights_of: Callable, b: int, h: int, s: int, k: int, d: int) -> No
     if isinstance(weights, Tensor) and weights.shape == (b, h, s, k):
         closed = (~mask.any(dim=2, keepdim=True)).expand(b, h, s, k)
         expect(not torch.equal(weights.isnan(), closed), "a fault is left: there is nan where no query may look at a "
-               "key. Every row sees some key, so only a column can be empty, and the softmax is not taken over "
-               "columns.")
+               "key. Every row sees some key, so only a column can be empty, and it is not columns that have to "
+               "sum to one.")
     expect_tensor(weights, (b, h, s, k), "your matrix of weights", "(b h s k)", torch.float32)
     unchanged(before, (query, key, mask))
     steady(weights_of(query, key, mask), weights)

@@ -412,7 +412,8 @@ STARTS: dict[str, Callable[[float, float, int, float], float]] = {
     "random logits raise the loss, they do not lower it.": lambda flat, spread, width, std: flat - spread**2 / 2,
     "std is that of a word vector's entries; how wide do logits spread, which are products of whole vectors?":
         lambda flat, spread, width, std: flat + std**2 / 2,
-    "the sum of many random products does not grow with their number: they cancel, and only its root remains.":
+    "the sum of many random products does not grow like their number: they mostly cancel, and it grows like the root "
+    "of that number.":
         lambda flat, spread, width, std: flat + (std * width) ** 2 / 2,
     "the variance of a sum of many terms grows with their number, and std counts squared.":
         lambda flat, spread, width, std: flat + std * width / 2,
@@ -552,7 +553,7 @@ def write_on(write: Callable[[OPT, list[list[int]], int, int], Tensor]) -> None:
             expect(not all(columns), f"{who} of a batch go on differently than alone: they get the positions of their "
                    "columns, padding counted. A token's place in its text is another number.")
             expect(False, f"{who} of a batch go on differently than alone, whatever the id of padding. Do the tokens, "
-                   "and the mask that says which are real, have the same columns? Are the rows in their order?")
+                   "and the mask that says which are real, agree column by column? Are the rows in their order?")
     for given in batches[:4]:
         for same in (held, 0, 1, alone(given[0], 1)[0], alone(given[-1], 2)[1]):
             expect(not rows_wrong(given, same)[0], "in a batch, prompts go on differently if padding has the id of a "

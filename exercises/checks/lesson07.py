@@ -51,7 +51,7 @@ def match_logits(logits_of: Callable[[Tensor, int, nn.Linear], Tensor]) -> None:
     states, head, weights = torch.randn(2, 5, 4, requires_grad=True), nn.Linear(4, 2), torch.randn(2, 2)
     made = logits_of(states, 3, head)
     expect(made.requires_grad, "no gradient flows from the logits.")
-    inputs = {"the queries": states, "the head's weights": head.weight, "the head's bias": head.bias}
+    inputs = {"the queries": states, "the head's weights": head.weight, "the head's biases": head.bias}
     wanted = slopes(head(states[:, :3]).mean(dim=1), [*inputs.values()], weights)
     for name, slope, asked in zip(inputs, slopes(made, [*inputs.values()], weights), wanted, strict=True):
         expect(bool(slope.any()), f"{name} get no gradient: queries and head both learn. Was something detached on the "
@@ -95,8 +95,8 @@ def xlogx(x: float) -> float:
 
 
 SAID_SLIPS = {
-    "that is the ratio of true pairs to wrong ones; what is their share of all "
-    "pairs?": lambda wrong, p: 1 / max(1, wrong),
+    "that is the ratio of true pairs to wrong ones; what share of all pairs is "
+    "true?": lambda wrong, p: 1 / max(1, wrong),
     "that is the share of wrong pairs; the exercise asks for the probability of a match.": lambda wrong, p: 1 - p,
     "that is the best for as many wrong pairs as true ones.": lambda wrong, p: 0.5,
     "a model that says 0 pays without end for every true pair.": lambda wrong, p: 0.0,
@@ -423,7 +423,7 @@ RERANK_SLIPS = {
         misplaced,
     "the first k are reversed: the best comes first.": lambda cosine, match, k: by(cosine, -match - cosine, k),
     "the first k are numbered by their ranks among themselves: which candidate has each rank?": renumbered,
-    "those that were not re-ranked are out of order: they keep the order of ITC.":
+    "those that were not re-ranked are out of order: they should keep the order of ITC.":
         lambda cosine, match, k: torch.cat([by(cosine, match + cosine, k)[:k],
                                             by(cosine, match + cosine, k)[k:].sort().values]),
     "those that were not re-ranked come first.":

@@ -206,7 +206,7 @@ def next_words(labels_of: Callable[[Tensor, Tensor], Tensor]) -> None:
     if all(map(torch.equal, answers, right)):
         return
     strange = {int(one) for output in answers for one in output[(output < 0) & (output != IGNORED)]}
-    expect(not strange, f"among the labels is {', '.join(map(str, strange))}: F.cross_entropy ignores -100 and nothing "
+    expect(not strange, f"the labels hold {', '.join(map(str, strange))}: F.cross_entropy ignores -100 and nothing "
            "else.")
     name_slip(WORD_SLIPS, draws, answers, right)
     for (ids, mask), output, truth in zip(draws, answers, right, strict=True):
@@ -456,7 +456,7 @@ def slow_mended(logits: Tensor, ids: Tensor, mask: Tensor) -> float:
 
 
 MENDED_SLIPS = {
-    "padding is asked for, but padding is never a target, and it is the easiest one of all.":
+    "padding is asked for, but padding is never a target, and it would be the easiest of all to predict.":
         lambda logits, ids, mask: mean(flat(shifted_costs(logits, ids, mask))),
     "at one place of each shorter caption padding is asked for: the mask is shifted with the labels.":
         lambda logits, ids, mask: mean([cost for row, marks in zip(

@@ -126,8 +126,8 @@ def bucket(bucket_of: Bucket) -> None:
         return
     (ahead, bidirectional, buckets, max_distance), found = next(
         (draw, one) for draw, one, truth in zip(draws, answers, right, strict=True) if one != truth)
-    at = (f"with {buckets} buckets for {'both sides' if bidirectional else 'one side'} and max_distance {max_distance} "
-          f"{ahead} gets the bucket {found}: ")
+    at = (f"with {buckets} buckets for {'both sides' if bidirectional else 'one side'} and max_distance {max_distance}"
+          f", {ahead} gets the bucket {found}: ")
     name_slip({at + meaning: slip for meaning, slip in BUCKET_SLIPS.items()}, draws, answers, right)
     side = buckets // 2 if bidirectional else buckets
     distance = abs(ahead) if bidirectional else max(0, -ahead)

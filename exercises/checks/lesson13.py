@@ -90,9 +90,9 @@ def slow_map(readings: Readings, score: Tensor) -> Tensor:
 
 
 MAP_SLIPS: dict[str, Callable[[Readings, Tensor], Tensor]] = {
-    "negative derivatives count as well: only what speaks for the phrase is kept.": summed(
+    "negative derivatives count as well: only what speaks for the phrase should be kept.": summed(
         lambda a, g: (a * g).sum((1, 2))),
-    "the size of the derivative counts, whatever its sign: only what speaks for the phrase is kept.": summed(
+    "the size of the derivative counts, whatever its sign: only what speaks for the phrase should be kept.": summed(
         lambda a, g: (a * g.abs()).sum((1, 2))),
     "that is the plain attention: the derivative takes no part.": summed(lambda a, g: a.sum((1, 2))),
     "that is the positive derivative alone: it says what more attention would do, not what the attention that is there "

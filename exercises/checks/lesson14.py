@@ -275,7 +275,8 @@ TOO_BOLD = {  # claims that go beyond the table -> the question that shows it
          "here?",
     "c": "nobody has trained a bridge with 64 queries. How far does a table reach beyond its rows?",
     "e": "stage 1 costs steps as well. Which row spends as many steps in all, without it?",
-    "f": "in how many things does the MLP's row differ from the base's? Which row has no stage 1 either?",
+    "f": "in how many things does the MLP's row differ from the base's? Which row has as many steps, and no stage 1 "
+         "either?",
     "h": "which seeds would you report if you had looked at them before?",
 }
 BORNE_OUT = {  # claims that the table bears out -> where to look

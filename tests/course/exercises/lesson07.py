@@ -370,7 +370,7 @@ ANSWERS = {
          (lambda states, queries, head: F.linear(states[:, :queries].mean(dim=1), head.weight.detach(), head.bias),
           "weights get no gradient"),
          (lambda states, queries, head: F.linear(states[:, :queries].mean(dim=1), head.weight, head.bias.detach()),
-          "bias get no gradient"),
+          "biases get no gradient"),
          (lambda states, queries, head: head(torch.cat([states[:, :1], states[:, 1:queries].detach()], dim=1)).mean(1),
           "some query gets no gradient"),
          (half_detached, "another gradient"),
