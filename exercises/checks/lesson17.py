@@ -237,6 +237,6 @@ def stays(stays_of: Stays) -> None:
     expect(not slip, slip)
     wrong = next(number for number in range(len(output)) if not torch.equal(output[number], right[number]))
     place = (output[wrong] != right[wrong]).nonzero()[0].item()
-    expect(False, f"{(output[wrong] != right[wrong]).sum()} of {len(right[wrong])} weights are judged wrongly; you say that one "
-           f"{'stays' if output[wrong][place] else 'moves'}, and in bfloat16 it does not. At which points is it "
-           "rounded?")
+    expect(False, f"{(output[wrong] != right[wrong]).sum()} of {len(right[wrong])} weights are judged wrongly; you "
+           f"say that one {'stays' if output[wrong][place] else 'moves'}, and in bfloat16 it does not. At which points "
+           "is it rounded?")

@@ -85,7 +85,7 @@ def draw(panel: Axes, lit: Iterable[str] = tuple(BOXES)) -> None:
     panel.text(29.3, 2, "stage 1:", ha="right", va="center", fontsize=8.5, color=INK)
     panel.text(72.25, 19, "stage 2:", ha="center", va="center", fontsize=8.5, color=INK)
     panel.text(72.25, 17.2, "also trained", ha="center", va="center", fontsize=7.5, color=QUIET)
-    panel.text(WIDE, 0.5, "green: image, gold: queries, blue: text; dotted: frozen", ha="right", va="center",
+    panel.text(WIDE - 1, 0.5, "green: image, gold: queries, blue: text; dotted: frozen", ha="right", va="center",
                fontsize=7.5, color=QUIET)
 
 

@@ -140,7 +140,7 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float]) -> str:
         f"**Photographs**, {photographs['minutes_stage1'] + photographs['minutes_stage2']:.0f} minutes of training "
         f"without a GPU: CIDEr-D {photographs['stage2_cider']:.0f}, another picture's caption "
         f"{photographs['shuffled_cider']:.0f}. The Q-Former alone reaches {photographs['stage1_cider']:.0f}: the "
-        f"language model's lead {'may be' if abs(lead) < 2 * photographs['stage2_lead_sd'] else 'is more than'} chance.",
+        f"language model's lead {'may be' if abs(lead) < 2 * photographs['stage2_lead_sd'] else 'is not'} chance.",
         f"**Same numbers** as transformers and LAVIS, from the originals' own layouts: {len(rows_of('parity')) - 1} "
         f"kinds of comparison, largest difference {largest:.0e}.",
         f"**Speed**: a stage-1 step is {float(step[4]):.1f} times as fast as one made of transformers' models, with "

@@ -243,7 +243,7 @@ def test_nothing_is_trained_twice_and_nothing_that_was_kept_changes(pieces, smal
     (lambda pieces: own.train_stage1(3, 1e-3, pieces), "takes the pieces that own.collect gives, not a int"),
     (lambda pieces: own.train_stage2(pieces, 3, 1e-3), "takes what own.train_stage1 gives, not a Pieces"),
     (lambda pieces: own.captioner(own.train_stage1(pieces, 3, 1e-3)), "takes what own.train_stage2 gives"),
-    (lambda pieces: own.train_stage2(own.train_stage1(pieces, 300, 1e-3), 300, 1e-3), "gives a OwnStage2; the exercise asks for"),
+    (lambda pieces: own.train_stage2(own.train_stage1(pieces, 300, 1e-3), 300, 1e-3), "gives a OwnStage2; the"),
     (lambda pieces: own.train_stage1(pieces, 300, 1e-3) and None, "gives None"),
     (lambda pieces: own.train_stage1(pieces, 300, 1e-3) and (lambda images: "a dog"), "as many captions")])
 def test_what_cannot_be_gone_to_the_end_is_told_before_anything_is_trained(pieces, small, capsys, make, said):
