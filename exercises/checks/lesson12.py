@@ -26,7 +26,7 @@ def far_place(distance: int, buckets: int, max_distance: int) -> float:
 
 
 def slow_bucket(ahead: int, bidirectional: bool, buckets: int, max_distance: int,
-               rounding: Callable[[float], int] = math.floor, most: int = -1, linear: bool = False) -> int:
+                rounding: Callable[[float], int] = math.floor, most: int = -1, linear: bool = False) -> int:
     """The bucket of a distance; what is given by name is a slip."""
     side = buckets // 2 if bidirectional else buckets
     distance = abs(ahead) if bidirectional else max(0, -ahead)

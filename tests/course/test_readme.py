@@ -159,7 +159,7 @@ def test_the_summary_and_the_minutes_are_those_of_today():
     assert markers.read("course") == readme.with_minutes(markers.read("course"), guide.lessons()), stale
     shipped, photographs = (json.loads(path.read_text(encoding="utf-8")) for path in (
         SHIPPED / "results-val.json", readme.MEASURED / "laptop.json"))
-    assert markers.read("summary") == readme.headlines(shipped, photographs), stale
+    assert markers.read("summary") == readme.headlines(shipped, photographs, *readme.seeds().values()), stale
 
 
 def test_minutes_are_put_beside_their_lessons():
