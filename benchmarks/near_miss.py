@@ -183,7 +183,8 @@ def main() -> None:
             add(options.results, {"name": name, "seed": seed, "steps": steps, "cpu_seconds": spent, "images": len(val),
                                   "results": {key: round(value, 2) for key, value in found.items()}})
 
-    for run in (options.run, *options.judges):
+    record(OTHERS, options.run, read_json(options.run / "run.json")["seed"], lambda: (bridge, None))
+    for run in options.judges:
         record(OTHERS, run, read_json(run / "run.json")["seed"], lambda run=run: (load_bridge(run), None))
     for seed in options.seeds:
         record(NEAR, options.run, seed, partial(on_near_misses, options.run, data, seed))
