@@ -4,8 +4,9 @@ In the ablations the captions are all true, there are thousands of them, and the
 shapes. Each of the `SETTINGS` here takes one of these away. In each, the `ARMS` train for equally many seconds on the
 frozen experts of a finished run: stage 1 and then stage 2 for half of them each, or stage 2 alone for all of them. A
 third arm is not equal: stage 2 alone for half of them shows what stage 1 adds to as many steps of stage 2. What a step
-of each stage takes is measured first, and steps follow from that. Seconds are the processor's, not the clock's: others
-may use the machine. A run is one line of benchmarks/results/earns.jsonl; runs that are there are not run again.
+of each stage takes is measured before the first run, and the steps of all runs follow from that. Seconds are the
+processor's, not the clock's: others may use the machine. A run is one line of benchmarks/results/earns.jsonl; runs that
+are there are not run again. `--seconds 20 40 160` trains for shorter and longer.
 """
 
 from __future__ import annotations
@@ -178,8 +179,10 @@ class Arm:
 
 BOTH, ALONE = "stage 1 and stage 2", "stage 2 alone"
 HALF, AS_PAPER = "stage 2 alone, half the seconds", "stage 1 and stage 2 from all of it"
+QUARTER, THREE_QUARTERS = "stage 1 and stage 2 from a quarter of it", "stage 1 and stage 2 from three quarters of it"
 # HALF takes the steps of stage 2 that BOTH takes: what stage 1 is worth if its own seconds cost nothing.
-ARMS = {BOTH: Arm(0.5, 0.5, 0.5), ALONE: Arm(0.0, 1.0), HALF: Arm(0.0, 0.5), AS_PAPER: Arm(0.5, 0.5)}
+ARMS = {BOTH: Arm(0.5, 0.5, 0.5), ALONE: Arm(0.0, 1.0), HALF: Arm(0.0, 0.5), AS_PAPER: Arm(0.5, 0.5),
+        QUARTER: Arm(0.5, 0.5, 0.25), THREE_QUARTERS: Arm(0.5, 0.5, 0.75)}
 
 
 # --- running them -----------------------------------------------------------------------------------------------------
@@ -216,15 +219,16 @@ def with_steps(recipe: Ablation, counts: tuple[int, int], warm_start: float = 1.
     return replace(recipe, warm_start=warm_start, **stages)
 
 
-def measured_rates(recipe: Ablation, data: Path, out: Path) -> tuple[float, float]:
-    """The processor's seconds of a step of each stage; kept in `out`, for all runs to go by."""
+def paces(recipe: Ablation, data: Path, out: Path, lines: Sequence[dict]) -> tuple[float, float]:
+    """The processor's seconds of a step of each stage, for all runs to go by: those that the lines went by, or, before
+    there is a line, measured and kept in `out`."""
     path = out / "rates.json"
-    if not path.exists():
+    if not lines and not path.exists():
         with tempfile.TemporaryDirectory(dir=out) as folder:
             spent = train_stages(with_steps(recipe, (PACE, PACE)), Setting(), data, None, out / "cache",
                                  Path(folder) / "stage1", Path(folder) / "stage2")[1]
         write_json(path, {"rates": [seconds / PACE for seconds in spent]})
-    first, second = read_json(path)["rates"]
+    first, second = lines[0]["rates"] if lines else read_json(path)["rates"]
     return first, second
 
 
@@ -260,9 +264,10 @@ def slug(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", name.lower())
 
 
-def run(names: tuple[str, str], seed: int, start: Ablation, data: Path, out: Path, seconds: float) -> dict:
+def run(names: tuple[str, str], seed: int, start: Ablation, data: Path, out: Path, seconds: float,
+        rates: tuple[float, float]) -> dict:
     """Train and measure one arm in one setting: the line to keep. Arms with a stage 1 in common share it."""
-    (setting, arm), rates = (SETTINGS[names[0]], ARMS[names[1]]), measured_rates(start, data, out)
+    setting, arm = SETTINGS[names[0]], ARMS[names[1]]
     counts = arm.steps(rates, seconds)
     encoder = unlabelled_vit(out / "vit-without-labels") if setting.unlabelled else None
     recipe = with_steps(start, counts, arm.warm_start).with_seed(seed)
@@ -299,13 +304,21 @@ def differences(lines: Sequence[dict], measure: str, arm: str = BOTH, other: str
     return {setting: [one - two for one, two in some] for setting, some in pairs.items() if some}
 
 
+def by_seconds(lines: Sequence[dict], measure: str, arm: str, setting: str = "plain") -> dict[float, list[float]]:
+    """A measure of an arm in a setting for each length of training, shortest first: the values of its seeds."""
+    some = sorted((line["seconds"], line["seed"], line["results"][measure]) for line in lines
+                  if (line["setting"], line["arm"]) == (setting, arm))
+    return {seconds: [value for length, _, value in some if length == seconds] for seconds, *_ in some}
+
+
 def main() -> None:
     """Run what is missing: all of one seed before the next."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of training (default: {SECONDS:.0f})")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[SECONDS],
+                        help=f"of training, one or several (default: {SECONDS:.0f})")
     parser.add_argument("--experts-of", type=Path, default=Path("runs/scenes"), help="a finished run of the scenes")
     parser.add_argument("--data", type=Path, help="the drawn scenes (default: those beside that run)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
@@ -313,13 +326,16 @@ def main() -> None:
     out, data = options.experts_of.parent / "earns", default_data(SCENES, options.experts_of, options.data)
     borrow(out, {"cache": options.experts_of / "cache"})
     start = base(1, options.experts_of)
-    done = {key(line) for line in known(options.results)}
-    runs = [(setting, arm, seed) for seed in options.seeds for setting in options.settings for arm in options.arms]
+    lines = known(options.results)
+    done, rates = {key(line) for line in lines}, paces(start, data, out, lines)
+    runs = [(setting, arm, seed, seconds) for seed in options.seeds for seconds in options.seconds
+            for setting in options.settings for arm in options.arms]
     with progress_bar(runs, desc="earns", unit="run") as bar:
-        for setting, arm, seed in bar:
-            bar.set_postfix_str(f"{setting}, {arm}, seed {seed}")
-            if (setting, arm, seed, options.seconds) not in done:
-                add(options.results, run((setting, arm), seed, start, data, out, options.seconds))
+        for one in bar:
+            setting, arm, seed, seconds = one
+            bar.set_postfix_str(f"{setting}, {arm}, seed {seed}, {seconds:.0f} seconds")
+            if one not in done:
+                add(options.results, run((setting, arm), seed, start, data, out, seconds, rates))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The figures of lesson 14: the path of a number, and paired differences of runs with their intervals."""
+"""The figures of lesson 14: the path of a number, differences of runs with their intervals, and runs of all lengths."""
 
 from __future__ import annotations
 
@@ -53,6 +53,29 @@ def forest(rows: Mapping[str, Sequence[Sequence[float]]], titles: Sequence[str],
         panel.set_ylim(-0.5, len(rows) - 0.3)
     panels[0].set_yticks(range(len(rows)), list(rows)[::-1])
     figure.supxlabel(f"difference from {against}, in points (filled: better +, worse −)", fontsize=9)
+    return figure
+
+
+def over_seconds(panels: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]]) -> Figure:
+    """What runs of several lengths came to: title of a panel -> kind of run -> seconds -> values of the seeds.
+
+    Each dot is a run, a line joins the means; seconds stand on a logarithmic axis.
+    """
+    figure = Figure(figsize=(4.4 * len(panels), 2.9), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for panel, (title, kinds) in zip(axes, panels.items(), strict=True):
+        for name, runs in kinds.items():
+            line, = panel.plot(list(runs), [np.mean(values) for values in runs.values()], label=name)
+            panel.plot([seconds for seconds, values in runs.items() for _ in values],
+                       [value for values in runs.values() for value in values], color=line.get_color(), marker="o",
+                       markersize=3.5, linestyle="", alpha=0.7)
+        lengths = sorted({seconds for runs in kinds.values() for seconds in runs})
+        panel.set_xscale("log")
+        panel.set_xticks(lengths, [f"{seconds:.0f}" for seconds in lengths])
+        panel.minorticks_off()
+        panel.set(title=title, xlabel="seconds of training", ylabel="%")
+        panel.grid(axis="y")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

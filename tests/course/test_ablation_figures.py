@@ -2,7 +2,7 @@
 
 import pytest
 
-from minblip2.course.ablation_figures import forest, interval, written
+from minblip2.course.ablation_figures import forest, interval, over_seconds, written
 
 
 def test_interval_is_students():
@@ -32,3 +32,12 @@ def test_better_and_worse_differ_in_more_than_colour():
     signs = {round(line.get_ydata()[0]): line.get_marker() for line in figure.axes[0].lines
              if line.get_marker() in ("+", "_")}
     assert signs == {2: "+", 1: "_"}  # rows from below
+
+
+def test_a_line_joins_the_means_and_every_run_is_a_dot():
+    figure = over_seconds({"captions": {"one": {20.0: [1, 3], 80.0: [5, 7]}, "other": {80.0: [4, 8]}}})
+    mean, dots, alone, _ = figure.axes[0].lines
+    assert list(mean.get_xdata()) == [20, 80] and list(mean.get_ydata()) == [2, 6] and list(alone.get_ydata()) == [6]
+    assert list(dots.get_xdata()) == [20, 20, 80, 80] and list(dots.get_ydata()) == [1, 3, 5, 7]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["20", "80"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["one", "other"]
