@@ -61,8 +61,10 @@ class TheirQFormer(nn.Module):
         parts = [] if image_kv is None else [self.query_tokens.expand(len(image_kv), -1, -1)]
         parts += [] if text_ids is None else [self.embed_text(text_ids)]
         num_queries = self.config.num_queries if image_kv is not None else 0
-        added = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-        states = self.model(torch.cat(parts, dim=1), query_length=num_queries, attention_mask=added,
+        states = torch.cat(parts, dim=1)
+        added = None if mask is None else states.new_zeros(mask.shape).masked_fill(
+            ~mask, torch.finfo(states.dtype).min)
+        states = self.model(states, query_length=num_queries, attention_mask=added,
                             encoder_hidden_states=image_kv).last_hidden_state
         return QFormerOutput(states[:, :num_queries], states[:, num_queries:])
 

@@ -61,7 +61,7 @@ def over_seconds(panels: Mapping[str, Mapping[str, Mapping[float, Sequence[float
 
     Each dot is a run, a line joins the means; seconds stand on a logarithmic axis.
     """
-    figure = Figure(figsize=(4.4 * len(panels), 2.9), layout="constrained")
+    figure = Figure(figsize=(9.2, 3.0), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for panel, (title, kinds) in zip(axes, panels.items(), strict=True):
         for name, runs in kinds.items():
@@ -73,7 +73,7 @@ def over_seconds(panels: Mapping[str, Mapping[str, Mapping[float, Sequence[float
         panel.set_xscale("log")
         panel.set_xticks(lengths, [f"{seconds:.0f}" for seconds in lengths])
         panel.minorticks_off()
-        panel.set(title=title, xlabel="seconds of training", ylabel="%")
+        panel.set(title=title, xlabel="seconds, as planned (log)", ylabel="%")
         panel.grid(axis="y")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
