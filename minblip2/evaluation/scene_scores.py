@@ -80,8 +80,10 @@ def longest_captions(data: CocoCaptions, most: int) -> tuple[list[str], list[int
 
 
 def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene], features: np.ndarray,
-                    candidates: int = 200, top: int = TOP) -> dict[str, float]:
-    """All that is measured on drawn scenes: retrieval, captions, answers to questions, pointing, binding."""
+                    candidates: int = 200, top: int = TOP, asked: bool = True) -> dict[str, float]:
+    """All that is measured on drawn scenes: retrieval, captions, pointing, binding and, unless `asked` is False, what
+    takes the most time: answers to questions, and captions of scenes that are told in text.
+    """
     seen = torch.from_numpy(np.array(features))
     unseen = np.array([scene.unseen for scene in truths])
     chosen, rows = longest_captions(data, candidates)
@@ -92,6 +94,7 @@ def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene],
         written["stage2"] = {key: write_after(bridge.blip2, seen, prompt) for key, prompt in QUESTIONS.items()}
         # Every picture gets another one's captions (seen stay seen): what is left is what fluent guessing is worth.
         written["shuffled"] = {key: captions[2:] + captions[:2] for key, captions in written["stage2"].items()}
+    if bridge.stage2 is not None and asked:
         written["told"] = {key: captions_from_text(bridge.blip2, seen, truths, prompt)
                            for key, prompt in QUESTIONS.items()}
         results |= evaluate_questions(bridge.blip2, seen, truths)
