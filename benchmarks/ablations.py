@@ -255,7 +255,7 @@ def seconds(folder: Path, steps: int) -> float:
 
 def measure_scenes(bridge: Bridge, data: CocoCaptions, features: np.memmap) -> dict[str, float]:
     """Percentages on drawn scenes."""
-    found = evaluate_scenes(bridge, data, load_scenes(data.root, "val"), features, asked=False)
+    found = evaluate_scenes(bridge, data, load_scenes(data.root, "val"), features, whole=False)
     return {key: value for key, value in found.items() if KEPT.fullmatch(key)}
 
 

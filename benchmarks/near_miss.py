@@ -169,7 +169,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
     parser.add_argument("--judges", type=Path, nargs="*", default=[], help="other finished runs of the scenes")
     options = parser.parse_args()
-    bridge, data = load_bridge(options.run), default_data(SCENES, options.run, options.data)
+    load = cache(load_bridge)
+    bridge, data = load(options.run), default_data(SCENES, options.run, options.data)
     val = CocoCaptions(data, "val")
     done = {(line["name"], line["seed"], line["steps"]) for line in known(options.results)}
     features = pictures(bridge, val, options.run)
@@ -183,9 +184,8 @@ def main() -> None:
             add(options.results, {"name": name, "seed": seed, "steps": steps, "cpu_seconds": spent, "images": len(val),
                                   "results": {key: round(value, 2) for key, value in found.items()}})
 
-    record(OTHERS, options.run, read_json(options.run / "run.json")["seed"], lambda: (bridge, None))
-    for run in options.judges:
-        record(OTHERS, run, read_json(run / "run.json")["seed"], lambda run=run: (load_bridge(run), None))
+    for run in (options.run, *options.judges):
+        record(OTHERS, run, read_json(run / "run.json")["seed"], lambda run=run: (load(run), None))
     for seed in options.seeds:
         record(NEAR, options.run, seed, partial(on_near_misses, options.run, data, seed))
 

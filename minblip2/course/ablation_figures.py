@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .flow import Box, flow
-from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG
+from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, make_panels
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # 97.5 % quantile for the mean of so many values
 
@@ -61,8 +61,7 @@ def over_seconds(panels: Mapping[str, Mapping[str, Mapping[float, Sequence[float
 
     Each dot is a run, a line joins the means; seconds stand on a logarithmic axis.
     """
-    figure = Figure(figsize=(9.2, 3.0), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure, axes = make_panels(len(panels), len(panels), 9.2 / len(panels), 3.0)
     for panel, (title, kinds) in zip(axes, panels.items(), strict=True):
         for name, runs in kinds.items():
             line, = panel.plot(list(runs), [np.mean(values) for values in runs.values()], label=name)

@@ -80,9 +80,9 @@ def longest_captions(data: CocoCaptions, most: int) -> tuple[list[str], list[int
 
 
 def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene], features: np.ndarray,
-                    candidates: int = 200, top: int = TOP, asked: bool = True) -> dict[str, float]:
-    """All that is measured on drawn scenes: retrieval, captions, pointing, binding and, unless `asked` is False, what
-    takes the most time: answers to questions, and captions of scenes that are told in text.
+                    candidates: int = 200, top: int = TOP, whole: bool = True) -> dict[str, float]:
+    """What is measured on drawn scenes: retrieval, captions, pointing, binding. If it is to be the `whole`, also what
+    takes the most time: answers to questions, captions of scenes that are told in text, and relations.
     """
     seen = torch.from_numpy(np.array(features))
     unseen = np.array([scene.unseen for scene in truths])
@@ -94,10 +94,10 @@ def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene],
         written["stage2"] = {key: write_after(bridge.blip2, seen, prompt) for key, prompt in QUESTIONS.items()}
         # Every picture gets another one's captions (seen stay seen): what is left is what fluent guessing is worth.
         written["shuffled"] = {key: captions[2:] + captions[:2] for key, captions in written["stage2"].items()}
-    if bridge.stage2 is not None and asked:
-        written["told"] = {key: captions_from_text(bridge.blip2, seen, truths, prompt)
-                           for key, prompt in QUESTIONS.items()}
-        results |= evaluate_questions(bridge.blip2, seen, truths)
+        if whole:
+            written["told"] = {key: captions_from_text(bridge.blip2, seen, truths, prompt)
+                               for key, prompt in QUESTIONS.items()}
+            results |= evaluate_questions(bridge.blip2, seen, truths)
     for name, kinds in written.items():
         for key, captions in kinds.items():
             judged = scene_accuracy(captions, truths)
@@ -108,5 +108,6 @@ def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene],
             results[f"{name}_things_{side}"] = scene_accuracy(*zip(*some, strict=True))["things"]
     results |= pointing(bridge.retriever, data, seen, truths)
     results["binding"] = foil_accuracy(bridge.retriever, seen, data, swap_colours)
-    results["relation_choice"] = foil_accuracy(bridge.retriever, seen, data, flip_relation)
+    if whole:
+        results["relation_choice"] = foil_accuracy(bridge.retriever, seen, data, flip_relation)
     return results
