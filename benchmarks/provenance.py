@@ -8,10 +8,13 @@ commit, the machine, the minutes and the data that made them. That file is small
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import os
 import platform
 import subprocess
 import sys
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,22 @@ def commit() -> str:
                               encoding="utf-8").stdout.strip()
     changed = " with changes" if git("status", "--porcelain") else ""
     return f"{git('rev-parse', '--short', 'HEAD') or 'unknown'}{changed}"
+
+
+def sources(*modules: str) -> str:
+    """sha256 over the pins, these modules and what they import from the repository, without docstrings and comments:
+    where it is the same, the same is computed."""
+    finder = ModuleFinder(path=[str(ROOT)])
+    for name in modules:
+        finder.import_hook(name)
+    digest = hashlib.sha256((ROOT / "constraints.txt").read_bytes())
+    for name, path in sorted((name, module.__file__) for name, module in finder.modules.items() if module.__file__):
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
+    return digest.hexdigest()
 
 
 def collect(run: Path, split: str, data: str | None = None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The scenes under several seeds: python -m benchmarks.seeds RUN [RUN ...] [--split test]
 
-Each RUN is a finished run of the scenes recipe, from the experts up under a seed of its own. Each is measured on the
-split; benchmarks/results/seeds.json keeps the figures with where they are from, and what this module asks of them is
-printed as mean (lowest to highest) over the seeds.
+Each RUN is a finished run of the scenes recipe, from the experts up under a seed of its own, by the code that is here.
+Each is measured on the split; benchmarks/results/seeds.json keeps the figures with where they are from, and what this
+module asks of them is printed as mean (lowest to highest) over the seeds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.provenance import RESULTS, commit, machine
+from benchmarks.provenance import RESULTS, commit, machine, sources
 from minblip2.data.entry import run_command
 from minblip2.data.files import read_json, write_json
 from minblip2.data.scene_questions import KINDS
@@ -21,6 +21,7 @@ from minblip2.evaluation.tables import markdown
 from minblip2.training.bridge import load_bridge
 from minblip2.training.shipping import run_checksum
 
+TRAINED_BY = ("minblip2.training.bridge", "minblip2.evaluation.measure")
 Figures = dict[str, float]
 Target = tuple[str, Callable[[Figures], float], float]
 
@@ -81,7 +82,8 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     options = parser.parse_args()
     runs = [measure(run, options.split) for run in options.runs]
-    found = {"recipe": "scenes", "split": options.split, "commit": commit(), "machine": machine(), "runs": runs}
+    found = {"recipe": "scenes", "split": options.split, "commit": commit(), "machine": machine(),
+             "sources": sources(*TRAINED_BY), "runs": runs}
     write_json(RESULTS / "seeds.json", found)
     print(against_targets(runs))
 

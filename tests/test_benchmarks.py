@@ -12,17 +12,37 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import bars, cache, generate, gpu, growth, memory, retrieve, seeds, stage1, stage2, table, timing
+from benchmarks import (
+    bars,
+    binding,
+    cache,
+    generate,
+    gpu,
+    growth,
+    memory,
+    provenance,
+    retrieve,
+    seeds,
+    stage1,
+    stage2,
+    table,
+    timing,
+)
+from benchmarks.ablations import known
 from benchmarks.provenance import RESULTS
 from benchmarks.timing import OURS
 from minblip2 import UserError
 from minblip2.attention import attend
 from minblip2.data.files import read_json, write_json
+from minblip2.data.scene_questions import KINDS
+from minblip2.data.scenes import draw_scenes
 from minblip2.data.transforms import Transform
 from minblip2.lm.packed import PackedLinears
 from minblip2.qformer import QFormerConfig
 from minblip2.training import budget
-from minblip2.training.recipes import LAPTOP
+from minblip2.training.binding import LOOK_BACK
+from minblip2.training.recipes import LAPTOP, SCENES
+from minblip2.training.texts import lm_tokenizer
 from minblip2.vit import ViT, ViTConfig
 
 from .parity import randomise
@@ -278,3 +298,71 @@ def test_every_seed_reaches_the_bars_and_a_bridge_that_sees_nothing_does_not(tmp
         monkeypatch.setattr("sys.argv", ["bars", str(tmp_path)])
         assert bars.main() == fails, figures
         assert capsys.readouterr().out.count("not reached") == (len(asked) if figures["itc_t2i_r1"] == 0 else fails)
+
+
+def test_a_bridge_is_trained_anew_once_code_or_pins_have_changed(tmp_path, monkeypatch):
+    """Comments, docstrings and modules that have no part in it do not count."""
+    package = tmp_path / "bridges"
+    package.mkdir()
+    files = {"__init__": '"""Doc."""\n', "train": "from .parts import add\nimport torch\n\nrun = add(1)\n",
+             "parts": 'def add(x):\n    """Doc."""\n    return x + 1  # one\n', "other": "x = 1\n"}
+    for name, text in files.items():
+        (package / f"{name}.py").write_text(text)
+    (tmp_path / "constraints.txt").write_text("torch==2\n")
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+
+    def changed(path, old, new):
+        before = provenance.sources("bridges.train")
+        path.write_text(path.read_text().replace(old, new))
+        return provenance.sources("bridges.train") != before
+
+    assert not changed(package / "parts.py", "Doc", "Another") and not changed(package / "parts.py", "# one", "# two")
+    assert not changed(package / "other.py", "1", "2")
+    assert changed(package / "parts.py", "+ 1", "+ 2") and changed(package / "train.py", "add(1)", "add(2)")
+    assert changed(tmp_path / "constraints.txt", "2", "3")
+
+
+def test_without_a_run_the_bars_say_whether_there_is_anything_to_try(monkeypatch):
+    kept = read_json(RESULTS / "seeds.json")["sources"]
+    monkeypatch.setattr("sys.argv", ["bars"])
+    for sources, code in ((kept, 0), ("other", 1)):
+        monkeypatch.setattr(bars, "sources", lambda *modules, sources=sources: sources)
+        assert bars.main() == code
+
+
+# --- what a language model can do with text ---------------------------------------------------------------------------
+
+
+def test_answers_about_told_scenes_are_counted_by_kind(monkeypatch):
+    tokenizer, scenes = lm_tokenizer(), [scene for _, _, scene in draw_scenes(60, "told")]
+    monkeypatch.setattr(binding.language, "written", lambda lm, tokenizer, contexts: ["yes"] * len(contexts))
+    found = binding.told(None, tokenizer, scenes)
+    assert set(found) == {*KINDS, *binding.SIDES} - {"relation"}
+    assert found["count"] == found["where"] == 0 and all(20 < found[kind] < 80 for kind in ("exists", *binding.SIDES))
+
+    def no_to_the_left(lm, tokenizer, contexts):
+        return ["no" if "left of" in tokenizer.decode(context[-8:]) else "yes" for context in contexts]
+
+    monkeypatch.setattr(binding.language, "written", no_to_the_left)
+    other = binding.told(None, tokenizer, scenes)
+    assert other["left, right"] != found["left, right"] and other["above, below"] == found["above, below"]
+
+
+def test_a_language_model_that_has_its_line_is_not_asked_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["binding", "--look-back", "0", "1", "--seeds", "3", "--scenes", "2",
+                                     "--steps", "1", "--out", str(tmp_path),
+                                     "--results", str(tmp_path / "lines.jsonl")])
+    binding.main()
+    lines = known(tmp_path / "lines.jsonl")
+    assert [(line["look_back"], line["seed"]) for line in lines] == [(0, 3), (1, 3)]
+    assert capsys.readouterr().out.startswith("| looks back")
+    monkeypatch.setattr(binding.experts, "train_lm", None)
+    binding.main()
+    assert known(tmp_path / "lines.jsonl") == lines
+
+
+def test_the_readers_of_the_recipe_are_among_those_compared():
+    """The bonus notebook's table is about models that the recipe trains, in all their steps."""
+    lines = known(binding.RESULTS)
+    assert len([line for line in lines if line["look_back"] == LOOK_BACK]) >= 3, "a spread of seeds"
+    assert all(line["steps"] == SCENES.experts["lm"].steps for line in lines)

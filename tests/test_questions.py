@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from minblip2 import masks
-from minblip2.data.scene_captions import FRAMES, keywords, parse, write_caption, write_captions
+from minblip2 import UserError, masks
+from minblip2.data.scene_captions import FRAMES, OPPOSITE, keywords, parse, write_caption, write_captions
 from minblip2.data.scene_questions import KINDS, ask_all, one_of_each, told
 from minblip2.data.scenes import HELD_OUT, SEEN, Scene, Thing, imagine
 from minblip2.evaluation import asking
 from minblip2.lm.opt import OPT, OPTConfig
 from minblip2.training import experts, texts
-from minblip2.training.binding import LookBack, quiet_start
+from minblip2.training.binding import LOOK_BACK, LookBack
+from minblip2.training.loop import TrainConfig
 
 
 def thing(colour, shape, size, row, column):
@@ -217,34 +218,8 @@ def test_words_count_as_their_weights_say(small_lm, tokenizer):
     assert torch.equal(experts.word_loss(small_lm, plain)["loss"], experts.word_loss(small_lm, ones)["loss"])
 
 
-def test_a_quiet_start_leaves_words_to_be_read(small_lm, tokenizer):
-    """What the first block adds drowns the words at PyTorch's start; at this one, more than twice as much is left."""
-    ids = torch.randint(4, len(tokenizer), (4, 40), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids, dtype=torch.bool)
-
-    def share():
-        """How much of the first block's output is still the words and places that went in (a correlation)."""
-        x = small_lm.embed(ids) + small_lm.position_embedding(masks.token_positions(mask) + small_lm.POSITION_OFFSET)
-        output = small_lm.blocks[0](x, masks.causal(mask), None)
-        return float(torch.corrcoef(torch.stack([x.flatten(), output.flatten()]))[0, 1])
-
-    with torch.no_grad():
-        before = share()
-        quiet_start(small_lm)
-        assert before < 0.3 and share() > 2 * before
-    assert all(not parameter.any() for name, parameter in small_lm.named_parameters() if name.endswith("bias"))
-
-
-def test_how_alike_two_places_are_depends_on_their_distance_alone(small_lm):
-    quiet_start(small_lm)
-    table = small_lm.position_embedding.weight.detach()
-    for apart in (1, 2, 7):
-        products = (table[:-apart] * table[apart:]).sum(dim=1)
-        assert products.std() < 1e-5 < (table**2).sum(dim=1).mean() - products.mean()
-
-
 def test_readers_tell_the_tokens_before(small_lm):
-    """States that hold the three tokens before as they are can be read; states that hold others cannot."""
+    """States that hold a token before as it is can be read; states that hold another cannot."""
     model, vocabulary = LookBack(small_lm), small_lm.vocab_size
     ids = torch.randint(4, vocabulary, (3, 12), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(12) < torch.tensor([[12], [9], [4]])
@@ -260,8 +235,31 @@ def test_readers_tell_the_tokens_before(small_lm):
         states[:, 2:] = code[ids[:, :-2]]
         told_two_before = float(model(ids, states, mask))
         told_this = float(model(ids, code[ids], mask))
-    assert chance == pytest.approx(3 * np.log(vocabulary), rel=1e-5)
-    assert told_two_before == pytest.approx(2 * np.log(vocabulary), abs=0.01) and told_this > chance
+    assert chance == pytest.approx(LOOK_BACK * np.log(vocabulary), rel=1e-5)
+    assert told_two_before == pytest.approx((LOOK_BACK - 1) * np.log(vocabulary), abs=0.01) and told_this > chance
+
+
+def test_readers_see_every_word_that_decides_a_relation(tokenizer):
+    """Told what it knows of the scene, the answer hangs on the words of the question from its relation on."""
+    words = {relation: tokenizer.token_ids(f"is the star {relation} the circle answer") for relation in OPPOSITE}
+    for relation, ids in words.items():
+        decisive = next(at for at, token in enumerate(ids) if token != words[OPPOSITE[relation]][at])
+        assert len(ids) - 1 - decisive <= LOOK_BACK
+
+
+def test_without_readers_only_the_words_count(small_lm, tokenizer):
+    batch = next(texts.SceneTexts(tokenizer, 4, seed=1, steps=10).iterate(9))
+    losses = experts.text_losses(LookBack(small_lm, look_back=0), batch)
+    assert losses["look_back"] == 0 and torch.equal(losses["loss"], losses["words"])
+
+
+def test_a_language_model_with_other_readers_is_not_taken_for_this_one(tmp_path):
+    config = TrainConfig(steps=1, batch_size=2)
+    first, _ = experts.train_lm(tmp_path, config)
+    again, _ = experts.train_lm(tmp_path, config)
+    assert torch.equal(first.token_embedding.weight, again.token_embedding.weight)
+    with pytest.raises(UserError, match="other settings"):
+        experts.train_lm(tmp_path, config, look_back=LOOK_BACK - 1)
 
 
 class Answerer(SimpleNamespace):

@@ -127,6 +127,76 @@ def rate(rate_of: Callable[[int, int, int, float, float], float]) -> None:
     expect(False, f"{at}The beginning and the end of the fall are right; between them it is to be half a cosine.")
 
 
+# --- what accumulation buys -------------------------------------------------------------------------------------------
+
+
+Count = Callable[[int, int, int], float]
+STEP_SLIPS: dict[str, Count] = {
+    "that many batches there are: how many make one step?": lambda pairs, batch, times: pairs // batch,
+    "accumulating makes steps rarer, not more frequent.": lambda pairs, batch, times: pairs // batch * times,
+    "the last step would be short of pairs: only whole ones count.":
+        lambda pairs, batch, times: math.ceil(pairs / (batch * times)),
+    "the last step would be short of batches: only whole ones count.":
+        lambda pairs, batch, times: math.ceil(pairs // batch / times),
+    "the last batch would be short of pairs: only whole ones count.":
+        lambda pairs, batch, times: math.ceil(pairs / batch) // times,
+    "that forgets how many pairs make a batch.": lambda pairs, batch, times: pairs // times,
+    "a fraction of a step is not a step.": lambda pairs, batch, times: pairs / (batch * times),
+}
+CHANCE_SLIPS: dict[str, Count] = {
+    "the softmax runs over one batch: accumulating adds gradients, never candidates.":
+        lambda pairs, batch, times: math.log(batch * times),
+    "the gradients are divided so that the sum is a mean: the loss stays the same.":
+        lambda pairs, batch, times: math.log(batch) / times,
+    "the losses are averaged over the batches of a step, not added up.":
+        lambda pairs, batch, times: times * math.log(batch),
+    "that counts in bits, and torch with the base e.": lambda pairs, batch, times: math.log2(batch),
+    "that counts in powers of ten, and torch with the base e.": lambda pairs, batch, times: math.log10(batch),
+    "that is its probability of being right; what does it pay for that?": lambda pairs, batch, times: 1 / batch,
+    "its own picture is among the candidates, too.": lambda pairs, batch, times: math.log(batch - 1),
+    "it picks inside one batch, not from all the data.": lambda pairs, batch, times: math.log(pairs),
+}
+WRONG_SLIPS: dict[str, Count] = {
+    "they are drawn inside one batch: the others are gone when it is computed.":
+        lambda pairs, batch, times: batch * times - 1,
+    "they are drawn inside one batch, and its own picture is none.": lambda pairs, batch, times: batch * times,
+    "its own picture is not a wrong one.": lambda pairs, batch, times: batch,
+    "they are drawn from the batch, not from all the data.": lambda pairs, batch, times: pairs - 1,
+    "they are drawn from the batch, not from all the data, and its own picture is not a wrong one.":
+        lambda pairs, batch, times: pairs,
+}
+
+
+@exercise("09.2", "lesson 09, section 1, 'A larger batch in the same memory'")
+def accumulated(predict: Callable[[int, int, int], tuple[int, float, int]]) -> None:
+    """Whole steps in an epoch, ITC's chance, and how many wrong pictures ITM may draw from."""
+    rules: list[tuple[Count, dict[str, Count]]] = [
+        (lambda pairs, batch, times: pairs // (batch * times), STEP_SLIPS),
+        (lambda pairs, batch, times: math.log(batch), CHANCE_SLIPS),
+        (lambda pairs, batch, times: batch - 1, WRONG_SLIPS)]
+    while True:
+        drawn = [(random.randint(900, 5000), random.randint(5, 60), random.randint(2, 7)) for _ in range(6)]
+        draws = [(1000, 32, 1), (1000, 32, 4), *drawn]
+        made = [[[slip(*draw) for draw in draws] for slip in (rule, *slips.values())] for rule, slips in rules]
+        if all(not agree(one, other) for some in made for one, other in itertools.combinations(some, 2)):
+            break
+    asks = [("steps; ", "how many pairs does one step use up?"),
+            ("for a blind ITC; ", "among how many candidates does it pick?"),
+            ("wrong pictures for ITM; ", "which pictures are at hand when the negatives are drawn?")]
+    names = "the number of steps", "the chance line", "the number of pictures"
+    answers = []
+    for draw in draws:
+        output = parts(predict(*draw), 3, "three numbers: steps, chance and candidates")
+        answers.append([quantity(value, what) for value, what in zip(output, names, strict=True)])
+    for output, (rule, slips), (unit, question) in zip(zip(*answers, strict=True), rules, asks, strict=True):
+        right = [float(rule(*draw)) for draw in draws]
+        for (pairs, batch, times), one, truth in zip(draws, output, right, strict=True):
+            if not agree(one, truth):
+                said = f"with {pairs} pairs, batches of {batch} and accumulation over {times} you say {one:.5g} {unit}"
+                name_slip({said + meaning: slip for meaning, slip in slips.items()}, draws, output, right)
+                expect(False, said + question)
+
+
 # --- recall -----------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +282,7 @@ def draw_rows(shift: float, k: int) -> tuple[Tensor, Tensor, int]:
     return torch.rand(b, 2 * b) + 0.3 * (torch.arange(b)[:, None] == owner) + shift, owner, k
 
 
-@exercise("09.2", "lesson 09, sections 4 and 6, 'True captions counted as wrong'")
+@exercise("09.3", "lesson 09, sections 4 and 6, 'True captions counted as wrong'")
 def recall(recall_of: Callable[[Tensor, Tensor, int], float]) -> None:
     """The share of pictures with a caption of their own among the first k."""
     def told_of(similarity: Tensor, owner: Tensor, k: int) -> float:
@@ -329,7 +399,7 @@ CLASS_CHANGED = ("another module of the same class no longer follows when the mo
                  "where one module was meant.")
 
 
-@exercise("09.3", "lesson 09, section 6, 'An encoder that is not quite frozen'")
+@exercise("09.4", "lesson 09, section 6, 'An encoder that is not quite frozen'")
 def freeze(freeze_it: Callable[[nn.Module], nn.Module]) -> None:
     """No gradient for its weights, evaluation mode for good, and a gradient through it."""
     for base, training in ((Encoder, True), (Plain, True), (Encoder, False)):
@@ -390,76 +460,6 @@ def stays_frozen(freeze_it: Callable[[nn.Module], nn.Module], model: nn.Module,
     asked, = torch.autograd.grad(free.head(free.expert(x)).sum(), x)
     expect(close(slope, asked), "the gradient that gets through the frozen module is not its own: part of the way is "
            "cut, or leads past it.")
-
-
-# --- what accumulation buys -------------------------------------------------------------------------------------------
-
-
-Count = Callable[[int, int, int], float]
-STEP_SLIPS: dict[str, Count] = {
-    "that many batches there are: how many make one step?": lambda pairs, batch, times: pairs // batch,
-    "accumulating makes steps rarer, not more frequent.": lambda pairs, batch, times: pairs // batch * times,
-    "the last step would be short of pairs: only whole ones count.":
-        lambda pairs, batch, times: math.ceil(pairs / (batch * times)),
-    "the last step would be short of batches: only whole ones count.":
-        lambda pairs, batch, times: math.ceil(pairs // batch / times),
-    "the last batch would be short of pairs: only whole ones count.":
-        lambda pairs, batch, times: math.ceil(pairs / batch) // times,
-    "that forgets how many pairs make a batch.": lambda pairs, batch, times: pairs // times,
-    "a fraction of a step is not a step.": lambda pairs, batch, times: pairs / (batch * times),
-}
-CHANCE_SLIPS: dict[str, Count] = {
-    "the softmax runs over one batch: accumulating adds gradients, never candidates.":
-        lambda pairs, batch, times: math.log(batch * times),
-    "the gradients are divided so that the sum is a mean: the loss stays the same.":
-        lambda pairs, batch, times: math.log(batch) / times,
-    "the losses are averaged over the batches of a step, not added up.":
-        lambda pairs, batch, times: times * math.log(batch),
-    "that counts in bits, and torch with the base e.": lambda pairs, batch, times: math.log2(batch),
-    "that counts in powers of ten, and torch with the base e.": lambda pairs, batch, times: math.log10(batch),
-    "that is its probability of being right; what does it pay for that?": lambda pairs, batch, times: 1 / batch,
-    "its own picture is among the candidates, too.": lambda pairs, batch, times: math.log(batch - 1),
-    "it picks inside one batch, not from all the data.": lambda pairs, batch, times: math.log(pairs),
-}
-WRONG_SLIPS: dict[str, Count] = {
-    "they are drawn inside one batch: the others are gone when it is computed.":
-        lambda pairs, batch, times: batch * times - 1,
-    "they are drawn inside one batch, and its own picture is none.": lambda pairs, batch, times: batch * times,
-    "its own picture is not a wrong one.": lambda pairs, batch, times: batch,
-    "they are drawn from the batch, not from all the data.": lambda pairs, batch, times: pairs - 1,
-    "they are drawn from the batch, not from all the data, and its own picture is not a wrong one.":
-        lambda pairs, batch, times: pairs,
-}
-
-
-@exercise("09.4", "lesson 09, section 1, 'A larger batch in the same memory'")
-def accumulated(predict: Callable[[int, int, int], tuple[int, float, int]]) -> None:
-    """Whole steps in an epoch, ITC's chance, and how many wrong pictures ITM may draw from."""
-    rules: list[tuple[Count, dict[str, Count]]] = [
-        (lambda pairs, batch, times: pairs // (batch * times), STEP_SLIPS),
-        (lambda pairs, batch, times: math.log(batch), CHANCE_SLIPS),
-        (lambda pairs, batch, times: batch - 1, WRONG_SLIPS)]
-    while True:
-        drawn = [(random.randint(900, 5000), random.randint(5, 60), random.randint(2, 7)) for _ in range(6)]
-        draws = [(1000, 32, 1), (1000, 32, 4), *drawn]
-        made = [[[slip(*draw) for draw in draws] for slip in (rule, *slips.values())] for rule, slips in rules]
-        if all(not agree(one, other) for some in made for one, other in itertools.combinations(some, 2)):
-            break
-    asks = [("steps; ", "how many pairs does one step use up?"),
-            ("for a blind ITC; ", "among how many candidates does it pick?"),
-            ("wrong pictures for ITM; ", "which pictures are at hand when the negatives are drawn?")]
-    names = "the number of steps", "the chance line", "the number of pictures"
-    answers = []
-    for draw in draws:
-        output = parts(predict(*draw), 3, "three numbers: steps, chance and candidates")
-        answers.append([quantity(value, what) for value, what in zip(output, names, strict=True)])
-    for output, (rule, slips), (unit, question) in zip(zip(*answers, strict=True), rules, asks, strict=True):
-        right = [float(rule(*draw)) for draw in draws]
-        for (pairs, batch, times), one, truth in zip(draws, output, right, strict=True):
-            if not agree(one, truth):
-                said = f"with {pairs} pairs, batches of {batch} and accumulation over {times} you say {one:.5g} {unit}"
-                name_slip({said + meaning: slip for meaning, slip in slips.items()}, draws, output, right)
-                expect(False, said + question)
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,15 @@ def difference(one: Tensor, other: Tensor) -> float:
 def apart(one: Tensor, other: Tensor) -> str:
     """Their `difference` for a table, as "3e-07", or "none" where it is exactly zero."""
     return f"{gap:.0e}" if (gap := difference(one, other)) else "none"
+
+
+def said_by(error: type[Exception], function: Callable, *inputs, **settings) -> str:
+    """What the error says that a call raises. Raises AssertionError when it raises none of that kind."""
+    try:
+        function(*inputs, **settings)
+    except error as raised:
+        return str(raised)
+    raise AssertionError(f"{function} should have raised {error.__name__}")
 
 
 class Minutes:

@@ -118,7 +118,7 @@ def bottleneck(picture: object, before: Tensor, after: Tensor) -> Figure:
         panel.set_anchor("N")
         panel.set_title(title)
     figure.colorbar(drawn, cax=panels[2].inset_axes((0.15, 0.42, 0.7, 0.07)), orientation="horizontal", extend="both",
-                    label="one number")
+                    label="value of an entry")
     return figure
 
 

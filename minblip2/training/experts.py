@@ -23,7 +23,7 @@ from ..data.transforms import Transform
 from ..lm.opt import OPT, OPTConfig
 from ..vit import ViT, ViTConfig
 from . import texts
-from .binding import LookBack, quiet_start
+from .binding import LOOK_BACK, LookBack
 from .loop import TrainConfig, train
 from .texts import SceneTexts, TextBatch, lm_tokenizer
 
@@ -152,14 +152,14 @@ def text_losses(model: LookBack, batch: TextBatch) -> dict[str, Tensor]:
     return {"loss": words + 0.3 * look_back, "words": words, "look_back": look_back}
 
 
-def train_lm(folder: str | Path, config: TrainConfig, resume: bool = True) -> tuple[OPT, Tokenizer]:
+def train_lm(folder: str | Path, config: TrainConfig, resume: bool = True, look_back: int = LOOK_BACK
+             ) -> tuple[OPT, Tokenizer]:
     """Train the tiny OPT on text alone, or load it from `folder`; returned frozen."""
     torch.manual_seed(config.seed)
     tokenizer = lm_tokenizer()
     sizes = OPTConfig(vocab_size=len(tokenizer), width=128, layers=4, heads=4, mlp_width=256, max_positions=256)
-    model = LookBack(OPT(sizes))
-    quiet_start(model.lm)
+    model = LookBack(OPT(sizes), look_back)
     batches = SceneTexts(tokenizer, config.batch_size, config.seed, config.steps)
-    train(model, text_losses, batches, config, folder, {"lm": sizes, "texts": texts.VERSION}, name="LM from text",
-          resume=resume)
+    settings = {"lm": sizes, "texts": texts.VERSION, "look_back": look_back}
+    train(model, text_losses, batches, config, folder, settings, name="LM from text", resume=resume)
     return model.lm.requires_grad_(False).eval(), tokenizer

@@ -32,6 +32,12 @@ def test_a_table_is_markdown(page):
     assert page == ["|    a | b    |\n| ---: | :--- |\n|    1 | two  |"]
 
 
+def test_what_an_error_says_and_that_there_must_be_one():
+    assert lesson.said_by(ValueError, int, "seven") == "invalid literal for int() with base 10: 'seven'"
+    with pytest.raises(AssertionError, match="should have raised ValueError"):
+        lesson.said_by(ValueError, int, "7")
+
+
 def test_difference_is_relative():
     assert lesson.difference(torch.tensor([9.0, 96.0]), torch.tensor([10.0, 100.0])) == pytest.approx(0.04)
     assert lesson.apart(torch.tensor([9.0, 96.0]), torch.tensor([10.0, 100.0])) == "4e-02"
