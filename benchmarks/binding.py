@@ -1,9 +1,9 @@
 """How far back must the readers of the first block look? python -m benchmarks.binding [--look-back 4 5] [--seeds 0]
 
-Trains the language model of the scenes with so many readers (0: none) under each seed, tells it the scenes of the
-validation split in text and asks. Each model is a line of benchmarks/results/binding.jsonl, percentages by kind of
-question; relations left and right, above and below are told apart. Lines that are there are not made again; finished
-models under runs/binding are not trained again.
+Trains the language model of the scenes with so many readers (0: none) under each seed, tells it in captions of scenes
+that are drawn for this alone, and asks. Each model is a line of benchmarks/results/binding.jsonl, percentages by kind
+of question; relations left and right, above and below are told apart. Lines that are there are not made again;
+finished models under runs/binding are not trained again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.ablations import add, known
-from benchmarks.provenance import RESULTS as FOLDER
 from benchmarks.provenance import commit, machine
 from minblip2.course import language
 from minblip2.data.entry import run_command
@@ -30,7 +29,7 @@ from minblip2.training import experts
 from minblip2.training.binding import LOOK_BACK
 from minblip2.training.recipes import SCENES
 
-RESULTS = FOLDER / "binding.jsonl"
+RESULTS = Path(__file__).parent / "results" / "binding.jsonl"
 SIDES = {"left, right": ("left of", "right of"), "above, below": ("above", "below")}
 
 
