@@ -3,8 +3,7 @@
 Each run changes one thing in the `base`, which is the scenes recipe with fewer steps, on the frozen experts of a
 finished run. A run is one line of benchmarks/results/ablations.jsonl: what was changed, under which seed, how long it
 took, and what is measured on the validation split. Runs that are there are not run again, and one that was killed goes
-on where it stopped. The group `photographs` starts from the laptop recipe instead, with its real models, fewer steps
-and rates of its own, on pictures of --data; it is run when named, and its lines are in photographs.jsonl.
+on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,33 +24,24 @@ from torch import Tensor, nn
 from minblip2 import UserError
 from minblip2.attention import FeedForward
 from minblip2.course.qformer_lab import separate
-from minblip2.data.batches import Batch
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.entry import run_command
 from minblip2.data.files import read_json
 from minblip2.data.progress import progress_bar
 from minblip2.data.scene_dataset import load_scenes
-from minblip2.data.tokenizer import normalize_caption
-from minblip2.device import autocast
-from minblip2.evaluation import metrics
-from minblip2.evaluation.measure import caption_scores
 from minblip2.evaluation.scene_scores import evaluate_scenes
 from minblip2.qformer import QFormerConfig, QFormerOutput
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 from minblip2.training.bridge import Bridge, train_bridge
-from minblip2.training.recipes import LAPTOP, SCENES, Backbones, Recipe, build_scenes, default_data
-from minblip2.training.stages import prompt_and_target
+from minblip2.training.recipes import SCENES, Backbones, Recipe, build_scenes
 
 RESULTS = Path(__file__).parent / "results" / "ablations.jsonl"
-OF_PHOTOGRAPHS = RESULTS.with_name("photographs.jsonl")
 # The base on the machine, and with the experts, of the lines of 4, 8 and 32 queries.
 AGAIN = RESULTS.with_name("again.jsonl")
 # One change on the frozen models that ship, as lesson 14, section 7, makes it; all other lines are of older ones.
 ON_SHIPPED = RESULTS.with_name("on_shipped.jsonl")
 STEPS = 600  # of each stage, unless a run says otherwise
-ON_PHOTOGRAPHS = {"stage1": dict(steps=200, batch_size=32),
-                  "stage2": dict(steps=150, batch_size=16, learning_rate=5e-5, lr_scale=40)}
 KEPT = re.compile(r"it[cm]_(i2t|t2i)_r1|stage\d_(things(_seen|_unseen)?|positions|background)|shuffled_things"
                   r"|pointing|binding")
 
@@ -179,7 +169,7 @@ def weights(itc: float, itm: float, itg: float) -> Change:
 # A step of stage 1 takes at most as long as this many of stage 2: see the seconds of the base.
 STAGE1_COST = 3
 SHORT = 1 / 6  # of the steps
-BASE, PHOTOGRAPHS = "base", "photographs"
+BASE = "base"
 GROUPS: dict[str, dict[str, Change]] = {
     "stage 1": {
         BASE: steps(),
@@ -208,11 +198,6 @@ GROUPS: dict[str, dict[str, Change]] = {
     "queries": {BASE: steps(), "1 query": sizes(num_queries=1), "4 queries": sizes(num_queries=4),
                 "8 queries": sizes(num_queries=8), "32 queries": sizes(num_queries=32)},
 }
-ON_REAL_MODELS: dict[str, Change] = {
-    PHOTOGRAPHS: steps(),
-    "photographs, no stage 1": steps(0),
-    "photographs, not from BERT": having(from_bert=False),
-}
 
 
 # --- running them -----------------------------------------------------------------------------------------------------
@@ -225,16 +210,9 @@ def base(number: int, experts_of: Path) -> Ablation:
                    stage2=replace(recipe.stage2, steps=number))
 
 
-def base_on_photographs(experts_of: Path) -> Ablation:
-    """The laptop recipe with fewer steps and smaller batches, and a slower Q-Former in stage 2: minutes, not hours."""
-    stages = {stage: replace(getattr(LAPTOP, stage), **changes) for stage, changes in ON_PHOTOGRAPHS.items()}
-    return Ablation(**vars(LAPTOP) | stages, experts_of=experts_of)
-
-
 def wanted(groups: list[str], seeds: Iterable[int]) -> Iterator[tuple[str, Change, int]]:
     """Name, change and seed of each run, none twice; all of one seed before the next."""
-    known_groups = GROUPS | {PHOTOGRAPHS: ON_REAL_MODELS}
-    changes = {name: change for group in groups for name, change in known_groups[group].items()}
+    changes = {name: change for group in groups for name, change in GROUPS[group].items()}
     return ((name, change, seed) for seed in seeds for name, change in changes.items())
 
 
@@ -261,34 +239,6 @@ def measure_scenes(bridge: Bridge, data: CocoCaptions, features: np.memmap) -> d
     return {key: value for key, value in found.items() if KEPT.fullmatch(key)}
 
 
-@torch.no_grad()
-def word_loss(bridge: Bridge, image: Tensor, captions: list[str]) -> float:
-    """Nats that the language model pays for a piece of a word, given features (b v e) and a caption for each."""
-    tokenizer, recipe, total, count = bridge.backbones.lm_tokenizer, bridge.recipe, 0.0, 0
-    ids, mask = tokenizer.pad([tokenizer.encode(normalize_caption(text), recipe.prompt, recipe.max_length)
-                               for text in captions])
-    for rows in torch.arange(len(image)).split(50):
-        batch = Batch(image[rows].float(), ids[rows], mask[rows], rows).to(bridge.device)
-        with autocast(bridge.device):
-            out = bridge.stage2(batch.image_features, *prompt_and_target(batch, tokenizer, recipe.prompt))
-        total, count = total + float(out.loss) * len(out.word_logits), count + len(out.word_logits)
-    return total / count
-
-
-def measure_photographs(bridge: Bridge, data: CocoCaptions, features: np.memmap) -> dict[str, float]:
-    """Recall by ITC in percent, CIDEr-D x100 of greedy captions, and the loss of a caption beside its own picture and
-    beside another one."""
-    image = torch.from_numpy(np.array(features))
-    rows, captions = zip(*data.pairs, strict=True)
-    recall = metrics.retrieval(bridge.retriever.similarity(image, captions), torch.tensor(rows))
-    references, first = [record.captions for record in data.images], [record.captions[0] for record in data.images]
-    written = {"stage1": bridge.retriever.caption(image, beams=1),
-               "stage2": bridge.blip2.caption(image, beams=1, batch_size=50)}
-    return {f"itc_{key}": value for key, value in recall.items()} | {
-        f"{stage}_cider": caption_scores(texts, references)["cider"] for stage, texts in written.items()} | {
-        "stage2_loss": word_loss(bridge, image, first), "shuffled_loss": word_loss(bridge, image.roll(1, 0), first)}
-
-
 def borrow(out: Path, folders: Mapping[str, Path]) -> None:
     """Let a run use folders of others as its own, under these names; those that are not there yet are made."""
     out.mkdir(parents=True, exist_ok=True)
@@ -298,16 +248,16 @@ def borrow(out: Path, folders: Mapping[str, Path]) -> None:
             (out / name).symlink_to(folder.resolve(), target_is_directory=True)
 
 
-def run(recipe: Ablation, name: str, data: Path, parts: Path | None, out: Path) -> dict:
+def run(recipe: Ablation, name: str, data: Path, out: Path) -> dict:
     """Train and measure one: the line to keep. Runs that differ in stage 2 only share their stage 1."""
     alike = repr((recipe.name, recipe.model.__name__, recipe.from_bert, recipe.stage1, sorted(recipe.qformer.items()),
                   recipe.loss_weights))
     stage1 = out.parent / f"stage1-{hashlib.sha256(alike.encode()).hexdigest()[:12]}"
     borrow(out, {"cache": recipe.experts_of / "cache", "stage1": stage1})
-    bridge = train_bridge(recipe, data, parts, out)
+    bridge = train_bridge(recipe, data, None, out)
     val = CocoCaptions(data, "val")
     features, stage2 = bridge.features(val, out / "cache"), bridge.stage2
-    found = (measure_scenes if recipe.name == SCENES.name else measure_photographs)(bridge, val, features)
+    found = measure_scenes(bridge, val, features)
     with torch.no_grad():
         first = torch.from_numpy(np.array(features[:1], dtype=np.float32))
         tokens = stage2.soft_prompt(first.to(bridge.device)).shape[1]
@@ -322,25 +272,15 @@ def run(recipe: Ablation, name: str, data: Path, parts: Path | None, out: Path) 
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"among {', '.join(GROUPS)} (default: all of them), "
-                        f"or {PHOTOGRAPHS} alone")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"among {', '.join(GROUPS)} (default: all of them)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="split among processes, one each")
-    parser.add_argument("--experts-of", type=Path, default=Path("runs/scenes"), help="a finished run of the scenes, or "
-                        f"for {PHOTOGRAPHS} one of the laptop recipe, or where to keep its features")
-    parser.add_argument("--data", type=Path, help=f"for {PHOTOGRAPHS}: a folder in COCO layout")
-    parser.add_argument("--parts", type=Path, help=f"for {PHOTOGRAPHS}: the folder of the recipe's models")
-    parser.add_argument("--results", type=Path, help="the lines (default: those of the repository)")
+    parser.add_argument("--experts-of", type=Path, default=Path("runs/scenes"), help="a finished run of the scenes")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
     options = parser.parse_args()
-    on_photographs = options.groups == [PHOTOGRAPHS]
-    if not on_photographs and (strange := [group for group in options.groups if group not in GROUPS]):
-        raise UserError(f"there is no group {strange[0]!r}: choose among {', '.join(GROUPS)}, or {PHOTOGRAPHS} alone")
-    if on_photographs:
-        start, data = base_on_photographs(options.experts_of), default_data(LAPTOP, options.experts_of, options.data)
-    else:
-        start = base(STEPS, options.experts_of)
-        data = Path(read_json(options.experts_of / "run.json")["data"])
-    results = options.results or (OF_PHOTOGRAPHS if on_photographs else RESULTS)
-    done = {(line["name"], line["seed"]) for line in known(results)}
+    if strange := [group for group in options.groups if group not in GROUPS]:
+        raise UserError(f"there is no group {strange[0]!r}: choose among {', '.join(GROUPS)}")
+    start, data = base(STEPS, options.experts_of), Path(read_json(options.experts_of / "run.json")["data"])
+    done = {(line["name"], line["seed"]) for line in known(options.results)}
     runs = list(wanted(options.groups or list(GROUPS), options.seeds))
     with progress_bar(runs, desc="ablations", unit="run") as bar:
         for name, change, seed in bar:
@@ -349,7 +289,7 @@ def main() -> None:
                 continue
             recipe = change(start).with_seed(seed)
             folder = f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}"
-            add(results, run(recipe, name, data, options.parts, options.experts_of.parent / "ablations" / folder))
+            add(options.results, run(recipe, name, data, options.experts_of.parent / "ablations" / folder))
 
 
 if __name__ == "__main__":

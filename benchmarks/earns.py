@@ -7,6 +7,9 @@ third arm is not equal: stage 2 alone for half of them shows what stage 1 adds t
 of each stage takes is measured before the first run, and the steps of all runs follow from that. Seconds are the
 processor's, not the clock's: others may use the machine. A run is one line of benchmarks/results/earns.jsonl; runs that
 are there are not run again. `--seconds 20 40 160` trains for shorter and longer.
+
+`--photographs FOLDER --parts FOLDER` asks the same of the recipe `laptop` with its pretrained models, and of a Q-Former
+that does not start from BERT. Its lines are in benchmarks/results/earns_photographs.jsonl.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from benchmarks.ablations import Ablation, add, base, borrow, known
+from minblip2.data.batches import Batch
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.entry import run_command
 from minblip2.data.files import read_json, write_json
@@ -37,18 +41,23 @@ from minblip2.data.progress import progress_bar
 from minblip2.data.scene_dataset import load_scenes
 from minblip2.data.scene_questions import KINDS
 from minblip2.data.scenes import Scene
+from minblip2.data.tokenizer import normalize_caption
+from minblip2.device import autocast
 from minblip2.evaluation import metrics
 from minblip2.evaluation.asking import evaluate_questions
+from minblip2.evaluation.measure import caption_scores
 from minblip2.evaluation.scene_scores import QUESTIONS, longest_captions, scene_accuracy, write_after
 from minblip2.training.bridge import Bridge
 from minblip2.training.experts import TINY_VIT, ImageBatch, SceneImages
 from minblip2.training.loop import TrainConfig, train
-from minblip2.training.recipes import SCENES, default_data
-from minblip2.training.stages import stage1_losses, stage2_losses
+from minblip2.training.recipes import LAPTOP, SCENES, default_data
+from minblip2.training.stages import prompt_and_target, stage1_losses, stage2_losses
 from minblip2.vit import ViT
 
 RESULTS = Path(__file__).parent / "results" / "earns.jsonl"
-SECONDS = 80.0  # of training in each run
+OF_PHOTOGRAPHS = RESULTS.with_name("earns_photographs.jsonl")
+SECONDS, LONGER = 80.0, 600.0  # of training in each run, of scenes and of photographs
+PHOTOGRAPHS = "photographs"
 PACE = 60  # steps of each stage by which their seconds are measured
 ASKED = 250  # validation pictures about which questions are asked
 ANSWERED = ("own", "another", "guess")  # columns of what is asked that are kept
@@ -166,11 +175,15 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """Each stage gets this share of the seconds; stage 2 starts from so much of stage 1: see `Recipe.warm_start`."""
+    """Each stage gets this share of the seconds; stage 2 starts from so much of stage 1: see `Recipe.warm_start`.
+
+    Without `from_bert` the Q-Former starts from nothing, even where there is a BERT.
+    """
 
     stage1: float
     stage2: float
     warm_start: float = 1.0
+    from_bert: bool = True
 
     def steps(self, rates: tuple[float, float], seconds: float) -> tuple[int, int]:
         """Of each stage, where a step of each takes so long as `rates` says."""
@@ -179,19 +192,23 @@ class Arm:
 
 BOTH, ALONE = "stage 1 and stage 2", "stage 2 alone"
 HALF, AS_PAPER = "stage 2 alone, half the seconds", "stage 1 and stage 2 from all of it"
+NOT_FROM_BERT = ", not from BERT"
 QUARTER, THREE_QUARTERS = "stage 1 and stage 2 from a quarter of it", "stage 1 and stage 2 from three quarters of it"
+ON_SCENES = {BOTH: Arm(0.5, 0.5, 0.5), ALONE: Arm(0.0, 1.0), HALF: Arm(0.0, 0.5), AS_PAPER: Arm(0.5, 0.5),
+             QUARTER: Arm(0.5, 0.5, 0.25), THREE_QUARTERS: Arm(0.5, 0.5, 0.75)}
 # HALF takes the steps of stage 2 that BOTH takes: what stage 1 is worth if its own seconds cost nothing.
-ARMS = {BOTH: Arm(0.5, 0.5, 0.5), ALONE: Arm(0.0, 1.0), HALF: Arm(0.0, 0.5), AS_PAPER: Arm(0.5, 0.5),
-        QUARTER: Arm(0.5, 0.5, 0.25), THREE_QUARTERS: Arm(0.5, 0.5, 0.75)}
+ON_PHOTOGRAPHS = {name + start: replace(ON_SCENES[name], from_bert=not start)
+                  for start in ("", NOT_FROM_BERT) for name in (AS_PAPER, ALONE)}
+ARMS = ON_SCENES | ON_PHOTOGRAPHS
 
 
 # --- running them -----------------------------------------------------------------------------------------------------
 
 
-def train_stages(recipe: Ablation, setting: Setting, data: Path, encoder: ViT | None, cache: Path, stage1: Path,
-                 stage2: Path) -> tuple[Bridge, list[float]]:
+def train_stages(recipe: Ablation, setting: Setting, data: Path, parts: Path | None, encoder: ViT | None, cache: Path,
+                 stage1: Path, stage2: Path) -> tuple[Bridge, list[float]]:
     """A bridge trained on a setting, and the processor's seconds of its stages."""
-    backbones = recipe.build(recipe, data, None, recipe.experts_of)
+    backbones = recipe.build(recipe, data, parts, recipe.experts_of)
     bridge = Bridge(recipe, backbones if encoder is None else replace(backbones, encoder=encoder),
                     recipe.new_stage1(backbones))
     split = setting.split(data, recipe.stage1.seed)
@@ -219,13 +236,13 @@ def with_steps(recipe: Ablation, counts: tuple[int, int], warm_start: float = 1.
     return replace(recipe, warm_start=warm_start, **stages)
 
 
-def paces(recipe: Ablation, data: Path, out: Path, lines: Sequence[dict]) -> tuple[float, float]:
+def paces(recipe: Ablation, data: Path, parts: Path | None, out: Path, lines: Sequence[dict]) -> tuple[float, float]:
     """The processor's seconds of a step of each stage, for all runs to go by: those that the lines went by, or, before
     there is a line, measured and kept in `out`."""
-    path = out / "rates.json"
+    path = out / f"rates-{recipe.name}.json"
     if not lines and not path.exists():
         with tempfile.TemporaryDirectory(dir=out) as folder:
-            spent = train_stages(with_steps(recipe, (PACE, PACE)), Setting(), data, None, out / "cache",
+            spent = train_stages(with_steps(recipe, (PACE, PACE)), Setting(), data, parts, None, out / "cache",
                                  Path(folder) / "stage1", Path(folder) / "stage2")[1]
         write_json(path, {"rates": [seconds / PACE for seconds in spent]})
     first, second = lines[0]["rates"] if lines else read_json(path)["rates"]
@@ -259,31 +276,61 @@ def measure(bridge: Bridge, data: CocoCaptions, features: np.ndarray) -> dict[st
     return found | {"itc_t2i_r1": metrics.retrieval(cosine, torch.arange(len(own)))["t2i_r1"]}
 
 
+@torch.no_grad()
+def word_loss(bridge: Bridge, image: Tensor, captions: list[str]) -> float:
+    """Nats that the language model pays for a piece of a word, given features (b v e) and a caption for each."""
+    tokenizer, recipe, total, count = bridge.backbones.lm_tokenizer, bridge.recipe, 0.0, 0
+    ids, mask = tokenizer.pad([tokenizer.encode(normalize_caption(text), recipe.prompt, recipe.max_length)
+                               for text in captions])
+    for rows in torch.arange(len(image)).split(50):
+        batch = Batch(image[rows].float(), ids[rows], mask[rows], rows).to(bridge.device)
+        with autocast(bridge.device):
+            out = bridge.stage2(batch.image_features, *prompt_and_target(batch, tokenizer, recipe.prompt))
+        total, count = total + float(out.loss) * len(out.word_logits), count + len(out.word_logits)
+    return total / count
+
+
+def measure_photographs(bridge: Bridge, data: CocoCaptions, features: np.memmap) -> dict[str, float]:
+    """Recall by ITC in percent, CIDEr-D x100 of greedy captions and of those of another picture, and the loss of a
+    caption beside its own picture and beside another one."""
+    image = torch.from_numpy(np.array(features))
+    rows, captions = zip(*data.pairs, strict=True)
+    recall = metrics.retrieval(bridge.retriever.similarity(image, captions), torch.tensor(rows))
+    references, first = [record.captions for record in data.images], [record.captions[0] for record in data.images]
+    written = {"stage1": bridge.retriever.caption(image, beams=1),
+               "stage2": bridge.blip2.caption(image, beams=1, batch_size=50)}
+    return {f"itc_{key}": value for key, value in recall.items()} | {
+        f"{stage}_cider": caption_scores(texts, references)["cider"] for stage, texts in written.items()} | {
+        "shuffled_cider": caption_scores(written["stage2"][1:] + written["stage2"][:1], references)["cider"],
+        "stage2_loss": word_loss(bridge, image, first), "shuffled_loss": word_loss(bridge, image.roll(1, 0), first)}
+
+
 def slug(name: str) -> str:
     """A name as a folder's."""
     return re.sub("[^a-z0-9]+", "-", name.lower())
 
 
-def run(names: tuple[str, str], seed: int, start: Ablation, data: Path, out: Path, seconds: float,
+def run(names: tuple[str, str], seed: int, start: Ablation, data: Path, parts: Path | None, out: Path, seconds: float,
         rates: tuple[float, float]) -> dict:
     """Train and measure one arm in one setting: the line to keep. Arms with a stage 1 in common share it."""
-    setting, arm = SETTINGS[names[0]], ARMS[names[1]]
+    on_photographs = names[0] == PHOTOGRAPHS
+    setting, arm = Setting() if on_photographs else SETTINGS[names[0]], ARMS[names[1]]
     counts = arm.steps(rates, seconds)
     encoder = unlabelled_vit(out / "vit-without-labels") if setting.unlabelled else None
-    recipe = with_steps(start, counts, arm.warm_start).with_seed(seed)
-    place = f"{slug(names[0])}-{seed}"
-    bridge, spent = train_stages(recipe, setting, data, encoder, out / "cache",
+    recipe = replace(with_steps(start, counts, arm.warm_start), from_bert=arm.from_bert).with_seed(seed)
+    place = f"{slug(names[0])}-{seed}" + "-not-from-bert" * (not arm.from_bert)
+    bridge, spent = train_stages(recipe, setting, data, parts, encoder, out / "cache",
                                  out / f"{place}-stage1-{counts[0]}",
                                  out / f"{place}-{slug(names[1])}-{counts[1]}")
     val = CocoCaptions(data, "val")
-    found = measure(bridge, val, bridge.features(val, out / "cache"))
-    vit = bridge.backbones.encoder
+    found = (measure_photographs if on_photographs else measure)(bridge, val, bridge.features(val, out / "cache"))
     line = {"setting": names[0], "arm": names[1], "seed": seed, "seconds": seconds,
             "rates": [round(rate, 5) for rate in rates],
             "steps": list(counts), "cpu_seconds": [round(value, 1) for value in spent]}
     if encoder is not None:
         line["encoder_seconds"] = round(read_json(out / "vit-without-labels" / "cpu.json")["seconds"], 1)
-    line["readable"] = {name: round(value, 1) for name, value in readable(vit).items()}
+    if not on_photographs:
+        line["readable"] = {name: round(value, 1) for name, value in readable(bridge.backbones.encoder).items()}
     return line | {"torch": torch.__version__, "machine": platform.machine(),
                    "results": {key: round(value, 2) for key, value in found.items()}}
 
@@ -300,7 +347,7 @@ def differences(lines: Sequence[dict], measure: str, arm: str = BOTH, other: str
     pairs = {setting: [(values[setting, arm, seed, seconds], values[setting, other, seed, seconds])
                        for seed in sorted({line["seed"] for line in lines})
                        if {(setting, arm, seed, seconds), (setting, other, seed, seconds)} <= set(values)]
-             for setting in SETTINGS}
+             for setting in (*SETTINGS, PHOTOGRAPHS)}
     return {setting: [one - two for one, two in some] for setting, some in pairs.items() if some}
 
 
@@ -316,26 +363,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seconds", type=float, nargs="+", default=[SECONDS],
-                        help=f"of training, one or several (default: {SECONDS:.0f})")
-    parser.add_argument("--experts-of", type=Path, default=Path("runs/scenes"), help="a finished run of the scenes")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="(default: all but those that differ by BERT, "
+                        "which scenes do not have; on photographs four)")
+    parser.add_argument("--seconds", type=float, nargs="+", help="of training, one or several "
+                        f"(default: {SECONDS:.0f}; {LONGER:.0f} on photographs)")
+    parser.add_argument("--experts-of", type=Path, default=Path("runs/scenes"), help="a finished run of the scenes; "
+                        "with --photographs, of the laptop recipe, or where to keep its features")
     parser.add_argument("--data", type=Path, help="the drawn scenes (default: those beside that run)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
+    parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="photographs in COCO layout, not scenes")
+    parser.add_argument("--parts", type=Path, help="with --photographs: the folder of the recipe's models")
+    parser.add_argument("--results", type=Path, help="the lines (default: those of the repository)")
     options = parser.parse_args()
-    out, data = options.experts_of.parent / "earns", default_data(SCENES, options.experts_of, options.data)
+    if photographs := options.photographs:
+        start, data = Ablation(**vars(LAPTOP), experts_of=options.experts_of), photographs
+        settings, arms, length, results = [PHOTOGRAPHS], ON_PHOTOGRAPHS, LONGER, OF_PHOTOGRAPHS
+    else:
+        start, data = base(1, options.experts_of), default_data(SCENES, options.experts_of, options.data)
+        settings, arms, length, results = options.settings, ON_SCENES, SECONDS, RESULTS
+    out, results = options.experts_of.parent / "earns", options.results or results
     borrow(out, {"cache": options.experts_of / "cache"})
-    start = base(1, options.experts_of)
-    lines = known(options.results)
-    done, rates = {key(line) for line in lines}, paces(start, data, out, lines)
-    runs = [(setting, arm, seed, seconds) for seed in options.seeds for seconds in options.seconds
-            for setting in options.settings for arm in options.arms]
+    lines = known(results)
+    done, rates = {key(line) for line in lines}, paces(start, data, options.parts, out, lines)
+    runs = [(setting, arm, seed, seconds) for seed in options.seeds for seconds in options.seconds or [length]
+            for setting in settings for arm in options.arms or arms]
     with progress_bar(runs, desc="earns", unit="run") as bar:
         for one in bar:
             setting, arm, seed, seconds = one
             bar.set_postfix_str(f"{setting}, {arm}, seed {seed}, {seconds:.0f} seconds")
             if one not in done:
-                add(options.results, run((setting, arm), seed, start, data, out, seconds, rates))
+                add(results, run((setting, arm), seed, start, data, options.parts, out, seconds, rates))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.ablations import add, known, word_loss
+from benchmarks.ablations import add, known
+from benchmarks.earns import word_loss
 from benchmarks.provenance import machine
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.entry import run_command

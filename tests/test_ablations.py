@@ -12,7 +12,7 @@ from minblip2.attention import MultiHeadAttention
 from minblip2.data.scene_dataset import write_scenes
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
-from minblip2.training.bridge import Bridge, train_bridge
+from minblip2.training.bridge import train_bridge
 from minblip2.training.recipes import SCENES, Recipe
 from tests import spread_batch
 
@@ -58,34 +58,6 @@ def test_each_run_is_a_line_and_is_not_run_again(experts, tmp_path, monkeypatch)
     assert lines_of(experts, results, monkeypatch, "bridge") == lines
     again = lines_of(experts, results, monkeypatch, "bridge", "rates")
     assert again[:-1] == lines and again[-1]["name"] == "projection 10 times as fast"
-
-
-def test_photographs_are_asked_by_name_and_have_their_own_lines(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(ablations, "run", lambda recipe, name, data, parts, out: asked.append(
-        (name, recipe.name, recipe.stage1.steps, recipe.from_bert, data, parts)) or {"name": name})
-    monkeypatch.setattr(ablations, "OF_PHOTOGRAPHS", tmp_path / "lines.jsonl")
-    monkeypatch.setattr("sys.argv", ["ablations", "photographs", "--data", "D", "--parts", "P", "--seeds", "4",
-                                     "--experts-of", str(tmp_path / "laptop")])
-    ablations.main()
-    steps = ablations.ON_PHOTOGRAPHS["stage1"]["steps"]
-    assert asked == [(name, "laptop", count, bert, Path("D"), Path("P")) for name, count, bert in (
-        ("photographs", steps, True), ("photographs, no stage 1", 0, True),
-        ("photographs, not from BERT", steps, False))]
-    assert len((tmp_path / "lines.jsonl").read_text(encoding="utf-8").splitlines()) == 3
-
-
-def test_a_caption_costs_what_stage_2_says(experts):
-    recipe = ablations.base(2, experts)
-    backbones = recipe.build(recipe, None, None, experts)
-    stage1 = recipe.new_stage1(backbones)
-    bridge = Bridge(recipe, backbones, stage1, recipe.new_stage2(backbones, stage1), torch.device("cpu"))
-    image = torch.randn(3, 64, bridge.backbones.encoder.width)
-    captions = ["a red circle", "a blue star and a green ring", "a red square"]
-    each = [ablations.word_loss(bridge, image[[i]], [text]) for i, text in enumerate(captions)]
-    words = [len(bridge.backbones.lm_tokenizer.encode(text)) - 1 for text in captions]
-    expected = sum(loss * n for loss, n in zip(each, words, strict=True)) / sum(words)
-    assert ablations.word_loss(bridge, image, captions) == pytest.approx(expected, rel=1e-2)
 
 
 def test_a_frozen_bridge_trains_its_projection_only(experts):

@@ -18,7 +18,9 @@ from minblip2.data.scene_dataset import load_scenes, write_scenes
 from minblip2.data.scene_questions import KINDS
 from minblip2.qformer import QFormerConfig
 from minblip2.stage1 import Stage1
+from minblip2.training.bridge import Bridge
 from minblip2.training.experts import ImageBatch
+from minblip2.training.recipes import LAPTOP
 from tests.test_ablations import experts  # noqa: F401
 
 PAIRS = [(image, f"caption {k} of {image}") for image in range(40) for k in range(5)]
@@ -55,7 +57,7 @@ def test_steps_of_all_arms_take_equal_seconds(rates):
         steps = arm.steps(rates, 80.0)
         seconds = 40 if name == earns.HALF else 80
         assert sum(rate * count for rate, count in zip(rates, steps, strict=True)) == pytest.approx(seconds, rel=1e-2)
-        assert (steps[0] == 0) == (name in (earns.ALONE, earns.HALF))
+        assert (steps[0] == 0) == name.startswith(earns.ALONE)
     assert earns.ARMS[earns.HALF].steps(rates, 80)[1] == earns.ARMS[earns.BOTH].steps(rates, 80)[1]
 
 
@@ -89,6 +91,38 @@ def test_each_run_is_a_line_and_is_not_run_again(experts, tmp_path, monkeypatch)
     assert [(line["setting"], line["arm"], line["seed"]) for line in lines] == [
         ("plain", earns.BOTH, 3), ("plain", earns.ALONE, 3)] and lines[0]["seconds"] == earns.SECONDS
     complete(lines)
+
+
+def test_photographs_have_the_laptop_recipe_and_lines_of_their_own(monkeypatch, tmp_path):
+    asked = []
+
+    def run(names, seed, start, data, parts, out, seconds, rates):
+        asked.append((names, seed, start.name, start.stage1, data, parts))
+        return {"setting": names[0], "arm": names[1], "seed": seed, "seconds": seconds, "rates": rates}
+
+    monkeypatch.setattr(earns, "run", run)
+    monkeypatch.setattr(earns, "paces", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(earns, "OF_PHOTOGRAPHS", tmp_path / "lines.jsonl")
+    monkeypatch.setattr("sys.argv", ["earns", "--photographs", "D", "--parts", "P", "--seeds", "4",
+                                     "--experts-of", str(tmp_path / "laptop")])
+    for _ in range(2):
+        earns.main()
+    assert asked == [((earns.PHOTOGRAPHS, arm), 4, "laptop", LAPTOP.stage1, Path("D"), Path("P"))
+                     for arm in earns.ON_PHOTOGRAPHS]
+    assert [line["seconds"] for line in ablations.known(tmp_path / "lines.jsonl")] == [earns.LONGER] * 4
+
+
+def test_a_caption_costs_what_stage_2_says(experts):  # noqa: F811
+    recipe = ablations.base(2, experts)
+    backbones = recipe.build(recipe, None, None, experts)
+    stage1 = recipe.new_stage1(backbones)
+    bridge = Bridge(recipe, backbones, stage1, recipe.new_stage2(backbones, stage1), torch.device("cpu"))
+    image = torch.randn(3, 64, bridge.backbones.encoder.width)
+    captions = ["a red circle", "a blue star and a green ring", "a red square"]
+    each = [earns.word_loss(bridge, image[[i]], [text]) for i, text in enumerate(captions)]
+    words = [len(bridge.backbones.lm_tokenizer.encode(text)) - 1 for text in captions]
+    expected = sum(loss * n for loss, n in zip(each, words, strict=True)) / sum(words)
+    assert earns.word_loss(bridge, image, captions) == pytest.approx(expected, rel=1e-2)
 
 
 def complete(lines):

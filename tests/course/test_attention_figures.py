@@ -11,7 +11,7 @@ FIGURES = {
     "flow": lambda: attention_figures.flow(),
     "saturation": lambda: attention_figures.saturation([4, 16], {"a": [(1, 0.2, 0.1)] * 2, "b": [(4, 0.9, 1e-5)] * 2}),
     "word_maps": lambda: attention_figures.word_maps(torch.rand(2, 3, 3), ["a", "red", "square"]),
-    "curves_over_x": lambda: attention_figures.curves_over_x(torch.arange(3), {"f": torch.rand(3)}, "functions"),
+    "curves_over_x": lambda: attention_figures.curves_over_x(torch.arange(3), {"f": torch.rand(3)}, "functions", "f"),
 }
 
 

@@ -41,7 +41,7 @@ def test_the_blind_baseline_is_what_the_best_constant_answer_pays():
             head.bias.copy_((weight @ answers.float()).log())
     losses = reading_losses(model, ImageBatch(torch.zeros(30, 3, 64, 64), labels.float()))
     assert all(abs(losses[name].item() - blind[name]) < 1e-4 for name in blind)
-    assert 0 < vision.place_floor(labels.float()) < blind["row"] <= math.log(4)
+    assert all(0 < vision.place_floor(labels.float(), where) < blind[where] <= math.log(4) for where in ("row", "column"))
 
 
 def test_the_taps_end_with_what_the_encoder_gives_and_shares_are_of_covered_patches():
@@ -81,9 +81,10 @@ def test_figures_have_a_panel_for_each_thing_they_show():
     assert [panel.get_title(loc="left") for panel in
             vision.probe_figure(read, dict.fromkeys(read, 0.2)).axes] == list(vision.QUESTIONS)
     lines = [{"step": step, **dict.fromkeys(vision.QUESTIONS, 2.0 - step)} for step in range(2)]
-    figure = vision.two_runs_figure({"a": lines, "b": lines}, dict.fromkeys(vision.QUESTIONS, 1.0), floor=0.6)
-    marked = [any("0.60" in text.get_text() for text in panel.texts) for panel in figure.axes]
-    assert marked == [False, False, True, True]
+    figure = vision.two_runs_figure({"a": lines, "b": lines}, dict.fromkeys(vision.QUESTIONS, 1.0),
+                                    floor={"row": 0.6, "column": 0.7})
+    marked = [[text.get_text() for text in panel.texts if "floor" in text.get_text()] for panel in figure.axes]
+    assert marked == [[], [], ["floor: all but the row known, 0.60"], ["floor: all but the column known, 0.70"]]
 
 
 def test_the_encoder_drawn_has_the_shapes_of_the_encoders():
