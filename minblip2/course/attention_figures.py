@@ -130,13 +130,20 @@ def show_word_maps(weights: Tensor, words: Sequence[str], of: str) -> None:
          "rows look at columns, and each row sums to 1.")
 
 
-def curves_over_x(points: Tensor, lines: Mapping[str, Tensor], title: str) -> Figure:
-    """Functions of one number, drawn over the same points: name -> values at the points."""
-    figure = Figure(figsize=(6.2, 3.2), layout="constrained")
-    panel = figure.subplots()
+def curves_over_x(points: Tensor, lines: Mapping[str, Tensor], title: str, against: str) -> Figure:
+    """Functions of one number, drawn over the same points: name -> values at the points.
+
+    Beside them stands how far each lies from the one named `against`, so that near ones can be told apart.
+    """
+    figure = Figure(figsize=(8.8, 3.2), layout="constrained")
+    panels = figure.subplots(1, 2)
     for name, values in lines.items():
-        panel.plot(as_array(points), as_array(values), label=name)
-    panel.set(title=title, xlabel="x")
-    panel.grid(color=FORBIDDEN)
+        panels[0].plot(as_array(points), as_array(values), label=name)
+        panels[1].plot(as_array(points), as_array(values - lines[against]))
+    panels[0].set(title=title, ylabel="value")
+    panels[1].set(title=f"difference from {against}", ylabel=f"value minus that of {against}")
+    for panel in panels:
+        panel.set_xlabel("x")
+        panel.grid(color=FORBIDDEN)
     figure.legend(loc="outside right center")
     return figure

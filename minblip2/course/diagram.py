@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from .. import UserError
 from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, draw_arrow, draw_box, show
@@ -38,6 +38,13 @@ PARTS: dict[str, tuple[str, ...]] = {  # names for several boxes at once
     "stage 2": ("queries", "self-attention", "cross-attention", "feed-forward", "projection"),
     "frozen": ("vit", "lm"),
 }
+SHARED = "self-attention"  # queries and caption are in it together: half of it has the caption's colour
+KINDS = {IMAGE: "green: image", QUERY: "gold: queries", TEXT: "blue: text"}  # what the legend says of a colour
+SAID = {  # what the alt text calls a part, where its own name is not enough
+    "vit": "the image encoder", "lm": "the language model", "answer": "what it writes",
+    "itc": "the ITC loss", "itm": "the ITM loss", "itg": "the ITG loss", "losses": "the three losses of stage 1",
+    "attention": "self-attention and cross-attention", "Q-Former": "the Q-Former", "frozen": "the two frozen models",
+}
 ARROWS = (("image", "vit"), ("vit", "cross-attention"), ("feed-forward", "projection"), ("projection", "lm"),
           ("lm", "answer"))
 WIDE, HIGH = 110, 34
@@ -50,6 +57,18 @@ def _names(parts: Iterable[str]) -> set[str]:
     if unknown:
         raise UserError(f"{unknown[0]!r} is no part of the diagram: there are {', '.join([*BOXES, *PARTS])}")
     return {name for part in parts for name in PARTS.get(part, (part,))}
+
+
+def _recolour_right_half(panel: Axes, place: tuple[float, float, float, float], colour: str) -> None:
+    """Give the right half of the box that was drawn last another colour."""
+    x, y, width, height = place
+    for patch in panel.patches[-2:]:  # face and edge, as `draw_box` makes them
+        half = FancyBboxPatch((x, y), width, height, boxstyle=patch.get_boxstyle())
+        half.update_from(patch)
+        half.set(**{"edgecolor" if patch.get_linewidth() else "facecolor": colour})
+        panel.add_patch(half)
+        for part, left in ((patch, x - 1), (half, x + width / 2)):
+            part.set_clip_path(Rectangle((left, y - 1), width / 2 + 1, height + 2, transform=panel.transData))
 
 
 def draw(panel: Axes, lit: Iterable[str] = tuple(BOXES)) -> None:
@@ -67,6 +86,8 @@ def draw(panel: Axes, lit: Iterable[str] = tuple(BOXES)) -> None:
                  edge=colour if on else "#BBBBBB", line=1.5 if on else 0.8, fontsize=8, linespacing=1.15,
                  dash="-" if name not in PARTS["frozen"] else (0, (1, 1)), color=INK if on else "#8A8A8A",
                  fontweight="bold" if on else "normal")
+        if name == SHARED and on:
+            _recolour_right_half(panel, tuple(place), TEXT)
     for start, end in ARROWS:
         x, y, width, height, *_ = BOXES[start]
         to_x, to_y, _, to_height, *_ = BOXES[end]
@@ -85,8 +106,9 @@ def draw(panel: Axes, lit: Iterable[str] = tuple(BOXES)) -> None:
     panel.text(29.3, 2, "stage 1:", ha="right", va="center", fontsize=8.5, color=INK)
     panel.text(72.25, 19, "stage 2:", ha="center", va="center", fontsize=8.5, color=INK)
     panel.text(72.25, 17.2, "also trained", ha="center", va="center", fontsize=7.5, color=QUIET)
-    panel.text(WIDE - 1, 0.5, "green: image, gold: queries, blue: text; dotted: frozen", ha="right", va="center",
-               fontsize=7.5, color=QUIET)
+    shown = {BOXES[name][5] for name in lit} | ({TEXT} if SHARED in lit else set())  # pale boxes have no colour
+    kinds = ", ".join(kind for colour, kind in KINDS.items() if colour in shown)
+    panel.text(WIDE - 1, 0.5, f"{kinds}; dotted: frozen", ha="right", va="center", fontsize=7.5, color=QUIET)
 
 
 def whole(lit: Iterable[str] = tuple(BOXES)) -> Figure:
@@ -102,8 +124,8 @@ def here(*lit: str) -> None:
     Parts are boxes ("vit", "queries", "itc", "projection", ...) or several at once ("Q-Former", "stage 1").
     Raises UserError for a part that is none.
     """
-    parts = [" ".join(BOXES[part][4].split()) if part in BOXES else part for part in lit]
-    what = f"; this lesson is about {', '.join(parts)}" if lit else ""
+    parts = [SAID.get(part, part) for part in lit]
+    what = f". Lit: {' and '.join([', '.join(parts[:-1]), parts[-1]] if parts[1:] else parts)}" if lit else ""
     figure = whole(lit or tuple(BOXES))
     show(figure, f"""BLIP-2 from left to right: an image goes through a frozen image encoder; the \
 queries of the Q-Former read it by cross-attention and share self-attention with a caption, and each side has its

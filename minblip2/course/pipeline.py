@@ -27,7 +27,7 @@ def pipeline(*rows: Sequence[Step], width: float = 9.0) -> Figure:
     """
     if not rows or not all(rows):
         raise UserError("a row of the diagram is empty: give at least one step for each row")
-    high = 1.2
+    high = 1.3
     figure = Figure(figsize=(width, high * len(rows)))
     panel = figure.add_axes((0, 0, 1, 1))
     panel.set(xlim=(0, width), ylim=(-high * len(rows), 0))
@@ -39,7 +39,7 @@ def pipeline(*rows: Sequence[Step], width: float = 9.0) -> Figure:
             left = pitch * place + 0.16
             draw_box(panel, (left, top - 0.56, wide, 0.56), step.label, step.colour, tint=0.22, rounding=0.08,
                      dash=(0, (1, 1)) if step.frozen else "-", fontsize=9.5, fontweight="bold", linespacing=1.15)
-            panel.text(left + wide / 2, top - 0.62, step.leaves, ha="center", va="top", fontsize=9, color=QUIET,
+            panel.text(left + wide / 2, top - 0.62, step.leaves, ha="center", va="top", fontsize=9.5, color=QUIET,
                        linespacing=1.2, bbox=dict(facecolor=PAPER, edgecolor="none", pad=0.5))
             if place:
                 draw_arrow(panel, (left - 0.3, top - 0.28), (left - 0.02, top - 0.28), mutation_scale=10,

@@ -64,8 +64,13 @@ def show_maps(picture: Image.Image, scene: scenes.Scene, maps: Mapping[str, Tens
         touched = patches_on(boxes, len(values))[:, values.argmax()].tolist()
         place = next((name for name, touches in zip(names, touched, strict=True) if touches), "no thing")
         where.append(f"{label}: its maximum lies on {place}")
-    viz.show(figures.attention_maps(picture, maps, [thing.box for thing in scene.things]),
-             f"A scene with {', '.join(names)}, and attention maps over it. {'; '.join(where)}.")
+    figure = figures.attention_maps(picture, maps, [thing.box for thing in scene.things])
+    for panel in figure.axes[1:]:  # each map has a scale of its own: so each has its bar
+        drawn = panel.images[-1]
+        bar = figure.colorbar(drawn, ax=panel, location="bottom", shrink=0.9, aspect=16, pad=0.03,
+                              ticks=[0, drawn.get_clim()[1]], format=lambda weight, _: f"{weight:.2g}")
+        bar.ax.tick_params(length=2, labelsize=9)
+    viz.show(figure, f"A scene with {', '.join(names)}, and attention maps over it. {'; '.join(where)}.")
 
 
 class Questions(NamedTuple):

@@ -154,13 +154,19 @@ def ledger(whole: Mapping[str, int], branch: Mapping[str, int]) -> Figure:
 
 
 def races(logs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str, blind: float) -> Figure:
-    """`key` of the logs against steps, a line for each seed and a colour for each name; `blind`: without an image."""
+    """`key` of the logs against steps, a colour for each name and a marker for each seed, of up to four.
+
+    blind: height of the line of a model without the image.
+    """
     figure = Figure(figsize=(7.4, 3), layout="constrained")
     panel = figure.subplots()
     for (name, runs), colour, dash in zip(logs.items(), (QUERY, TEXT), ("-", "--"), strict=True):
         for seed, log in enumerate(runs):
             panel.plot([entry["step"] for entry in log], [entry[key] for entry in log], color=colour, linestyle=dash,
-                       linewidth=1.3, label=None if seed else name)
+                       linewidth=1.3, marker="os^D"[seed], markersize=4.5)
+        panel.plot([], color=colour, linestyle=dash, label=name)
+    for seed in range(len(runs)):
+        panel.plot([], color=QUIET, linestyle="", marker="os^D"[seed], label=f"seed {seed}")
     panel.axhline(blind, color=QUIET, linestyle=":", label="a model without the image")
     panel.set(title=key, xlabel="step", ylabel="nats per word", ylim=(0, None))
     figure.legend(loc="outside right center")

@@ -39,7 +39,7 @@ def encoder_figure() -> Figure:
                      Step("one linear\nmap", "b v e\ntiny: a stem\nViT-g: 256 × 1408", viz.IMAGE),
                      Step("+ class token,\n+ positions", "b v e\ntiny: 64 × 128\nViT-g: 257 × 1408", viz.IMAGE),
                      Step("transformer\nblocks", "b v e\ntiny: 2 blocks\nViT-g: 39 blocks", viz.IMAGE),
-                     Step("visual\ntokens", "b v e, frozen:\nwhat the\nQ-Former reads", viz.QUERY)])
+                     Step("visual\ntokens", "b v e\nread by the\nQ-Former", viz.QUERY)])
 
 
 def patch_figure(picture: object, patches: Tensor, patch: int) -> Figure:
@@ -185,11 +185,11 @@ def blind_losses(labels: Tensor) -> dict[str, float]:
     return losses
 
 
-def place_floor(labels: Tensor) -> float:
-    """Loss of "row" for a reader who knows all but the place: the entropy of the rows of covered patches, in nats."""
+def place_floor(labels: Tensor, question: str) -> float:
+    """Loss of "row" or "column" for a reader who knows all but that: its entropy on covered patches, in nats."""
     covered, weight = _weights(labels)
-    rows = torch.bincount(labels[..., QUESTIONS.index("row")].flatten()[covered].long()).float()
-    return (covered.sum() / weight.sum() * torch.special.entr(rows / rows.sum()).sum()).item()
+    counts = torch.bincount(labels[..., QUESTIONS.index(question)].flatten()[covered].long()).float()
+    return (covered.sum() / weight.sum() * torch.special.entr(counts / counts.sum()).sum()).item()
 
 
 def commonest(labels: Tensor) -> dict[str, float]:
@@ -199,13 +199,14 @@ def commonest(labels: Tensor) -> dict[str, float]:
             for kind, question in enumerate(QUESTIONS)}
 
 
-def two_runs_figure(logs: Mapping[str, Sequence[Mapping]], start: Mapping[str, float], floor: float) -> Figure:
-    """Colour, shape, row and column over two short trainings: dashed where the loss must start, solid the floor."""
+def two_runs_figure(logs: Mapping[str, Sequence[Mapping]], start: Mapping[str, float],
+                    floor: Mapping[str, float]) -> Figure:
+    """Colour, shape, row and column over two short trainings: dashed where it must start, solid the floors."""
     figure = curves(logs, ("colour", "shape", "row", "column"), smooth=9, chance=start, chance_label="ln K =",
                     unit="nats")
-    for panel in figure.axes[2:]:
-        panel.axhline(floor, color=viz.WRONG, linewidth=1.2, linestyle="-")
-        panel.annotate(f"floor: all but the place known, {floor:.2f}", (0, floor), (4, -11), fontsize=9,
+    for panel, (question, lowest) in zip(figure.axes[2:], floor.items(), strict=True):
+        panel.axhline(lowest, color=viz.WRONG, linewidth=1.2, linestyle="-")
+        panel.annotate(f"floor: all but the {question} known, {lowest:.2f}", (0, lowest), (4, -11), fontsize=9,
                        color=viz.WRONG, textcoords="offset points")
     return figure
 

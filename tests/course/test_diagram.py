@@ -36,3 +36,21 @@ def test_queries_and_text_have_a_feed_forward_each():
 
     assert lit_ones("Q-Former") == lit_ones("stage 1") == [True, True]
     assert lit_ones("stage 2") == [True, False], "stage 2 runs no text through the Q-Former"
+
+
+def test_the_legend_names_only_colours_that_are_shown():
+    def legend(*parts):
+        return next(text.get_text() for text in diagram.whole(parts).axes[0].texts if "dotted" in text.get_text())
+
+    assert legend("vit") == "green: image; dotted: frozen"
+    assert legend("self-attention") == "gold: queries, blue: text; dotted: frozen"
+    assert legend("image", "queries", "text") == "green: image, gold: queries, blue: text; dotted: frozen"
+
+
+def test_the_alt_text_says_which_parts_are_lit(monkeypatch):
+    said = []
+    monkeypatch.setattr(diagram, "show", lambda figure, alt: said.append(alt))
+    for parts in ((), ("vit",), ("stage 1", "stage 2", "frozen")):
+        diagram.here(*parts)
+    assert "Lit" not in said[0] and said[1].endswith(" Lit: the image encoder.")
+    assert said[2].endswith(" Lit: stage 1, stage 2 and the two frozen models.")
