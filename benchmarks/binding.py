@@ -1,9 +1,9 @@
-"""How far back must the readers of the first block look? python -m benchmarks.binding [--look-back 4 5] [--seeds 0]
+"""What does it take to bind? python -m benchmarks.binding [--look-back 0 5] [--steps 3000] [--seeds 0]
 
-Trains the language model of the scenes with so many readers (0: none) under each seed, tells it in captions of scenes
-that are drawn for this alone, and asks. Each model is a line of benchmarks/results/binding.jsonl, percentages by kind
-of question; relations left and right, above and below are told apart. Lines that are there are not made again;
-finished models under runs/binding are not trained again.
+Trains the language model of the scenes with so many readers of its first block (0: none), for so many steps, under each
+seed, tells it in captions of scenes that are drawn for this alone, and asks. Each model is a line of
+benchmarks/results/binding.jsonl, percentages by kind of question; relations left and right, above and below are told
+apart. Lines that are there are not made again; finished models under runs/binding are not trained again.
 """
 
 from __future__ import annotations
@@ -70,19 +70,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/binding"), help="where the models are kept")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
     options = parser.parse_args()
-    scenes = [scene for _, _, scene in draw_scenes(options.scenes, "binding")]
+    recipe, scenes = SCENES.experts["lm"], [scene for _, _, scene in draw_scenes(options.scenes, "binding")]
+    hold = max(0, recipe.hold + options.steps - recipe.steps)  # the rate falls over as many steps at the end
     for look_back in options.look_back:
         for seed in options.seeds:
-            if any((one["look_back"], one["seed"]) == (look_back, seed) for one in known(options.results)):
+            one = {"look_back": look_back, "seed": seed, "steps": options.steps}
+            if any(line | one == line for line in known(options.results)):
                 continue
-            config = replace(SCENES.experts["lm"], seed=seed, steps=options.steps)
-            lm, tokenizer = experts.train_lm(options.out / f"back{look_back}-seed{seed}", config, look_back=look_back)
-            add(options.results, {"look_back": look_back, "seed": seed, "steps": config.steps, "commit": commit(),
-                                  "machine": machine(), "told": told(lm.cpu(), tokenizer, scenes)})
+            lm, tokenizer = experts.train_lm(options.out / "-".join(f"{name}{value}" for name, value in one.items()),
+                                             replace(recipe, seed=seed, steps=options.steps, hold=hold),
+                                             look_back=look_back)
+            add(options.results, one | {"commit": commit(), "machine": machine(),
+                                        "told": told(lm.cpu(), tokenizer, scenes)})
     lines = known(options.results)
-    print(markdown(["looks back", "seed", *lines[0]["told"]],
-                   *([str(one["look_back"]), str(one["seed"]), *(f"{value:.1f}" for value in one["told"].values())]
-                     for one in lines)))
+    print(markdown(["readers", "steps", "seed", *lines[0]["told"]],
+                   *([*(str(one[name]) for name in ("look_back", "steps", "seed")),
+                      *(f"{value:.1f}" for value in one["told"].values())] for one in lines)))
 
 
 if __name__ == "__main__":

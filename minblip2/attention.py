@@ -43,7 +43,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     """Mix the values (b h k d) by the `attention_weights` of each query, of which `dropout` are dropped: (b h s d).
 
     PyTorch's fused kernel computes the same without writing the weights down. Only on a CPU and in bfloat16 its
-    backward pass takes several times as long as the explicit form, which is used there.
+    backward pass can take several times as long as the explicit form, which is used there.
     """
     if query.is_cpu and query.dtype == torch.bfloat16 and query.requires_grad:
         weights = F.dropout(attention_weights(query, key, mask, bias, scale), dropout)

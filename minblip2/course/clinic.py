@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..stage2 import Stage2
 from ..training.bridge import Bridge
 from ..training.loop import TrainConfig, learning_rate, parameter_groups
 from ..training.stages import prompt_and_target
+from . import figures
 
 SUSPECTS = ["words may look at [PAD] in the text pass of ITC", "ITC multiplies similarities by the temperature",
             "the queries all start out identical", "ITG's labels are not shifted by one",
@@ -36,6 +38,7 @@ SUSPECTS = ["words may look at [PAD] in the text pass of ITC", "ITC multiplies s
             "stage 2: the language model is left in training mode",
             "stage 2: the queries' output is detached before the projection",
             "maps are laid out with rows and columns swapped"]
+BATCH = 16  # pairs, of patients A to C
 VERDICTS = {"A": "977f186f", "B": "79e88e6c", "C": "0ab5fed9", "D": "d839c63c", "E": "896d0f11"}
 Log = list[dict[str, float]]
 
@@ -107,7 +110,7 @@ class Ward:
         wordings, same_words = sorted({text for _, text in self.simple}), [0] * len(self.train.images)
         for row, text in self.simple:  # pictures that the same words describe count as the same
             same_words[row] = wordings.index(text)
-        batches = self._pairs(self.simple, same_words, 16, self.bridge.backbones.tokenizer)
+        batches = self._pairs(self.simple, same_words, BATCH, self.bridge.backbones.tokenizer)
         torch.manual_seed(0)
         model = Stage1(replace(self.bridge.stage1.qformer.config, width=48, layers=2, mlp_width=192, num_queries=8,
                                cross_attention_every=1, init_std=0.08), 32)
@@ -138,6 +141,15 @@ class Ward:
 def _stage1_parts(model, batch) -> dict[str, Tensor]:
     out = model(batch.image_features, batch.text_ids, batch.text_mask, batch.image_ids)
     return dict(loss=out.loss, itc=out.itc, itm=out.itm, itg=out.itg, temperature=model.temperature)
+
+
+def stage1_curves(name: str, log: Log, twin_log: Log, floor: float, keys: tuple[str, ...] = ("itc", "itg")) -> Figure:
+    """A patient of A to C beside its twin; dashed: ITC where nothing is known, and the floor of ITG."""
+    figure = figures.curves({name: log, "twin": twin_log}, keys, smooth=10,
+                            chance={"itc": math.log(BATCH), "itg": floor}, chance_label="floor")
+    label, = figure.axes[keys.index("itc")].texts
+    label.set_text(label.get_text().replace("floor", f"ln {BATCH} ="))
+    return figure
 
 
 def cosine_maps(values: dict[str, Tensor]) -> Figure:

@@ -62,11 +62,11 @@ def by_luck(caption: str, kind: str, rng: random.Random) -> str:
 
 
 def judged_pairs(captions: Sequence[Sequence[str]], truths: Sequence[Scene], scores: Tensor) -> dict[str, list[bool]]:
-    """Whether the right caption scores above a wrong one of the same picture, for every such pair, by what is wrong.
+    """Whether the right caption scores above a wrong one of the same image, for every such pair, by what is wrong.
 
-    captions: several lists, each with one caption for each of the b pictures; scores (b n) of them.
+    captions: several lists, each with one caption for each of the b images; scores (b n) of them.
     """
-    kinds: dict[str, list[bool]] = {"right colours and shapes in wrong pairs": [], "something not in the picture": []}
+    kinds: dict[str, list[bool]] = {"right colours and shapes in wrong pairs": [], "something not in the image": []}
     for texts, truth, row in zip(zip(*captions, strict=True), truths, scores.tolist(), strict=True):
         score = dict(zip(texts, row, strict=True))
         right = [text for text in score if judge(text, truth)["things"]]
@@ -125,7 +125,7 @@ def bars(panel: Axes, scores: Tensor, name: Callable[[int], str], top: int = 6) 
 
 
 def first_words(image: object, scores: Mapping[str, Tensor], name: Callable[[int], str]) -> Figure:
-    """A picture, and for each title the likeliest next words of logits (k)."""
+    """An image, and for each title the likeliest next words of logits (k)."""
     figure, panels = make_panels(1 + len(scores), 4, 2.3, 2.7)
     draw_picture(panels[0], image)
     for panel, (title, values) in zip(panels[1:], scores.items(), strict=True):
@@ -164,8 +164,9 @@ def endings(rows: Sequence[Sequence[int]], end: int, name: Callable[[int], str])
                        color=WRONG if last else INK if place < length else "#767676",
                        weight="bold" if last else "normal")
         panel.barh(line, len(ids) - length, left=length - 0.5, color=FORBIDDEN, height=0.8)
-    panel.set(xlim=(-0.7, len(rows[0]) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel="step", ylabel="picture",
-              xticks=range(len(rows[0])), yticks=[], xticklabels=range(1, len(rows[0]) + 1))
+    panel.set(xlim=(-0.7, len(rows[0]) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel="step", ylabel="image",
+              xticks=range(len(rows[0])), xticklabels=range(1, len(rows[0]) + 1),
+              yticks=range(len(rows)), yticklabels=range(1, len(rows) + 1))
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
     return figure
@@ -182,7 +183,7 @@ def nuclei(scores: Mapping[str, Tensor], top_p: float, name: Callable[[int], str
                   color=[TEXT if rank < sizes[-1] else "#ABABAB" for rank in range(12)])
         panel.plot(range(12), best.cumsum(0), color=INK, marker=".", linestyle="-", linewidth=1)
         panel.axhline(top_p, color=WRONG, linewidth=1.2, linestyle="--")
-        panel.tick_params(axis="x", rotation=40)
+        panel.set_xticks(range(12), panel.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
         panel.set_title(f"{title}: {sizes[-1]} kept")
         panel.set_ylim(0, 1.08)
     for panel in panels[::2]:

@@ -193,6 +193,6 @@ def on_things(shares: Tensor, base: float) -> Figure:
         line = panel.axhline(base, color=INK, linewidth=1.2, linestyle="--", label="share of cells on things")
         panel.set(title=f"reading {number + 1}", xlabel="query", ylim=(0, 1))
         panel.set_xticks(range(1, len(values) + 1))
-    figure.axes[0].set_ylabel("attention on things")
+    figure.axes[0].set_ylabel("share of attention on things")
     figure.legend(handles=[line], loc="outside lower center")
     return figure

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -126,11 +128,14 @@ def show_said() -> None:
 
 
 def maps_over(maps: Sequence[Tensor], titles: Sequence[str]) -> Figure:
-    """Each photograph as the encoder sees it, under its map (gh gw), coloured from 0 to the map's own maximum."""
+    """Each photograph, numbered, as the encoder sees it, under its map (gh gw), coloured from 0 to its own maximum."""
     figure, panels = viz.make_panels(len(titles), 4, 2, 2.3)
-    for panel, path, values, title in zip(panels, photographs().paths, maps, titles, strict=True):
+    for number, (panel, path, values, title) in enumerate(
+            zip(panels, photographs().paths, maps, titles, strict=True), start=1):
         figures.lay_over(panel, DINO.crop_and_resize(load_image(path)), values)
-        panel.set_title(textwrap.fill(title, 28), fontsize=9, weight="normal")
+        panel.set_title(textwrap.fill(f"{number}: {title}", 28), fontsize=9, weight="normal")
+    figure.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), ax=panels, label="share of the map's own maximum",
+                    location="bottom", shrink=0.5, aspect=40)
     return figure
 
 

@@ -34,7 +34,7 @@ from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG
 
 LOOKS = ((IMAGE, ""), (QUERY, ".."), (TEXT, "//"), (FORBIDDEN, ""), (WRONG, "xx"))
 
-# model, arXiv number, what is frozen, what is trained, how many numbers that is, the bridge, the data; a name in
+# model, arXiv number, what is frozen, what is trained, how many parameters that is, the bridge, the data; a name in
 # braces stands for a number that `counted` computes. Read in the papers and the official repositories, November 2026.
 RELATIVES: tuple[tuple[str, ...], ...] = (
     ("CLIP", "2103.00020", "nothing", "both encoders", "not stated as a sum", "a dot product", "400 M pairs"),
@@ -65,7 +65,7 @@ RELATIVES: tuple[tuple[str, ...], ...] = (
     ("LLaVA-1.5", "2310.03744", "CLIP ViT-L at 336 px; at first Vicuna too", "MLP; then Vicuna too",
      "{mlp}, then {vicuna}", "MLP: 576 tokens", "558 K pairs, then 665 K instructions"),
 )
-RELATIVES_HEADER = ("", "frozen", "trained", "how many numbers", "bridge", "data")
+RELATIVES_HEADER = ("", "frozen", "trained", "parameters", "bridge", "data")
 
 SOURCES = (("COCO", 113e3, "people wrote five captions for each"), ("Visual Genome", 100e3, "people described regions"),
            ("SBU", 860e3, "written by users of Flickr"), ("CC3M", 3e6, "alt texts, cleaned"),
@@ -109,7 +109,7 @@ def released() -> dict[str, nn.Module]:
 
 
 def counted(lm_width: int = 4096) -> dict[str, int]:
-    """How many numbers BLIP-2 and its relatives train, for the table of relatives."""
+    """How many parameters BLIP-2 and its relatives train, for the table of relatives."""
     counts = {name: budget.parameters(model) for name, model in released().items()}
     config = QFormerConfig()
     with torch.device("meta"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import cycler, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -18,7 +19,7 @@ from ..data.tokenizer import Tokenizer
 from ..lm.protocol import LanguageModel
 from ..stage2 import Stage2
 from ..training.stages import prompt_and_target
-from . import language
+from . import figures, language
 from .flow import Box, flow
 from .viz import FORBIDDEN, IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_picture
 
@@ -61,6 +62,12 @@ def tape(tokens: Sequence[str], answers: Sequence[str], queries: int, is_real: S
                            Patch(color=TEXT, label="supervised"), Patch(fc=FORBIDDEN, ec=INK, label="no label (−100)")],
                   loc="outside lower center", ncols=4)
     return figure
+
+
+def short_runs(logs: Mapping[str, Sequence[Mapping]], baseline: float) -> Figure:
+    """The loss per word of two runs, and a dashed line at the language model's loss without an image."""
+    with rc_context({"axes.prop_cycle": cycler(color=[TEXT, QUERY], linestyle=["-", "-."])}):
+        return figures.curves(logs, {"loss": "loss per word"}, 15, {"loss": baseline}, "no image:", "nats per word")
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def two_halves() -> Figure:
         "loss": (91, 13.5, 13, 7, "loss of\n“of a red star”", None)}
     return flow(boxes, (("features", "bridge"), ("bridge", "encoder"), ("prefix", "encoder"),
                         ("encoder", "decoder", "memory"), ("rest", "decoder"), ("decoder", "loss")),
-                dotted=("encoder", "decoder"))
+                dotted=("features", "prefix", "rest", "encoder", "decoder"))
 
 
 def dependence(outputs: Tensor, inputs: Sequence[Tensor]) -> Tensor:

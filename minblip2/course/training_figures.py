@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from ..training.loop import TrainConfig
 from .figures import NAMES
-from .viz import IMAGE, INK, TEXT, make_panels
+from .viz import IMAGE, INK, TEXT, WRONG, make_panels
 
 
 def schedule(rates: Sequence[float], config: TrainConfig) -> Figure:
@@ -23,8 +24,11 @@ def schedule(rates: Sequence[float], config: TrainConfig) -> Figure:
 
 
 def between(log: Sequence[Mapping[str, float]], chance: Mapping[str, float], floor: Mapping[str, float],
-            smooth: int = 25) -> Figure:
-    """Each loss of a log between its chance (dashed) and its floor (dotted), whose heights stand in the titles."""
+            leaves: int, smooth: int = 25) -> Figure:
+    """Each loss of a log between its chance (dashed) and its floor (dotted), whose heights stand in the titles.
+
+    `leaves` is the step at which ITM has gone a tenth of its way (`milestones`): a vertical line.
+    """
     figure, panels = make_panels(len(chance), 3, 3.1, 2.9)
     steps = [line["step"] for line in log]
     for panel, name in zip(panels, chance, strict=True):
@@ -36,7 +40,13 @@ def between(log: Sequence[Mapping[str, float]], chance: Mapping[str, float], flo
         panel.axhline(floor[name], color=IMAGE, linewidth=1.6, linestyle=(0, (1, 1)), label="floor")
         panel.set(xlabel="step", ylabel="nats", ylim=(floor[name] - 0.07 * chance[name], 1.15 * chance[name]),
                   title=f"{NAMES[name]}: chance {chance[name]:.3g}, floor {floor[name]:.3g}")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        if name == "itm":
+            panel.axvline(leaves, color=WRONG, linewidth=1.4, linestyle="-.", label="a tenth of ITM's way down")
+    known: dict[str, Artist] = {}
+    for panel in panels:
+        handles, labels = panel.get_legend_handles_labels()
+        known |= zip(labels, handles, strict=True)
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4)
     return figure
 
 

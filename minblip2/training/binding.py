@@ -25,8 +25,8 @@ class LookBack(nn.Module):
 
     def forward(self, ids: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """The readers' losses, summed, on the first block's states (b t e) of ids (b t) with mask (b t)."""
-        losses = [states.new_zeros(())]
+        total = states.new_zeros(())
         for back, reader in enumerate(self.readers, start=1):
             there = mask[:, back:]
-            losses.append(F.cross_entropy(reader(states[:, back:][there]).float(), ids[:, :-back][there]))
-        return sum(losses)
+            total = total + F.cross_entropy(reader(states[:, back:][there]).float(), ids[:, :-back][there])
+        return total

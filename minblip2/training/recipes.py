@@ -146,7 +146,7 @@ def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path, 
 SCENES = Recipe(
     name="scenes", build=build_scenes,
     experts={"vit": TrainConfig(steps=1200, learning_rate=2e-3, grad_clip=5.0),
-             "lm": TrainConfig(steps=2000, learning_rate=2e-3, hold=1250, weight_decay=0.01)},
+             "lm": TrainConfig(steps=3000, learning_rate=2e-3, hold=2250, weight_decay=0.01)},
     qformer=dict(width=96, layers=4, heads=4, mlp_width=384, num_queries=16, max_positions=32, dropout=0.0,
                  init_std=0.06),  # 0.02 suits the width 768; the same spread of activations asks for more here
     loss_weights=(0.3, 0.3, 1.0),  # contrast is easy here, and what it does not need it unlearns
