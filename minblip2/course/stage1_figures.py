@@ -51,9 +51,9 @@ def itm_flow() -> Figure:
 def itg_flow() -> Figure:
     """ITG: the queries read first, the words are written on top of their cache, each state asked for the next word."""
     boxes: dict[str, Box] = {
-        "image": (0, 18, 16, 7, "image features,\nfrozen (b v e)", IMAGE),
-        "queries": (22, 18, 18, 7, "Q-Former,\nqueries alone", QUERY),
-        "cache": (46, 18, 22, 7, "cache: keys and values\nof the queries", QUERY),
+        "image": (0, 17, 16, 8, "image features,\nfrozen\n(b v image_width)", IMAGE),
+        "queries": (22, 17, 18, 8, "Q-Former,\nqueries alone", QUERY),
+        "cache": (46, 17, 22, 8, "cache: keys and values\nof the queries", QUERY),
         "in": (0, 2, 16, 9, "goes in:\n[DEC] a red circle", TEXT),
         "text": (46, 2, 22, 9, "Q-Former, words:\neach sees the queries and\nthe words before it", TEXT),
         "head": (73.5, 2, 15, 9, "LM head\n(b t vocabulary)", TEXT),
@@ -63,10 +63,10 @@ def itg_flow() -> Figure:
     return flow(boxes, arrows, notes=[(58.5, 12.7, "multimodal causal mask")], unit=UNIT)
 
 
-def _queries(panel: Axes, values: Sequence[float] | Tensor, title: str, colour: str = QUERY) -> None:
-    """A bar for each query."""
-    panel.bar(range(1, len(values) + 1), values, color=colour, zorder=2)
-    panel.set(title=title, xlabel="query", xticks=range(1, len(values) + 1))
+def _queries(panel: Axes, values: Sequence[float] | Tensor, title: str, label: str = "") -> None:
+    """A bar for each query; label: what its height is."""
+    panel.bar(range(1, len(values) + 1), values, color=QUERY, zorder=2)
+    panel.set(title=title, xlabel="query", ylabel=label, xticks=range(1, len(values) + 1))
     panel.grid(axis="y", zorder=0)
     panel.set_axisbelow(True)
 
@@ -75,10 +75,10 @@ def winners(wins: Tensor, each: Sequence[float], best: float, mean: float) -> Fi
     """How often each query fits its image's own caption best, and how well each finds images alone, in percent."""
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _queries(left, wins, f"how often each query fits best, of {int(wins.sum())}")
-    _queries(right, each, "finds the image alone, % at rank 1")
-    right.axhline(best, color=INK, linestyle="-", linewidth=1.4, label=f"largest of all: {best:.0f}")
-    right.axhline(mean, color=WRONG, linestyle="--", linewidth=1.4, label=f"mean of all: {mean:.0f}")
+    _queries(left, wins, "how often each query fits best", f"true pairs, of {int(wins.sum())}")
+    _queries(right, each, "how well each query finds images alone", "found at rank 1, %")
+    right.axhline(best, color=INK, linestyle="-", linewidth=1.4, label=f"all queries, the largest cosine: {best:.0f} %")
+    right.axhline(mean, color=WRONG, linestyle="--", linewidth=1.4, label=f"all queries, the mean cosine: {mean:.0f} %")
     right.set(ylim=(0, 100))
     figure.legend(loc="outside lower right", ncols=2)
     return figure
@@ -90,7 +90,7 @@ def alone(runs: Mapping[str, Sequence[float]]) -> Figure:
     for panel, (name, each) in zip(figure.subplots(1, len(runs), sharey=True), runs.items(), strict=True):
         _queries(panel, each, f"trained with the {name}")
         panel.set(ylim=(0, 100))
-    figure.axes[0].set_ylabel("finds the image alone, %")
+    figure.axes[0].set_ylabel("found at rank 1, %")
     return figure
 
 
@@ -147,8 +147,10 @@ def matrices(named: Mapping[str, Tensor], label: str = "probability in a row", n
             panel.set_xticklabels(range(1, matrix.shape[1] + 1), fontsize=8)
             panel.set_yticklabels(range(1, matrix.shape[0] + 1), fontsize=8)
         else:
-            panel.set(xlabel=f"caption; its own gets {matrix.diagonal().mean():.2f}", xticks=[], yticks=[])
-        panel.set(title=name, ylabel="image")
+            name = f"{name}\nmean of true pairs: {matrix.diagonal().mean():.2f}"
+            panel.set(xlabel="caption", xticks=[], yticks=[])
+        panel.set_title(name)
+        panel.set_ylabel("image")
     figure.colorbar(others[-1].images[0], ax=others, shrink=0.7, label=label)
     return figure
 
@@ -186,7 +188,7 @@ def word_costs(words: Sequence[str], own: Tensor, other: Tensor) -> Figure:
     figure = Figure(figsize=(9, 3), layout="constrained")
     panel, place = figure.subplots(), torch.arange(len(words))
     panel.bar(place - 0.2, own, width=0.4, color=IMAGE, label="with its own image")
-    panel.bar(place + 0.2, other, width=0.4, color=WRONG, hatch="//", edgecolor=PAPER, label="with another's")
+    panel.bar(place + 0.2, other, width=0.4, color=WRONG, hatch="//", edgecolor=PAPER, label="with another image")
     panel.set_xticks(place, words)
     panel.set(ylabel="−ln p, nats", xlabel="the word asked for")
     panel.grid(axis="y")
