@@ -209,6 +209,17 @@ def test_what_was_measured_is_whole_and_the_seconds_are_equal():
             assert spent == pytest.approx(slower * (arm.stage1 + arm.stage2) * line["seconds"], rel=0.1)
 
 
+def test_what_was_measured_on_photographs_is_whole():
+    lines = ablations.known(Path(earns.OF_PHOTOGRAPHS))
+    assert len({earns.key(line) for line in lines}) == len(lines), "no run twice"
+    seeds = {arm: sorted(line["seed"] for line in lines if line["arm"] == arm) for arm in (earns.AS_PAPER, earns.ALONE)}
+    assert seeds[earns.AS_PAPER] == seeds[earns.ALONE] and len(seeds[earns.ALONE]) >= 2
+    for line in lines:
+        assert line["setting"] == earns.PHOTOGRAPHS and line["arm"] in earns.ON_PHOTOGRAPHS
+        assert line["steps"] == list(earns.ARMS[line["arm"]].steps(line["rates"], line["seconds"]))
+        json.dumps(line, allow_nan=False)
+
+
 def test_differences_are_within_a_seed():
     lines = [{"setting": "plain", "arm": arm, "seed": seed, "seconds": 80.0, "results": {"things": value}}
              for arm, seed, value in ((earns.BOTH, 0, 5), (earns.ALONE, 0, 7), (earns.BOTH, 1, 4), (earns.ALONE, 1, 1),
