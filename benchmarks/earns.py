@@ -374,8 +374,8 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, help="with --photographs: the folder of the recipe's models")
     parser.add_argument("--results", type=Path, help="the lines (default: those of the repository)")
     options = parser.parse_args()
-    if photographs := options.photographs:
-        start, data = Ablation(**vars(LAPTOP), experts_of=options.experts_of), photographs
+    if options.photographs:
+        start, data = Ablation(**vars(LAPTOP), experts_of=options.experts_of), options.photographs
         settings, arms, length, results = [PHOTOGRAPHS], ON_PHOTOGRAPHS, LONGER, OF_PHOTOGRAPHS
     else:
         start, data = base(1, options.experts_of), default_data(SCENES, options.experts_of, options.data)

@@ -145,11 +145,8 @@ def _stage1_parts(model, batch) -> dict[str, Tensor]:
 
 def stage1_curves(name: str, log: Log, twin_log: Log, floor: float, keys: tuple[str, ...] = ("itc", "itg")) -> Figure:
     """A patient of A to C beside its twin; dashed: ITC where nothing is known, and the floor of ITG."""
-    figure = figures.curves({name: log, "twin": twin_log}, keys, smooth=10,
-                            chance={"itc": math.log(BATCH), "itg": floor}, chance_label="floor")
-    label, = figure.axes[keys.index("itc")].texts
-    label.set_text(label.get_text().replace("floor", f"ln {BATCH} ="))
-    return figure
+    return figures.curves({name: log, "twin": twin_log}, keys, 10, {"itc": math.log(BATCH), "itg": floor},
+                          {"itc": f"ln {BATCH} =", "itg": "floor"})
 
 
 def cosine_maps(values: dict[str, Tensor]) -> Figure:

@@ -117,13 +117,14 @@ def lay_over(panel: Axes, image: object, values: object) -> None:
 
 def curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
            keys: Sequence[str] | Mapping[str, str] = ("loss", "itc", "itm", "itg"), smooth: int = 1,
-           chance: Mapping[str, float] | None = None, chance_label: str = "chance", unit: str | None = None) -> Figure:
+           chance: Mapping[str, float] | None = None, chance_label: str | Mapping[str, str] = "chance",
+           unit: str | None = None) -> Figure:
     """Training curves from the log, one panel per key, one line per run.
 
     records: the log's lines, each with "step", or name of run -> lines; keys: what to draw of them, or key -> title;
     `smooth`: each point is the mean of so many records around it, with the raw values pale behind; chance: key ->
-    height of a dashed line that any curve must beat, called `chance_label`; `unit` stands at every vertical axis
-    (None: losses are in nats, accuracies shares, of other keys nothing is said).
+    height of a dashed line that any curve must beat, called `chance_label`, or key -> what it is called; `unit` stands
+    at every vertical axis (None: losses are in nats, accuracies shares, of other keys nothing is said).
     """
     runs = records if isinstance(records, Mapping) else {"": records}
     columns = 3 if len(keys) % 3 == 0 else 2
@@ -143,7 +144,8 @@ def curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]],
             panel.axhline(chance[key], color=INK, linewidth=1.2, linestyle=(0, (2, 2)))
             low, high = panel.get_ylim()
             panel.set_ylim(min(low, chance[key] - 0.2 * (high - low)), high)  # its label may stand below it
-            label_line(panel, chance[key], f"{chance_label} {chance[key]:#.3g}".rstrip("."))
+            label = chance_label if isinstance(chance_label, str) else chance_label[key]
+            label_line(panel, chance[key], f"{label} {chance[key]:#.3g}".rstrip("."))
         panel.set_title(keys[key] if isinstance(keys, Mapping) else NAMES.get(key, key.replace("_", " ")))
         panel.set(xlabel="step", ylabel=UNITS.get(key, "") if unit is None else unit)
         panel.grid(axis="y")
