@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import threading
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -240,18 +241,23 @@ def test_who_sends_nothing_more_is_not_waited_for(server, monkeypatch):
 def test_many_at_once_are_asked_to_wait(server, monkeypatch, uploaded):
     monkeypatch.setattr(demo_server.Handler, "timeout", 300)  # they keep their places while others are answered
     monkeypatch.setattr(demo_server, "LONGEST", 300)
-    lines = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(demo_server.AT_ONCE)]
-    for line in lines:
-        line.sendall(post(server, b"x", length=1000))
-    for _ in range(100):
-        status, text = talk(server, post(server, uploaded))
-        if status == 503:
-            break
-    assert status == 503 and "try again" in text
-    for line in lines:
-        line.close()
-    while talk(server, post(server, uploaded))[0] == 503:
-        pass
+    read, placed = demo_server.Handler.body, threading.Semaphore(0)
+    monkeypatch.setattr(demo_server.Handler, "body", lambda handler: placed.release() or read(handler))
+    with ExitStack() as stack:
+        fresh = stack.enter_context(Server(server.model, 0))  # nobody of an earlier test has a place here
+        threading.Thread(target=fresh.serve_forever, daemon=True).start()
+        stack.callback(fresh.shutdown)
+        lines = [stack.enter_context(socket.create_connection(("127.0.0.1", fresh.server_port)))
+                 for _ in range(demo_server.AT_ONCE)]
+        for line in lines:  # the next asks when this one has its place: whoever is refused would leave one free
+            line.sendall(post(fresh, b"x", length=1000))
+            assert placed.acquire(timeout=60)
+        for _ in range(3):
+            status, text = talk(fresh, post(fresh, uploaded))
+            assert status == 503 and "try again" in text
+        lines[0].close()
+        while talk(fresh, post(fresh, uploaded))[0] == 503:
+            pass
 
 
 def test_after_all_that_it_still_answers(server, picture, uploaded):
