@@ -230,29 +230,31 @@ def test_a_404_is_not_asked_again(site, quick, tmp_path):
 
 def test_the_server_is_gone_for_five_seconds(files, tmp_path):
     with CocoServer(dict(files)) as first:
-        port = first.server_port
+        port, leaving, gone = first.server_port, threading.Lock(), threading.Event()
         back: list[CocoServer] = []
 
         def leave(path):
-            if first.asked[path] == 0 and len(first.asked) == 7 and not back:
-                back.append(CocoServer(dict(files), port=0))  # a place holder: nobody leaves twice
+            if sum(first.asked.values()) >= 7 and leaving.acquire(blocking=False):  # nobody leaves twice
                 threading.Thread(target=vanish).start()
-                time.sleep(0.3)
+                assert gone.wait(60)
+            if gone.is_set():  # connections that were kept end, too
                 raise ConnectionAbortedError
 
         def vanish():
             first.shutdown()
             first.server_close()
+            gone.set()
             time.sleep(5)
-            back.append(CocoServer(dict(files), port=port).__enter__())
+            back.append(CocoServer(dict(files), port=port))
+            back[0].__enter__()
 
         first.on_request = leave
         assert run(first, tmp_path, "--split", "val2017", "--images", 20, "--workers", 4) == 0
         try:
-            assert len(CocoCaptions(tmp_path, "val2017", strict=True, check=True)) == 20 and sum(back[1].asked.values())
+            assert len(CocoCaptions(tmp_path, "val2017", strict=True, check=True)) == 20
+            assert sum(back[0].asked.values())
         finally:
-            back[1].__exit__()
-            back[0].server_close()
+            back[0].__exit__()
 
 
 def test_a_dead_server_ends_the_download_soon(files, quick, tmp_path, capsys):
