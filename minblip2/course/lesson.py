@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,12 @@ def said_by(error: type[Exception], function: Callable, *inputs, **settings) -> 
     raise AssertionError(f"{function} should have raised {error.__name__}")
 
 
+def reading_minutes(cells: Sequence[Mapping[str, Any]]) -> int:
+    """How long a notebook's cells take to read, code included."""
+    words = sum(len("".join(cell["source"]).split()) for cell in cells)
+    return max(1, round(words / WORDS_PER_MINUTE))
+
+
 class Minutes:
     """How long a notebook takes: `minutes = Minutes("02_masks")` in a cell at its top, `minutes.stop()` in its last."""
 
@@ -86,9 +92,8 @@ class Minutes:
         from IPython.display import Markdown, display
 
         cells: list[dict[str, Any]] = read_json(ROOT / "notebooks" / f"{notebook}.ipynb")["cells"]
-        words = sum(len("".join(cell["source"]).split()) for cell in cells)
-        self.reading = f"Reading: about **{max(1, round(words / WORDS_PER_MINUTE))} minutes**, at {WORDS_PER_MINUTE} " \
-                       "words a minute, code included. Computing: "
+        self.reading = f"Reading: about **{reading_minutes(cells)} minutes**, at {WORDS_PER_MINUTE} words a minute, " \
+                       "code included. Computing: "
         self.started = time.perf_counter()
         self.line = display(Markdown(f"{self.reading}told here when the last cell has run."), display_id=True)
 

@@ -183,16 +183,3 @@ def deletion(fall: Mapping[str, Tensor], counts: Sequence[int]) -> Figure:
     panel.set_xticks(range(len(counts)), counts)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
-
-
-def on_things(shares: Tensor, base: float) -> Figure:
-    """Share of each query's attention that falls on things (n q), a panel for each reading; dashed: share of cells."""
-    figure = Figure(figsize=(8.8, 2.7), layout="constrained")
-    for number, (panel, values) in enumerate(zip(figure.subplots(1, len(shares), sharey=True), shares, strict=True)):
-        panel.bar(range(1, len(values) + 1), values, color=QUERY)
-        line = panel.axhline(base, color=INK, linewidth=1.2, linestyle="--", label="share of cells on things")
-        panel.set(title=f"reading {number + 1}", xlabel="query", ylim=(0, 1))
-        panel.set_xticks(range(1, len(values) + 1))
-    figure.axes[0].set_ylabel("share of attention on things")
-    figure.legend(handles=[line], loc="outside lower center")
-    return figure

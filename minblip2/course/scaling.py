@@ -282,16 +282,21 @@ def pair_matrices() -> Figure:
 
 
 def gradient_lengths(ratios: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """How long a gradient is against the right one: panel -> design -> what it is the gradient of -> ratio."""
+    """How long a gradient is against the right one: panel -> design -> what it is the gradient of -> ratio.
+
+    Each is a mark, joined to the right length by a line, on a logarithmic axis.
+    """
     figure = Figure(figsize=(9.2, 3.3), layout="constrained")
     for panel, (title, designs) in zip(figure.subplots(1, len(ratios), sharex=True, sharey=True, squeeze=False)[0],
                                        ratios.items(), strict=True):
         groups = list(next(iter(designs.values())))
-        for place, (group, (colour, hatch)) in enumerate(zip(groups, LOOKS, strict=False)):
-            panel.barh(np.arange(len(designs)) + 0.27 * (place - 1), [some[group] for some in designs.values()], 0.25,
-                       color=colour, hatch=hatch, edgecolor=PAPER, label=group)
+        for place, (group, (colour, _), mark) in enumerate(zip(groups, LOOKS, "os^", strict=False)):
+            values, heights = [some[group] for some in designs.values()], np.arange(len(designs)) + 0.25 * (place - 1)
+            panel.hlines(heights, 1, values, color=colour, linewidth=2)
+            panel.plot(values, heights, color=colour, marker=mark, linestyle="", label=group)
         panel.axvline(1, color=INK, linewidth=1.2, linestyle="--")
-        panel.set(title=title, xlabel="length of the gradient; one process = 1", ylim=(len(designs) - 0.4, -0.6))
+        panel.set(title=title, xscale="log", xlabel="length of the gradient; one process = 1 (log)",
+                  ylim=(len(designs) - 0.4, -0.6))
         panel.set_yticks(range(len(designs)), list(designs))
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=len(groups))
     return figure

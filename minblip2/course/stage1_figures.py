@@ -84,16 +84,6 @@ def winners(wins: Tensor, each: Sequence[float], best: float, mean: float) -> Fi
     return figure
 
 
-def alone(runs: Mapping[str, Sequence[float]]) -> Figure:
-    """How well each query finds images alone, one panel for each way to train."""
-    figure = Figure(figsize=(9, 2.4), layout="constrained")
-    for panel, (name, each) in zip(figure.subplots(1, len(runs), sharey=True), runs.items(), strict=True):
-        _queries(panel, each, f"trained with the {name}")
-        panel.set(ylim=(0, 100))
-    figure.axes[0].set_ylabel("found at rank 1, %")
-    return figure
-
-
 def temperatures(row: Tensor, values: Sequence[float], log: Sequence[Mapping[str, float]]) -> Figure:
     """Softmax of one image's cosines (n) at several temperatures, best first, and the temperature over training."""
     figure = Figure(figsize=(9, 2.9), layout="constrained")

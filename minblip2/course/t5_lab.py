@@ -122,22 +122,6 @@ def from_keywords(lm: T5, tokenizer: Tokenizer, keywords: Sequence[str]) -> list
     return [f"{OPENING} {rest}" for rest in written_after(lm, tokenizer, given, mask)]
 
 
-@torch.no_grad()
-def cheaper_than_true(stage2: Stage2, tokenizer: Tokenizer, lab: Lab, rows: Sequence[int],
-                      captions: Sequence[str]) -> list[bool]:
-    """Of each wrong caption of the validation images in `rows`: whether it costs less a word than a true one does."""
-    prompt = torch.tensor([tokenizer.encode_prompt(OPENING)])
-
-    def loss(row: int, caption: str) -> float:
-        text = tokenizer.pad([tokenizer.encode(caption.removeprefix(OPENING))])
-        return stage2(lab.seen[[row]], prompt, torch.ones_like(prompt, dtype=torch.bool), *text).loss.item()
-
-    wrong = [(row, caption) for row, caption, mark in
-             zip(rows, captions, marks(captions, [lab.truths[row] for row in rows]), strict=True) if mark == "✗"]
-    return [loss(row, caption) < loss(row, next(filter(is_short, lab.val.images[row].captions)))
-            for row, caption in wrong]
-
-
 def keywords_of(truths: Sequence[Scene], seed: int = 2) -> list[str]:
     """Keywords of each scene, in an order drawn by lot."""
     rng = random.Random(f"{seed} T5")

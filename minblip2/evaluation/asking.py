@@ -1,7 +1,7 @@
 """Questions that no bridge was trained on: answered from the picture, from another one, from none, and from text.
 
-Stage 2 has seen captions only. What the language model answers beside a picture it has brought along (paper §4.1), and
-what it answers when everything is told to it in text is the most that a bridge can make it answer: its ceiling.
+Stage 2 has seen captions only. What the language model answers beside a picture it has brought along (paper §4.1). What
+it answers when everything is told to it in text is what a bridge is compared with.
 """
 
 from __future__ import annotations

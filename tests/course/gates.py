@@ -10,6 +10,7 @@ from pathlib import Path
 from minblip2.course.address import CELL_ID
 from minblip2.course.exercises import Asked, Call
 from minblip2.course.layout import HEADER, OPEN, ROOMS, room
+from minblip2.course.lesson import reading_minutes
 from minblip2.course.run import STAMP, source_hash
 
 CORE_LINES = 900
@@ -18,27 +19,7 @@ EINOPS = {"rearrange", "reduce", "repeat", "einsum", "Rearrange", "Reduce"}
 MAGICS = {"matplotlib", "config", "time", "timeit"}
 LARGEST, LARGEST_WEIGHTS = 2**20, 2 * 10**6  # bytes; weights are those of the bridge that ships
 LESSON_SIZES = {"cells": 60, "code lines": 300, "lines of one cell": 20, "words": 2800, "columns": 100,
-                "cells of imports before the first idea": 2}
-SECOND_EDITION: set[str] = {  # the lessons that are rewritten so far
-    "00",
-    "01",
-    "02",
-    "03",
-    "04",
-    "05",
-    "06",
-    "07",
-    "08",
-    "09",
-    "10",
-    "11",
-    "12",
-    "13",
-    "14",
-    "15",
-    "16",
-    "17",
-}
+                "minutes of reading": 60, "cells of imports before the first idea": 2}
 FOREIGN = {  # (?<![\w.~]) so that the middle of a longer path or word does not count
     "a path of one machine": re.compile(r"(?<![\w.~/])/(?:home|Users|root|work)/[\w.-]+|[A-Z]:\\+Users\\+\w"),
     "a package index": re.compile(r"--(?:extra-)?index-url|find-links|registry[ =:]+https?:"),
@@ -206,7 +187,7 @@ def sizes(notebook) -> list[str]:
     first = next((number for number, source in enumerate(codes) if "import" not in source), 0)
     found = {"cells": len(notebook.cells), "code lines": sum(len(code_of(source)) for source in codes),
              "lines of one cell": max((len(source.splitlines()) for source in codes), default=0),
-             "words": len(markdown_of(notebook).split()),
+             "words": len(markdown_of(notebook).split()), "minutes of reading": reading_minutes(notebook.cells),
              "columns": max((len(line) for cell in code_cells(notebook) if cell.get("id") != CELL_ID
                             for line in cell.source.splitlines()), default=0),
              "cells of imports before the first idea": first}

@@ -114,8 +114,8 @@ def test_what_a_notebook_shows_is_the_module(path):
         assert gates.unheaded(nb, MODULE) == []
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.parent.name == "notebooks"
-                                  and path.name[:2] in gates.SECOND_EDITION], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.parent.name == "notebooks"],
+                         ids=lambda path: path.name)
 def test_a_lesson_fits_into_an_evening_and_says_where_it_stands(path):
     nb = nbformat.read(path, 4)
     assert gates.sizes(nb) == [] and gates.sections(nb) == []
@@ -238,6 +238,8 @@ def test_sizes_see_what_is_too_large():
     long = notebook("a = 1")
     long.cells[0].source = "word " * 2801
     assert gates.sizes(long) == ["2801 words, and 2800 are the most"]
+    long.cells[0].source, long.cells[1].source = "word " * 2200, "a + " * 2200 + "a"  # code is read, too
+    assert "94 minutes of reading, and 60 are the most" in gates.sizes(long)
 
 
 def test_a_section_that_went_missing_is_noticed():
