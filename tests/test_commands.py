@@ -101,6 +101,13 @@ def test_an_option_without_effect_is_refused_even_at_its_default(cli, words):
     assert {first, second} & {word for word in words if word.startswith("--")}
 
 
+@pytest.mark.parametrize("words", [("train", "--from", "m", "--dry-run"), ("evaluate",), ("retrieve", "a star")],
+                         ids=" ".join)
+def test_data_that_are_not_there_are_said_to_be_missing(cli, words):
+    code, out, err = cli(*words, "--data", "mine.csv")
+    assert (code, out) == (2, "") and err.startswith("minblip2: mine.csv does not exist: ") and err.count("\n") == 1
+
+
 def test_a_download_refuses_them_too(capsys):
     import download
 

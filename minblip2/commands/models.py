@@ -15,6 +15,7 @@ from ..training.records import recorded_data
 from ..training.shipping import usual_run, working_copy
 from ..weights.blip2 import Blip2
 from ..weights.retriever import Retriever
+from .options import check_data
 
 
 def note(text: str) -> None:
@@ -39,6 +40,8 @@ def run_folder(args: argparse.Namespace) -> Path:
     """
     if args.model and not args.data:
         raise UserError("--model needs images: name a folder with captions, or a CSV, with --data")
+    if args.data:
+        check_data(args.data)
     return Path("runs") / args.model.resolve().name if args.model else args.run or working_copy()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .. import UserError
 from ..device import DTYPES
 
 LARGEST_SEED = 2**32 - 1
@@ -70,3 +71,10 @@ def add_data(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", type=Path, help="folder in COCO layout, or a table of file names and captions (default: "
                                                "the run's own)")
     sub.add_argument("--split", default="val", help="of the data (default %(default)s)")
+
+
+def check_data(data: Path) -> None:
+    """Raise UserError where --data names nothing that is there."""
+    if not data.exists():
+        raise UserError(f"{data} does not exist: name a folder in COCO layout, or a table of file names and captions, "
+                        "with --data")

@@ -17,7 +17,7 @@ from ..training.recipes import RECIPES, find_recipe
 from ..training.records import with_batch_size
 from .evaluate import announce, print_figures
 from .models import note
-from .options import add_parts, command, positive, seed, share
+from .options import add_parts, check_data, command, positive, seed, share
 
 
 def add(commands: Any) -> None:
@@ -79,6 +79,7 @@ def go_on(args: argparse.Namespace) -> None:
     if args.data is None:
         raise UserError("--from needs pictures and captions: name a CSV of file name and caption, a folder with a "
                         "captions.txt, or one in COCO layout with --data")
+    check_data(args.data)
     out = args.out or Path("runs") / f"{args.model.resolve().name}-on-{args.data.stem}"
     check_folder(out)
     if out.resolve() == args.model.resolve():

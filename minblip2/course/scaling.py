@@ -297,6 +297,8 @@ def gradient_lengths(ratios: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
         panel.axvline(1, color=INK, linewidth=1.2, linestyle="--")
         panel.set(title=title, xscale="log", xlabel="length of the gradient; one process = 1 (log)",
                   ylim=(len(designs) - 0.4, -0.6))
+        panel.set_xticks(ticks := (0.5, 1, 2, 5, 10, 20, 50, 100), [f"{tick:g}" for tick in ticks])
+        panel.minorticks_off()
         panel.set_yticks(range(len(designs)), list(designs))
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=len(groups))
     return figure
