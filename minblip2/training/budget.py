@@ -193,8 +193,9 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None,
 
     def stage(name: str, settings: TrainConfig, cost: StageCost) -> str:
         passes = settings.steps * settings.grad_accum * settings.batch_size / pairs
+        memory = max(0.1, cost.memory(settings.batch_size) / 1e9)
         return (f"  {name:16} {settings.steps:,} steps of {settings.grad_accum * settings.batch_size} pairs, "
-                f"{passes:.1f} passes over {pairs:,}; about {max(0.1, cost.memory(settings.batch_size) / 1e9):.1f} GB of memory")
+                f"{passes:.1f} passes over {pairs:,}; about {memory:.1f} GB of memory")
 
     views = len(recipe.views)
     experts = {"vit": "image encoder", "lm": "language model"}
