@@ -130,7 +130,7 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float], runs: Seq
     lead = photographs["stage2_cider"] - photographs["stage1_cider"]
     said = [
         f"**Drawn scenes**, the bridge that ships: {scenes['stage2_things_seen']:.0f} % of captions have every colour "
-        f"and shape right, {scenes['stage2_things_unseen']:.0f} % on pairs of the two that its training never showed; "
+        f"and shape right, {scenes['stage2_things_unseen']:.0f} % where the two never met in training; "
         f"another picture's caption {scenes['shuffled_things']:.0f} %.",
         "**Questions that the bridge was never trained on**, answered right: "
         + ", ".join(f"{kind} {scenes[f'ask_{kind}_own']:.0f} %" for kind in ASKED) + "; shown a wrong picture "
