@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -46,6 +47,10 @@ style()
 
 def drawn(figure: Figure) -> Image.Image:
     """The figure at 1.5 times its size on the page."""
+    for axis in (axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatterSciNotation):  # whose TeX would be shown as it is
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
     raw = io.BytesIO()
     figure.draw_without_rendering()  # the layout settles only in the second round
     figure.savefig(raw, format="png", dpi=1.5 * PIXELS_PER_INCH)
