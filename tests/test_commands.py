@@ -429,6 +429,7 @@ def test_other_data_has_figures_of_its_own(cli, tmp_path, monkeypatch):
     from minblip2.commands import evaluate
 
     shutil.copytree(SHIPPED, tmp_path / "run")
+    (tmp_path / "mine").mkdir()
     asked = []
     monkeypatch.setattr(evaluate, "measure_run", lambda *rest: asked.append(rest) or {"images": 7})
     assert cli("evaluate", "--run", "run", "--data", tmp_path / "mine")[0] == 0
