@@ -103,8 +103,6 @@ def test_png_keeps_rare_colours():
     assert (np.abs(pixels - marker).max(axis=1) < 25).sum() > 20  # the cross at the maximum is still vermillion
 
 
-# --- show ---
-
 def test_a_logarithmic_axis_shows_numbers():
     """Formulas are not set, so that a caption may cost $5; matplotlib's own labels of such an axis are formulas."""
     figure = matplotlib.figure.Figure()
@@ -113,6 +111,8 @@ def test_a_logarithmic_axis_shows_numbers():
     viz.png(figure)
     assert {"1", "10", "100", "1000"} <= set(texts(figure)) and "$" not in "".join(texts(figure))
 
+
+# --- show ---
 
 def test_show_puts_the_alt_text_into_the_img(monkeypatch):
     import IPython.display
