@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.provenance import RESULTS, sources
-from benchmarks.seeds import TRAINED_BY, Figures, measure
+from benchmarks.provenance import RESULTS
+from benchmarks.seeds import Figures, measure, trained_by
 from minblip2.data.entry import run_command
 from minblip2.data.files import read_json
 from minblip2.data.scene_questions import KINDS
@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, nargs="?")
     kept, run = read_json(RESULTS / "seeds.json"), parser.parse_args().run
     if run is None:
-        return int(kept["sources"] != sources(*TRAINED_BY))
+        return int(kept["sources"] != trained_by())
     results = measure(run, kept["split"])["results"]
     asked = bars([run["results"] for run in kept["runs"]])
     print(markdown(["", "here", "bar", ""], *([name, f"{results[name]:.1f}", f"{bar:.1f}",

@@ -68,15 +68,17 @@ def commit() -> str:
     return f"{git('rev-parse', '--short', 'HEAD') or 'unknown'}{changed}"
 
 
-def sources(*modules: str) -> str:
+def sources(*modules: str, but: tuple[str, ...] = ()) -> str:
     """sha256 over the pins, these modules and what they import from the repository, without docstrings and comments:
-    where it is the same, the same is computed."""
+    where it is the same, the same is computed. `but` names values that have no part in it: package.module.VALUE."""
     finder = ModuleFinder(path=[str(ROOT)])
     for name in modules:
         finder.import_hook(name)
     digest = hashlib.sha256((ROOT / "constraints.txt").read_bytes())
     for name, path in sorted((name, module.__file__) for name, module in finder.modules.items() if module.__file__):
         tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        tree.body = [node for node in tree.body
+                     if not (isinstance(node, ast.Assign) and f"{name}.{ast.unparse(node.targets[0])}" in but)]
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:] or [ast.Pass()]

@@ -30,6 +30,7 @@ from benchmarks import (
 )
 from benchmarks.ablations import known
 from benchmarks.provenance import RESULTS
+from benchmarks.seeds import OTHER_RECIPES, TRAINED_BY, trained_by
 from benchmarks.timing import OURS
 from minblip2 import UserError
 from minblip2.attention import attend
@@ -39,9 +40,9 @@ from minblip2.data.scenes import draw_scenes
 from minblip2.data.transforms import Transform
 from minblip2.lm.packed import PackedLinears
 from minblip2.qformer import QFormerConfig
-from minblip2.training import budget
+from minblip2.training import budget, recipes
 from minblip2.training.binding import LOOK_BACK
-from minblip2.training.recipes import LAPTOP, SCENES
+from minblip2.training.recipes import LAPTOP, SCENES, Recipe
 from minblip2.training.texts import lm_tokenizer
 from minblip2.vit import ViT, ViTConfig
 
@@ -301,10 +302,10 @@ def test_every_seed_reaches_the_bars_and_a_bridge_that_sees_nothing_does_not(tmp
 
 
 def test_a_bridge_is_trained_anew_once_code_or_pins_have_changed(tmp_path, monkeypatch):
-    """Comments, docstrings and modules that have no part in it do not count."""
+    """Comments, docstrings and what has no part in it, a module or a value, do not count."""
     package = tmp_path / "bridges"
     package.mkdir()
-    files = {"__init__": '"""Doc."""\n', "train": "from .parts import add\nimport torch\n\nrun = add(1)\n",
+    files = {"__init__": '"""Doc."""\n', "train": "from .parts import add\nimport torch\n\nrun = add(1)\nOTHER = 5\n",
              "parts": 'def add(x):\n    """Doc."""\n    return x + 1  # one\n', "other": "x = 1\n"}
     for name, text in files.items():
         (package / f"{name}.py").write_text(text)
@@ -312,21 +313,31 @@ def test_a_bridge_is_trained_anew_once_code_or_pins_have_changed(tmp_path, monke
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
 
     def changed(path, old, new):
-        before = provenance.sources("bridges.train")
+        def sources():
+            return provenance.sources("bridges.train", but=("bridges.train.OTHER", "bridges.parts.run"))
+
+        before = sources()
         path.write_text(path.read_text().replace(old, new))
-        return provenance.sources("bridges.train") != before
+        return sources() != before
 
     assert not changed(package / "parts.py", "Doc", "Another") and not changed(package / "parts.py", "# one", "# two")
-    assert not changed(package / "other.py", "1", "2")
+    assert not changed(package / "other.py", "1", "2") and not changed(package / "train.py", "5", "6")
     assert changed(package / "parts.py", "+ 1", "+ 2") and changed(package / "train.py", "add(1)", "add(2)")
     assert changed(tmp_path / "constraints.txt", "2", "3")
+
+
+def test_recipes_that_the_scenes_do_not_use_are_no_reason_to_train_them_anew():
+    """Every recipe but that of the scenes is left out by a name that stands for it."""
+    named = {name.rpartition(".")[2] for name in OTHER_RECIPES}
+    assert named == {name for name, value in vars(recipes).items() if isinstance(value, Recipe)} - {"SCENES"}
+    assert provenance.sources(*TRAINED_BY) != trained_by()
 
 
 def test_without_a_run_the_bars_say_whether_there_is_anything_to_try(monkeypatch):
     kept = read_json(RESULTS / "seeds.json")["sources"]
     monkeypatch.setattr("sys.argv", ["bars"])
     for sources, code in ((kept, 0), ("other", 1)):
-        monkeypatch.setattr(bars, "sources", lambda *modules, sources=sources: sources)
+        monkeypatch.setattr(bars, "trained_by", lambda sources=sources: sources)
         assert bars.main() == code
 
 
