@@ -6,6 +6,7 @@ takes an hour and a half, and other work on the machine makes the figures worse 
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
@@ -18,11 +19,12 @@ COMMANDS = (["stage1"], ["stage1", "--draw", "random", "--batch", "16", "--forms
 
 def main() -> int:
     """Run each in a process of its own; the first code that is not 0."""
-    if len(sys.argv) != 3:
-        print(__doc__, file=sys.stderr)
-        return 2
-    images = ["cache", "--data", sys.argv[1]]
-    caches = ([*images, "--parts", sys.argv[2]], [*images, "--sizes", "gpu", "--batch", "8"],
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("parts")
+    options = parser.parse_args()
+    images = ["cache", "--data", options.data]
+    caches = ([*images, "--parts", options.parts], [*images, "--sizes", "gpu", "--batch", "8"],
               [*images, "--sizes", "paper", "--batch", "2"])
     for command in (*caches, *COMMANDS, ["table", "--write"]):
         print(f"== {' '.join(command)}", flush=True)

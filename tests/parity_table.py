@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from minblip2.course.lesson import ROOT
-from minblip2.course.markers import put
+from minblip2.course.markers import asked_to_write, put
 from minblip2.data.progress import forgiving_output
 from minblip2.evaluation.tables import markdown
 
@@ -80,14 +80,14 @@ def table(passed: list[str], others: list[str], measured: dict[str, list[float]]
 
 def main() -> int:
     """Measure, print, and with --write put the table into docs/RESULTS.md; pytest's exit code."""
-    outcomes = Outcomes()
+    writes, outcomes = asked_to_write(__doc__), Outcomes()
     files = [str(ROOT / "tests" / f"test_{name}.py") for name in FILES]
     code = pytest.main(["-q", "-p", "no:cacheprovider", *files], plugins=[outcomes])
     from tests.parity import MEASURED  # now: pytest rewrites the module when it first imports it
 
     made = table(outcomes.passed, outcomes.others, MEASURED)
     print(made)
-    if "--write" in sys.argv:
+    if writes:
         put(made, "parity")
     return int(code)
 

@@ -251,6 +251,7 @@ def test_results_of_several_calls_come_together_in_the_table(results):
 
 def test_without_results_the_table_says_what_to_run(results, capsys, monkeypatch):
     monkeypatch.setattr(table, "loaded", lambda: {})
+    monkeypatch.setattr("sys.argv", ["table"])
     assert table.main() == 2 and "run python -m benchmarks.stage1" in capsys.readouterr().err
 
 

@@ -1,5 +1,7 @@
 """What a user gets: a wheel with the package and nothing else, one version everywhere, results and their provenance."""
 
+import ast
+import importlib
 import json
 import re
 import shutil
@@ -16,6 +18,26 @@ from benchmarks import provenance
 from minblip2 import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+
+def commands():
+    """The modules with a main of their own whose docstring tells how to call them."""
+    for path in ROOT.rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        called = rf"python -m {re.escape(name.removesuffix('.__main__'))}(?![.\w])"
+        if not {".venv", "build"} & set(path.parts):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+            if mains and re.search(called, ast.get_docstring(tree) or ""):
+                yield name
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_help_is_help_and_nothing_else(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(name).main()
+    said = capsys.readouterr()
+    assert ended.value.code == 0 and said.out.startswith("usage: ") and not said.err
 
 
 # --- the wheel --------------------------------------------------------------------------------------------------------

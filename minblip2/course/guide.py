@@ -7,6 +7,7 @@ Reading and computing are what each notebook says of its last execution, minutes
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ def write_guide() -> None:
 
 def main() -> int:
     """Write the tables; 2 when a notebook has no outputs, or the guide no place for them."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     try:
         write_guide()
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from ..data.files import write_beside
 from .lesson import ROOT
 
@@ -43,3 +45,10 @@ def put(content: str, name: str) -> None:
     file = PAGES[name]
     filled = fill(file.read_text(encoding="utf-8"), content, name, file.name)
     write_beside(file, lambda partial: partial.write_text(filled, encoding="utf-8"))
+
+
+def asked_to_write(about: str | None) -> bool:
+    """Whether the command line says --write; --help tells what the command is `about`, and ends it."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put it into its page, too")
+    return parser.parse_args().write

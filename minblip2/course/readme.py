@@ -7,6 +7,7 @@ that ships and from what runs left behind. The other tables have commands of the
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import textwrap
@@ -179,6 +180,7 @@ def put_takes() -> None:
 
 def main() -> int:
     """Write what there is to write; 2 when a page has no place for it."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     try:
         write_layout()
         put_takes()

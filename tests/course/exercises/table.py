@@ -7,7 +7,7 @@ from collections import Counter
 from importlib import import_module
 
 from minblip2.course.lesson import ROOT
-from minblip2.course.markers import put
+from minblip2.course.markers import asked_to_write, put
 from minblip2.data.progress import forgiving_output
 from minblip2.evaluation.tables import markdown
 
@@ -48,9 +48,9 @@ def commonest(messages: list[tuple[str, str]]) -> str:
 
 def main() -> None:
     """Print the first table; with --write put it there, and the common errors into the guide."""
-    made, errors = tables()
+    writes, (made, errors) = asked_to_write(__doc__), tables()
     print(made)
-    if "--write" in sys.argv:
+    if writes:
         put(made, "exercises")
         put(errors, "errors")
 
