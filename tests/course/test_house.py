@@ -123,6 +123,12 @@ def test_a_lesson_fits_into_an_evening_and_says_where_it_stands(path):
     assert "$$" in gates.markdown_of(nb), "the lesson has no formula"
 
 
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.parent.name == "bonus"],
+                         ids=lambda path: path.name)
+def test_a_bonus_notebook_takes_no_longer_to_read_than_a_lesson(path):
+    assert [problem for problem in gates.sizes(nbformat.read(path, 4)) if "minutes of reading" in problem] == []
+
+
 def test_each_bonus_notebook_is_named_in_a_lesson():
     prose = {path: gates.markdown_of(nbformat.read(path, 4)) for path in NOTEBOOKS if path.parent.name == "notebooks"}
     assert [path.name for path in NOTEBOOKS if path.parent.name == "bonus"
