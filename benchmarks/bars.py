@@ -3,8 +3,8 @@
 The figures of a finished run of the scenes beside bars that the seeds in results/seeds.json give: their lowest, less
 twice their spread, and the spread counted as SPREAD points at least, as three seeds say little of the luck there is.
 Asked are the figures in which such a bar is above what needs no picture, or another one; the others are not judged.
-Ends with 1 where a bar is not reached. Without RUN it ends with 0 if those seeds were trained by the very code and pins
-that are here, so that there is nothing to try, else with 1.
+Ends with 1 where a bar is not reached. Without RUN it ends with 0 if there is nothing to try: if the code and pins that
+are here are those that trained the seeds, or training begins with them as it did then (`benchmarks.beginning`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.beginning import beginning, differences
 from benchmarks.provenance import RESULTS
 from benchmarks.seeds import Figures, measure, trained_by
 from minblip2.data.entry import run_command
@@ -48,7 +49,12 @@ def main() -> int:
     parser.add_argument("run", type=Path, nargs="?")
     kept, run = read_json(RESULTS / "seeds.json"), parser.parse_args().run
     if run is None:
-        return int(kept["sources"] != trained_by())
+        if kept["sources"] == trained_by():
+            return 0
+        found = differences(kept["beginning"], beginning())
+        print(f"training begins otherwise than it did, in {', '.join(found)}" if found else
+              "the code has changed, and training begins as it did")
+        return int(bool(found))
     results = measure(run, kept["split"])["results"]
     asked = bars([run["results"] for run in kept["runs"]])
     print(markdown(["", "here", "bar", ""], *([name, f"{results[name]:.1f}", f"{bar:.1f}",

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.beginning import beginning
 from benchmarks.provenance import RESULTS, commit, machine, sources
 from minblip2.data.entry import run_command
 from minblip2.data.files import read_json, write_json
@@ -89,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = [measure(run, options.split) for run in options.runs]
     found = {"recipe": "scenes", "split": options.split, "commit": commit(), "machine": machine(),
-             "sources": trained_by(), "runs": runs}
+             "sources": trained_by(), "beginning": beginning(), "runs": runs}
     write_json(RESULTS / "seeds.json", found)
     print(against_targets(runs))
 

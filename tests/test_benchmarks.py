@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks import (
     bars,
+    beginning,
     binding,
     cache,
     generate,
@@ -334,12 +335,32 @@ def test_recipes_that_the_scenes_do_not_use_are_no_reason_to_train_them_anew():
     assert provenance.sources(*TRAINED_BY) != trained_by()
 
 
-def test_without_a_run_the_bars_say_whether_there_is_anything_to_try(monkeypatch):
-    kept = read_json(RESULTS / "seeds.json")["sources"]
-    monkeypatch.setattr("sys.argv", ["bars"])
-    for sources, code in ((kept, 0), ("other", 1)):
+def test_without_a_run_the_bars_say_whether_there_is_anything_to_try(monkeypatch, capsys):
+    """Changed code is tried only where training begins otherwise with it."""
+    kept = read_json(RESULTS / "seeds.json")
+    other = copy.deepcopy(kept["beginning"])
+    other["logs"]["lm"]["loss"][-1] *= 1.1
+    for sources, begins, code, said in ((kept["sources"], None, 0, ""), ("other", kept["beginning"], 0, "as it did"),
+                                        ("other", other, 1, "in lm: loss")):
+        monkeypatch.setattr("sys.argv", ["bars"])
         monkeypatch.setattr(bars, "trained_by", lambda sources=sources: sources)
-        assert bars.main() == code
+        monkeypatch.setattr(bars, "beginning", lambda begins=begins: begins)
+        assert bars.main() == code and said in capsys.readouterr().out
+
+
+def test_beginnings_differ_by_more_than_rounding():
+    kept = read_json(RESULTS / "seeds.json")["beginning"]
+    assert set(kept["logs"]) == set(beginning.PARTS)
+    assert all(len(values) == beginning.STEPS for log in kept["logs"].values() for values in log.values())
+    for what, change, found in (
+            ("rounded", lambda one: one["logs"]["vit"].update(loss=[1.01 * x for x in kept["logs"]["vit"]["loss"]]), []),
+            ("another value", lambda one: one["logs"]["stage1"]["itm"].__setitem__(5, 0.9), ["stage1: itm"]),
+            ("one more step", lambda one: one["logs"]["stage2"]["lr"].append(0.1), ["stage2: lr"]),
+            ("a loss is gone", lambda one: one["logs"]["stage1"].pop("itg"), ["stage1: itg"]),
+            ("other settings", lambda one: one.update(recipe="another"), ["recipe"])):
+        changed = copy.deepcopy(kept)
+        change(changed)
+        assert beginning.differences(kept, changed) == found, what
 
 
 # --- what a language model can do with text ---------------------------------------------------------------------------
