@@ -1,8 +1,8 @@
 """How training the scenes begins: each part of a small copy of the recipe, on few scenes, in seconds.
 
 Two states of the code under which this is the same train the same bridge, unless they differ in what only a long run
-would show; that is why a weekly job trains one from nothing. How a bridge is measured is another matter: a test measures
-the one that ships (tests/test_shipping.py).
+would show; that is why a weekly job trains one from nothing. How a bridge is measured is another matter: a test
+measures the one that ships (tests/test_shipping.py).
 """
 
 from __future__ import annotations

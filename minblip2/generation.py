@@ -63,7 +63,7 @@ def greedy_or_sample(step: Step, logits: Tensor, attention_mask: Tensor, cache: 
         if top_p is None and temperature is None:
             token = scores.argmax(dim=1)
         else:
-            scores = top_p_filter(scores / (temperature or 1.0), 1.0 if top_p is None else top_p)
+            scores = top_p_filter(scores / (1 if temperature is None else temperature), 1 if top_p is None else top_p)
             token = torch.multinomial(scores.softmax(dim=1), 1, generator=generator)[:, 0]
         token = token.masked_fill(finished, eos_id)
         finished = finished | (token == eos_id)
@@ -133,15 +133,16 @@ def generate(step: Step, logits: Tensor, attention_mask: Tensor, cache: KVCache,
     """Beam search when there is more than one beam, else greedy or sampling: ids (b t), t at most `max_length`.
 
     Settings are those of `beam_search` or `greedy_or_sample`; `length_penalty` compares beams, so it takes several.
-    The cache is used up. Raises UserError for a length below 1, and for a draw among several beams.
+    The cache is used up. Raises UserError for a length below 1, a temperature of 0 or below, and for a draw among
+    several beams.
     """
     if max_length < 1:
         raise UserError(f"max_length is {max_length}: a text has at least 1 token")
     settings = {name: value for name, value in settings.items() if value is not None}
-    drawn = " and ".join(sorted(settings.keys() & {"temperature", "top_p"}))
-    if beams > 1 and drawn:
+    if not (temperature := settings.get("temperature", 1.0)) > 0:
+        raise UserError(f"temperature is {temperature}: take more than 0, or leave it out for greedy decoding")
+    if beams > 1 and (drawn := " and ".join(sorted(settings.keys() & {"temperature", "top_p"}))):
         raise UserError(f"{drawn} would draw tokens at random where {beams} beams search: choose beams=1 to draw")
-    if beams > 1:
-        settings |= dict(beams=beams, length_penalty=length_penalty)
+    settings |= dict(beams=beams, length_penalty=length_penalty) if beams > 1 else {}
     search = beam_search if beams > 1 else greedy_or_sample
     return search(step, logits, attention_mask, cache, eos_id=eos_id, max_length=max_length, **settings)

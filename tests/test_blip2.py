@@ -17,12 +17,15 @@ from transformers import (
 
 from minblip2 import UserError
 from minblip2.stage1 import Stage1
+from minblip2.weights.blip2 import Blip2
 from minblip2.weights.export import save_pretrained
 from minblip2.weights.official import load_blip2, load_stage1
 from minblip2.weights.pretrained import load_vit
+from minblip2.weights.retriever import Retriever
 
 from .parity import difference, lengths_mask, randomise
-from .tiny_blip2 import END, IMAGE, LMS, QFORMERS, VISIONS, blip2_config
+from .pictures import smooth
+from .tiny_blip2 import END, IMAGE, LMS, QFORMERS, VISIONS, blip2_config, official_folder, official_retrieval_folder
 
 CASES = [(lm, size) for lm in LMS for size in (0, 1)]
 
@@ -381,3 +384,31 @@ def test_dtypes_are_as_asked_for(tmp_path):
         half = stage2(vit(pixels.bfloat16()), ids, mask, ids, mask).word_logits
         assert difference(half, exact[1](exact[0](pixels), ids, mask, ids, mask).word_logits) < 0.1
     assert stage2.generate(vit(pixels.bfloat16()), ids, mask, eos_id=END, max_length=3).shape == (2, 3)
+
+
+# --- texts given to whole models --------------------------------------------------------------------------------------
+
+
+def test_one_text_is_a_list_of_one_and_none_is_refused(tmp_path):
+    official_retrieval_folder(tmp_path)
+    retriever = Retriever.from_folder(tmp_path, torch.float32, torch.device("cpu"))
+    several, text = [smooth(40 + 7 * i, 50, seed=i) for i in range(2)], "two dogs"
+    cosine = retriever.similarity(several, [text])
+    ways = {"text_ids": lambda texts: retriever.text_ids(texts)[0], "embed_texts": retriever.embed_texts,
+            "similarity": lambda texts: retriever.similarity(several, texts),
+            "match": lambda texts: retriever.match(several, texts),
+            "rerank": lambda texts: retriever.rerank(several, texts, cosine, 1, 0),
+            "attention_maps": lambda texts: retriever.attention_maps(several[0], texts)}
+    for name, way in ways.items():
+        assert torch.equal(way(text), way([text])), name
+        for nothing, said in (([], "no text"), ((), "no text"), ("", "no word"), (["a bus", "\u200b"], "no word")):
+            with pytest.raises(UserError, match=said):
+                way(nothing)
+
+
+def test_no_question_is_refused(tmp_path):
+    official_folder("opt", tmp_path)
+    blip2 = Blip2.from_folder(tmp_path, torch.float32, torch.device("cpu"))
+    for images in (smooth(40, 50), [smooth(40, 50)]):
+        with pytest.raises(UserError, match="no question: ask at least one"):
+            blip2.ask(images, [])

@@ -347,6 +347,16 @@ def test_captions_are_one_clean_line(tmp_path):
     assert CocoCaptions(layout(tmp_path, annotations=notes), "train", limit=1).pairs == [(0, "a cat on a mat")]
 
 
+def test_captions_without_a_word_are_empty(tmp_path, capsys):
+    """Of all of these nothing is left to train on, and measuring would refuse them."""
+    captions = "...", "\u200b", "\ufeff \u0301", ' "!" ', "a cat", "7"
+    notes = [{"image_id": 10, "caption": caption} for caption in captions]
+    data = CocoCaptions(layout(tmp_path, images=1, content={"images": [IMAGE | {"id": 10}], "annotations": notes}),
+                        "train")
+    assert data.pairs == [(0, "a cat"), (0, "7")] and data.skipped == {"empty caption": 4}
+    assert "skipped 4 x empty caption" in capsys.readouterr().err
+
+
 def boxes_file(root, **changes):
     content = {"categories": [{"id": 3, "name": "cat"}],
                "annotations": [{"image_id": 11, "category_id": 3, "bbox": [1, 2, 3.5, 4], "iscrowd": 0},

@@ -110,7 +110,10 @@ def test_adjust_penalises_what_was_written_once_and_forbids_an_early_end():
 @pytest.mark.parametrize("settings, said", [
     (dict(max_length=0), "max_length is 0"), (dict(beams=3, max_length=-1), "max_length is -1"),
     (dict(beams=3, top_p=0.9), "top_p .* 3 beams"), (dict(beams=2, temperature=0.5), "temperature .* 2 beams"),
-    (dict(beams=2, temperature=0.5, top_p=0.3), "temperature and top_p")], ids=str)
+    (dict(beams=2, temperature=0.5, top_p=0.3), "temperature and top_p"),
+    (dict(temperature=0), "temperature is 0: .* leave it out for greedy"),
+    (dict(temperature=-1.0, top_p=0.5), "temperature is -1.0: take more than 0"),
+    (dict(temperature=float("nan"), beams=2), "temperature is nan: ")], ids=str)
 def test_settings_that_belong_to_no_way_of_decoding_are_refused(settings, said):
     with pytest.raises(UserError, match=said):
         generate(None, torch.zeros(1, 5), torch.ones(1, 1, dtype=torch.bool), KVCache(1), eos_id=4, **settings)

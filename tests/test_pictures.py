@@ -5,13 +5,17 @@ import os
 import struct
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, features
 
 from minblip2 import UserError
 from minblip2.data.pictures import check_image, load_image
+from minblip2.data.transforms import Transform
+from minblip2.weights.reader import ImageReader
 
 from .conftest import absent
 
@@ -170,3 +174,50 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(UserError, match="pipe.png cannot be read: it is a pipe"):
         load_image(tmp_path / "pipe.png")
+
+
+# ---------------------------------------------------------------- pictures in memory
+
+
+class Pixels(torch.nn.Linear):
+    """An encoder whose features (b c v) are the pixels themselves."""
+
+    def forward(self, pixels):
+        return pixels.flatten(start_dim=2)
+
+
+READER = ImageReader(vit=Pixels(1, 1), transform=Transform(size=12))
+
+
+def kinds():
+    """The same picture in each of Pillow's modes, as one can be made."""
+    half = Image.fromarray(GREY[:, ::-1].astype(np.uint8)).resize((96, 64))
+    clear = colours()
+    clear.putalpha(half)
+    palette = colours().quantize(16)
+    palette.info["transparency"] = 3
+    deep = {"I;16": Image.fromarray(scaled(4095, "u2")), "I": Image.fromarray(scaled(65535, "i4")),
+            "F": Image.fromarray((GREY / 255).astype("f4"))}
+    return deep | {"RGBA": clear, "LA": clear.convert("LA"), "P with transparency": palette, "RGBa": clear.convert(
+        "RGBa")} | {mode: colours().convert(mode) for mode in ("L", "P", "1", "CMYK", "HSV", "YCbCr", "RGB")}
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_pictures_in_memory_are_read_as_from_files(tmp_path, kind):
+    image = kinds()[kind]
+    plain = image.convert({"HSV": "RGB", "RGBa": "RGBA"}.get(kind, image.mode))  # no file holds these two
+    path = tmp_path / ("p.tif" if kind in ("CMYK", "YCbCr", "I", "F") else "p.png")
+    plain.save(path)
+    expected = READER.encode_images(load_image(path))
+    assert expected.shape == (1, 3, 144) and torch.allclose(READER.encode_images([image]), expected, atol=0.02)
+    before = image.tobytes()
+    assert torch.equal(READER.encode_images(image), READER.encode_images(image)) and image.tobytes() == before
+
+
+@pytest.mark.parametrize("given, said", [
+    ("dog.jpg", "'dog.jpg' is a path.* open it with"), (["dog.jpg"], "'dog.jpg' is a path.* open it with"),
+    (Path("a") / "dog.jpg", "dog.jpg' is a path"), ([GREY.astype(np.uint8)], "ndarray is no .*Image.fromarray"),
+    (np.zeros((5, 6, 3), dtype=np.uint8), "uint8 .*Image.fromarray"), ([None], "NoneType is no")])
+def test_what_is_no_picture_is_refused(given, said):
+    with pytest.raises(UserError, match=said):
+        READER.encode_images(given)

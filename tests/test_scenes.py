@@ -14,9 +14,13 @@ from PIL import Image
 
 from minblip2 import UserError
 from minblip2.data import scene_captions, scene_dataset, scenes
+from minblip2.data.coco import CocoCaptions
 from minblip2.data.scene_captions import flip_relation, holds, judge, parse, swap_colours
 from minblip2.data.scene_dataset import load_scenes
 from minblip2.data.scenes import HELD_OUT, SHAPES, Scene, Thing
+from minblip2.evaluation.scene_scores import evaluate_scenes
+from minblip2.training.bridge import load_bridge
+from minblip2.training.shipping import SHIPPED
 
 SIZES = {"train": 300, "val": 40, "test": 40}
 
@@ -275,3 +279,18 @@ def test_two_that_draw_at_once_do_not_disturb_each_other(tmp_path):
     assert [(one.communicate()[1], one.returncode) for one in both] == [("", 0)] * 3
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
     assert len(list((tmp_path / "scenes" / "images").iterdir())) == 380
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_figures_of_what_no_scene_has_are_left_out(tmp_path, split):
+    """No scene of a train split holds a held-out pair; and the one of val has one thing, so nothing to be swapped."""
+    scene_dataset.write_scenes(tmp_path / "data", train=4, val=1, test=1, seed=6, progress=False)
+    bridge, data = load_bridge(SHIPPED), CocoCaptions(tmp_path / "data", split)
+    truths = load_scenes(data.root, split)
+    found = evaluate_scenes(bridge, data, truths, bridge.features(data, tmp_path / "cache"))
+    assert {"stage2_things_seen", "told_things_seen", "ask_count_seen", "pointing"} <= found.keys()
+    assert not [name for name in found if "unseen" in name]
+    pairs = split == "train"
+    assert [len(scene.things) for scene in truths] == [1] or pairs
+    assert ("binding" in found) == ("relation_choice" in found) == ("ask_relation_own" in found) == pairs

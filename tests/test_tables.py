@@ -79,6 +79,28 @@ def test_quotes_and_letters_of_captions_stay(tmp_path):
     assert captions(CocoCaptions(tmp_path / "b.csv", "train")) == {"a.jpg": ('ein "Hünd" auf 写真',)}
 
 
+@pytest.mark.parametrize("head", ["image,title,caption", "image_id,caption,file_name", "comment,image_id,name,text"])
+def test_of_several_known_columns_the_likeliest_are_read(tmp_path, head):
+    kinds = {"image": "a.jpg", "file_name": "a.jpg", "name": "a.jpg", "caption": "a dog", "text": "a dog"}
+    names = head.split(",")
+    row = {name: kinds.get(name, "17") for name in names} | ({} if "image" in names else {"image_id": "0001"})
+    (pictures(tmp_path) / "a.csv").write_text(f"{head}\n{','.join(row.values())}\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    for file in ("a.csv", "a.jsonl"):
+        assert captions(CocoCaptions(tmp_path / file, "train")) == {"a.jpg": ("a dog",)}, file
+
+
+@pytest.mark.parametrize("name, text", {
+    "a.csv": "image,caption\r\na.jpg,{}\r\nb 1.png,a bus\r\n", "b.csv": "a.jpg,{}\nb 1.png,a bus",
+    "a.tsv": "image\tcaption\r\na.jpg\t{}\r\nb 1.png\ta bus\r\n", "a.txt": "a.jpg: {}\rb 1.png: a bus\r",
+    "c.csv": "{}|image|caption\nx|a.jpg|a dog runs\nx|b 1.png|a bus\n",
+    "a.jsonl": '{{"image": "a.jpg", "text": "{}"}}\r\n{{"image": "b 1.png", "text": "a bus"}}\r\n'}.items(), ids=str)
+@pytest.mark.parametrize("cut", ["\u2028", "\u2029", "\x85"])
+def test_only_newlines_end_a_line(tmp_path, name, text, cut):
+    (pictures(tmp_path) / name).write_bytes(text.format(f"a dog{cut}runs").encode())
+    assert captions(CocoCaptions(tmp_path / name, "train")) == {"a.jpg": ("a dog runs",), "b 1.png": ("a bus",)}
+
+
 def test_splits_of_tables(tmp_path):
     (pictures(tmp_path) / "my.csv").write_text("image,caption,split\na.jpg,x,train\nb 1.png,y,val\n")
     assert captions(CocoCaptions(tmp_path / "my.csv", "val")) == {"b 1.png": ("y",)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Collection
@@ -56,7 +57,7 @@ class CocoCaptions:
     are left out), and pictures in images/ or {split}/; the official names, as train2017 and train2014, are found for
     "train", too. Otherwise `root` is a table of file names and captions, or a folder with one: see `read_table`.
     `limit` keeps the first usable pictures; `check` decodes each of them once, those in `without` are known to be
-    broken. What has no use (empty caption, missing or broken picture, picture without caption) is counted in
+    broken. What has no use (caption without a word, missing or broken picture, picture without caption) is counted in
     `.skipped`, or refused if `strict`. Raises UserError for a file that is not what it should be.
     """
 
@@ -80,7 +81,7 @@ class CocoCaptions:
                 raise UserError(f"{file} has a caption for image id {number}, which is not among its images: list the "
                                 "image, or take the caption out")
             caption = " ".join(caption.encode(errors="ignore").decode().split())  # no newlines, no lone surrogates
-            if caption:
+            if has_word(caption):
                 captions[number].append(caption)
             else:
                 self._skip("empty caption", f"{file}, image id {number}")
@@ -187,6 +188,11 @@ class CocoCaptions:
         if self.strict:
             raise UserError(f"{reason}: {what} (strict mode refuses what is otherwise skipped)")
         self.skipped[reason] += 1
+
+
+def has_word(text: str) -> bool:
+    """Whether a text holds a letter or a digit: without one, as `...` or a zero-width space, it says nothing."""
+    return bool(re.search(r"\w", text))
 
 
 def _real(path: Path) -> Path:

@@ -22,6 +22,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
 BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx",
                                                              b"mif1", b"msf1"), "HEIC")}  # ISO/IEC 23008-12
 LEVELS = (255, 1023, 4095, 16383, 65535)  # the greatest value in 8, 10, 12, 14 and 16 bits
+BEYOND_8_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # Pillow's modes of one channel that are no bytes
 PNG, TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
 ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # the texts that may say which way is up
 
@@ -154,6 +155,19 @@ def _grey(image: Image.Image, raw: str, inverted: bool, path: str | Path) -> Ima
     return grey
 
 
+def to_rgb(image: Image.Image, path: Source = "in memory", raw: str = "", inverted: bool = False) -> Image.Image:
+    """A picture of any kind in RGB: transparency over white, values beyond 8 bits as in `to_8_bits`.
+
+    raw, inverted: how its file, if it is from one, stores values beyond 8 bits; see `_grey`.
+    """
+    if image.mode in BEYOND_8_BITS:
+        image = _grey(image, raw, inverted, path)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
 def load_image(path: Source) -> Image.Image:
     """Decode a picture to RGB: upright (EXIF), transparency over white, values beyond 8 bits as in `to_8_bits`.
 
@@ -166,15 +180,11 @@ def load_image(path: Source) -> Image.Image:
         inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF's WhiteIsZero, which Pillow minds in 8 bits only
         image.load()
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            image = _grey(image, raw, inverted, path)
-        elif ";16" in raw and max(channel.getextrema()[1] for channel in image.split()) < 64:
+        if image.mode not in BEYOND_8_BITS and ";16" in raw and max(
+                channel.getextrema()[1] for channel in image.split()) < 64:
             raise UserError(f"image {path} holds colours of 16 bits, none of them above a quarter of the range, so it "
                             "would be nearly black: save it with 8 bits a channel")
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return image.convert("RGB")
+        return to_rgb(image, path, raw, inverted)
 
 
 def check_image(path: str | Path, decode: bool = True) -> tuple[int, int]:

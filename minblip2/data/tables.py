@@ -15,11 +15,11 @@ from .pictures import EXTENSIONS
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")  # of a table that is looked for in a folder
 IMAGE = f"(?:{'|'.join(map(re.escape, EXTENSIONS))})"
-COLUMNS = {
-    "file_name": {"file_name", "filename", "file", "image", "image_name", "image_file", "image_path", "image_id", "img",
-                  "path", "file_path", "filepath", "name", "images"},
-    "caption": {"caption", "captions", "text", "comment", "description", "sentence", "caption_text", "title"},
-    "split": {"split", "set", "subset"},
+COLUMNS = {  # what a column may be called; of several that are there, the first in this order counts
+    "file_name": ("file_name", "filename", "image_file", "image_path", "image_name", "file_path", "filepath", "path",
+                  "file", "image", "images", "img", "name", "image_id"),
+    "caption": ("caption", "captions", "caption_text", "text", "sentence", "description", "comment", "title"),
+    "split": ("split", "set", "subset"),
 }
 EXAMPLE = "give lines such as `dog.jpg,a dog on the grass`, with or without the head `file_name,caption`"
 
@@ -38,6 +38,11 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start} is {content[error.start]:#x}): save it as UTF-8, "
                         "in a spreadsheet as 'CSV UTF-8'") from None
+
+
+def _lines(text: str) -> list[str]:
+    """A text cut at its newlines only: `splitlines` cuts at characters that a caption may hold, as U+2028, as well."""
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def find_table(root: Path, split: str) -> Path | None:
@@ -86,7 +91,7 @@ def read_table(path: Path, split: str) -> dict[str, Any]:
 def _columns(names: list[Any]) -> dict[str, int]:
     """Which column holds what, by the names in a table's head; {} when it is none."""
     names = [str(name).strip().lower().replace(" ", "_").replace("-", "_") for name in names]
-    found = {kind: next((names.index(name) for name in names if name in known), None)
+    found = {kind: next((names.index(name) for name in known if name in names), None)
              for kind, known in COLUMNS.items()}
     return {kind: place for kind, place in found.items() if place is not None} if None not in (
         found["file_name"], found["caption"]) else {}
@@ -95,7 +100,7 @@ def _columns(names: list[Any]) -> dict[str, int]:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) for every line of a table that is not empty."""
     text = read_text(path)
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in _lines(text) if line.strip()), "")
     for delimiter in ("\t", "|", ";", ","):
         cells = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))
         columns = _columns(cells)
@@ -121,7 +126,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _cells(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) for every line that is not empty. Between tabs and bars a quote may begin a caption and not end."""
     if delimiter in "\t|":
-        for line, content in enumerate(text.splitlines(), start=1):
+        for line, content in enumerate(_lines(text), start=1):
             if content.strip():
                 cells = (cell.strip() for cell in content.split(delimiter))
                 yield line, [cell[1:-1].replace('""', '"') if re.fullmatch('".*"', cell) else cell for cell in cells]
@@ -137,7 +142,7 @@ def _cells(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[st
 
 def _spaced(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) for lines of a file name, a colon or not, blanks, and a caption."""
-    for line, content in enumerate(text.splitlines(), start=1):
+    for line, content in enumerate(_lines(text), start=1):
         if content.strip():
             found = re.fullmatch(rf"\s*(.+?{IMAGE})(?:#\d+)?\s*:?\s+(.*)", content, re.IGNORECASE)
             if not found:
@@ -152,7 +157,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if text.lstrip().startswith("["):
             entries = list(enumerate(json.loads(text), start=1))
         else:
-            entries = [(i, json.loads(line)) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
+            entries = [(i, json.loads(line)) for i, line in enumerate(_lines(text), start=1) if line.strip()]
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is neither a JSON list nor JSON lines ({error}): for COCO's layout name its folder, "
                         "which holds annotations/ and images/") from None

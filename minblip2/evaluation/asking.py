@@ -49,7 +49,7 @@ def captions_from_text(blip2: Blip2, features: Tensor, truths: Sequence[Scene], 
 def evaluate_questions(blip2: Blip2, features: Tensor, truths: Sequence[Scene], seed: int = 0) -> dict[str, float]:
     """Percent of questions answered rightly, one of every kind about each scene: `ask_{kind}_{column}`, see `COLUMNS`.
 
-    features (n v e) are of the scenes' images, seen and unseen ones in turn.
+    features (n v e) are of the scenes' images, seen and unseen ones in turn. Columns without a question are left out.
     """
     rng = random.Random(seed)
     asked = [(row, question) for row, scene in enumerate(truths) for question in one_of_each(scene, rng)]
@@ -69,8 +69,8 @@ def evaluate_questions(blip2: Blip2, features: Tensor, truths: Sequence[Scene], 
                  for kind in set(kinds.tolist())}
     right["guess"] = np.array([question.answer == commonest[question.kind] for _, question in asked])
     right |= {"seen": np.where(unseen, np.nan, right["own"]), "unseen": np.where(unseen, right["own"], np.nan)}
-    return {f"ask_{kind}_{column}": 100 * float(np.nanmean(right[column][kinds == kind]))
-            for kind in KINDS for column in COLUMNS if (kinds == kind).any()}
+    return {f"ask_{kind}_{column}": 100 * float(np.nanmean(some)) for kind in KINDS for column in COLUMNS
+            if not np.isnan(some := right[column][kinds == kind]).all()}
 
 
 def questions_table(found: Sequence[dict[str, float]], cell: Callable[[list[float]], str],

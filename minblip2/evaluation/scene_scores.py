@@ -83,6 +83,8 @@ def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene],
                     candidates: int = 200, top: int = TOP, whole: bool = True) -> dict[str, float]:
     """What is measured on drawn scenes: retrieval, captions, pointing, binding. If it is to be the `whole`, also what
     takes the most time: answers to questions, captions of scenes that are told in text, and relations.
+
+    Figures of what no scene has, as of unseen pairs in the train split, are left out.
     """
     seen = torch.from_numpy(np.array(features))
     unseen = np.array([scene.unseen for scene in truths])
@@ -104,10 +106,11 @@ def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene],
             results |= {f"{name}_{measured}": judged[measured]
                         for measured in (key, f"{key}_coverage", f"{key}_of_right") if measured != "things_of_right"}
         for side, rows_of in (("seen", ~unseen), ("unseen", unseen)):
-            some = [(kinds["things"][i], truths[i]) for i in np.flatnonzero(rows_of)]
-            results[f"{name}_things_{side}"] = scene_accuracy(*zip(*some, strict=True))["things"]
+            if some := [(kinds["things"][i], truths[i]) for i in np.flatnonzero(rows_of)]:
+                results[f"{name}_things_{side}"] = scene_accuracy(*zip(*some, strict=True))["things"]
     results |= pointing(bridge.retriever, data, seen, truths)
-    results["binding"] = foil_accuracy(bridge.retriever, seen, data, swap_colours)
-    if whole:
-        results["relation_choice"] = foil_accuracy(bridge.retriever, seen, data, flip_relation)
+    foils = {"binding": swap_colours} | ({"relation_choice": flip_relation} if whole else {})
+    for name, spoil in foils.items():
+        if any(spoil(caption) is not None for _, caption in data.pairs):
+            results[name] = foil_accuracy(bridge.retriever, seen, data, spoil)
     return results

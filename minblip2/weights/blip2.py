@@ -122,8 +122,8 @@ class Blip2(ImageReader):
         """An answer for each image and question: one question for all images, one image for all questions, or as many.
 
         `question` is how they are put to the language model; one that is put so already is taken as it stands. One
-        image and one question give one answer, everything else a list. Raises UserError when images and questions are
-        not equally many.
+        image and one question give one answer, everything else a list. Raises UserError when there is no question, or
+        images and questions are not equally many.
         """
         before, _, after = (self.question if question is None else question).partition("{}")
 
@@ -132,6 +132,8 @@ class Blip2(ImageReader):
 
         one = isinstance(questions, str)
         prompts = put(questions) if one else [put(asked) for asked in questions]
+        if prompts == []:
+            raise UserError("there is no question: ask at least one")
         if is_single(images) and not one:
             images = self.encode_images(images).expand(len(prompts), -1, -1)
         answers = self.generate(images, prompts, **ANSWER | decoding)

@@ -12,10 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .. import UserError
 from ..data.features import feature_cache, weights_checksum
+from ..data.pictures import to_rgb
 from ..data.transforms import Transform
 from ..device import autocast
 
+PIXELS = "make an image of pixels with Image.fromarray(array)"  # said of what is neither an image nor features
 Images = Image.Image | Iterable[Image.Image] | Tensor | np.ndarray
 
 
@@ -24,6 +27,7 @@ class ImageReader:
     """A frozen image encoder with its transform, on the device that the encoder is on.
 
     Wherever images are asked for, give one Pillow image, several, or frozen features (b v e), those of one image (v e).
+    Images are read as `to_rgb` says. Raises UserError for what is no image, as a path, or an array of pixels.
     `precision` is "float32" (compute as the weights are), "bfloat16", or "auto": see `device.autocast`.
     """
 
@@ -47,6 +51,8 @@ class ImageReader:
         """Frozen features (b v e) of images; features are taken as they are, wherever they lie."""
         if isinstance(images, Tensor | np.ndarray):
             features = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images)  # not read-only
+            if not features.is_floating_point():
+                raise UserError(f"an array of {features.dtype} is no frozen features: {PIXELS}")
             return features.reshape(-1, *features.shape[-2:])
         return torch.cat(list(self.chunks(images)))
 
@@ -66,9 +72,18 @@ class ImageReader:
         if isinstance(images, Tensor | np.ndarray):
             yield from (chunk.to(self.device).float() for chunk in self.encode_images(images).split(batch_size))
             return
-        rest = iter([images] if isinstance(images, Image.Image) else images)
-        while some := [self.transform(image) for image in islice(rest, batch_size)]:
+        rest = iter([images] if isinstance(images, Image.Image | str | Path) else images)
+        while some := [self.transform(_picture(image)) for image in islice(rest, batch_size)]:
             yield self.encode_pixels(torch.stack(some))
+
+
+def _picture(image: object) -> Image.Image:
+    """A Pillow image in RGB. Raises UserError for anything else."""
+    if isinstance(image, str | Path):
+        raise UserError(f"{str(image)!r} is a path, not an image: open it with minblip2.data.pictures.load_image")
+    if not isinstance(image, Image.Image):
+        raise UserError(f"{type(image).__name__} is no Pillow image: {PIXELS}")
+    return to_rgb(image)
 
 
 def is_single(images: Images) -> bool:

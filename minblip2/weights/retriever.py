@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import UserError
+from ..data.coco import has_word
 from ..data.tokenizer import Tokenizer, normalize_caption
 from ..data.transforms import Transform
 from ..device import autocast, best_device, compute_dtype
@@ -19,6 +20,8 @@ from .checkpoint import require_folder
 from .official import load_stage1
 from .pretrained import load_vit
 from .reader import ImageReader, Images
+
+Texts = str | Sequence[str]
 
 
 @torch.no_grad()
@@ -40,10 +43,19 @@ def pair_logits(stage1: Stage1, image_features: Tensor, text_ids: Tensor, text_m
     return logits
 
 
+def listed(texts: Texts) -> list[str]:
+    """Texts as a list, which one alone may stand for. Raises UserError where there are none."""
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise UserError("there is no text to compare with images: give at least one")
+    return texts
+
+
 @dataclass(kw_only=True)
 class Retriever(ImageReader):
     """A frozen image encoder and stage 1. Images are given as `ImageReader` says; `max_length` counts a text's ids.
 
+    Wherever texts are asked for, one alone is a list of one. Raises UserError for no text, or one without a word.
     `match_weight` says how `rerank` adds up ITC and ITM; None: as LAVIS does.
     """
 
@@ -71,13 +83,14 @@ class Retriever(ImageReader):
         vit = load_vit(folder, dtype or compute_dtype(device))
         return cls(vit=vit.to(device).eval(), transform=transform, stage1=stage1.to(device).eval(), tokenizer=tokenizer)
 
-    def text_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts as the Q-Former reads them: ids and mask (b t). Raises UserError for a text without a word."""
-        rows = [self.tokenizer.encode(normalize_caption(text), max_length=self.max_length) for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) <= 2:  # [CLS] and [SEP] alone
+    def text_ids(self, texts: Texts) -> tuple[Tensor, Tensor]:
+        """Texts as the Q-Former reads them: ids and mask (b t). Raises UserError for no text, or one without a word."""
+        texts = listed(texts)
+        for text in texts:
+            if not has_word(text):
                 raise UserError(f"{text!r} holds no word that can be compared with an image: write a phrase")
-        ids, mask = self.tokenizer.pad(rows)
+        ids, mask = self.tokenizer.pad([self.tokenizer.encode(normalize_caption(text), max_length=self.max_length)
+                                        for text in texts])
         return ids.to(self.device), mask.to(self.device)
 
     @torch.no_grad()
@@ -91,38 +104,39 @@ class Retriever(ImageReader):
         return torch.cat(embeds)
 
     @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+    def embed_texts(self, texts: Texts) -> Tensor:
         """Unit vectors (m e), in float32."""
         self.stage1.eval()
+        texts = listed(texts)
         with autocast(self.device, self.precision):
             embeds = [self.stage1.embed_text(*self.text_ids(texts[i:i + 100])).float()
                       for i in range(0, len(texts), 100)]
         return torch.cat(embeds)
 
-    def similarity(self, images: Images, texts: Sequence[str]) -> Tensor:
+    def similarity(self, images: Images, texts: Texts) -> Tensor:
         """ITC's cosines (n m), on the CPU."""
         text_embeds = self.embed_texts(texts)
         image_embeds = self.embed_images(images)
         return torch.cat([self.stage1.similarity(some, text_embeds) for some in image_embeds.split(50)]).cpu()
 
-    def match_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor) -> Tensor:
+    def match_logits(self, images: Images, texts: Texts, image_rows: Tensor, text_rows: Tensor) -> Tensor:
         """ITM's logits of "match" (n) for the pairs of image `image_rows` (n) and text `text_rows` (n), on the CPU."""
         return self.pair_logits(images, texts, image_rows, text_rows)[:, 1]
 
-    def pair_logits(self, images: Images, texts: Sequence[str], image_rows: Tensor, text_rows: Tensor) -> Tensor:
+    def pair_logits(self, images: Images, texts: Texts, image_rows: Tensor, text_rows: Tensor) -> Tensor:
         """ITM's logits (n 2) of no match / match for the same pairs, on the CPU."""
         with autocast(self.device, self.precision):
             return pair_logits(self.stage1.eval(), self.encode_images(images), *self.text_ids(texts), image_rows,
                                text_rows)
 
-    def match(self, images: Images, texts: Sequence[str]) -> Tensor:
+    def match(self, images: Images, texts: Texts) -> Tensor:
         """ITM's probability (n m) that each text fits each image, on the CPU."""
-        features = self.encode_images(images)
+        texts, features = listed(texts), self.encode_images(images)
         rows = torch.cartesian_prod(torch.arange(len(features)), torch.arange(len(texts)))
         match = self.pair_logits(features, texts, *rows.T).softmax(dim=1)[:, 1]
         return match.reshape(len(features), len(texts))
 
-    def rerank(self, images: Images, texts: Sequence[str], cosine: Tensor, top: int, dim: int) -> Tensor:
+    def rerank(self, images: Images, texts: Texts, cosine: Tensor, top: int, dim: int) -> Tensor:
         """Scores (n m) after matching has seen the `top` best; the others stand below all of them, in ITC's order.
 
         cosine (n m) of images and texts; dim=1 re-ranks each image's texts, dim=0 each text's images.
@@ -160,11 +174,11 @@ class Retriever(ImageReader):
         scores = self.rerank(features, [text], self.similarity(features, [text]), top, dim=0)
         return scores[:, 0].topk(min(k, top, len(features))).indices
 
-    def attention_maps(self, image: Images, texts: Sequence[str]) -> Tensor:
+    def attention_maps(self, image: Images, texts: Texts) -> Tensor:
         """Which parts of one image make each text match it: maps (n gh gw), on the CPU; see `Stage1.match_map`."""
         self.stage1.eval()
-        features = next(self.chunks(image, 1)).expand(len(texts), -1, -1)
-        maps = self.stage1.match_map(features, *self.text_ids(texts))
+        ids, mask = self.text_ids(texts)
+        maps = self.stage1.match_map(next(self.chunks(image, 1)).expand(len(ids), -1, -1), ids, mask)
         return to_grid(maps, self.vit.config.class_token).cpu()
 
     @torch.no_grad()
