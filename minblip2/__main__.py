@@ -52,7 +52,9 @@ def main() -> int:
     """
     words = sys.argv[1:]
     goes_on = words[:1] == ["train"] or words[:1] == ["caption"] and any(word.startswith(KEPT) for word in words)
-    return run_command("minblip2", execute, "the same command goes on where it stopped" if goes_on else "", is_speaker)
+    anew = any(word.startswith("--rest") for word in words)  # --restart, which may be cut short
+    again = f"{'without --restart ' if anew else ''}the same command goes on where it stopped" if goes_on else ""
+    return run_command("minblip2", execute, again, is_speaker)
 
 
 if __name__ == "__main__":

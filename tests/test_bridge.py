@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from minblip2 import UserError, __main__
+from minblip2.commands.evaluate import print_figures
 from minblip2.course.lesson import ROOT
 from minblip2.data import scene_questions
 from minblip2.data.batches import Batch
@@ -28,7 +29,9 @@ from minblip2.device import autocast
 from minblip2.evaluation import asking, grounding, measure
 from minblip2.training import experts
 from minblip2.training.bridge import load_bridge, train_bridge
+from minblip2.training.checks import check_run
 from minblip2.training.recipes import RECIPES, find_recipe, shrink_and_perturb
+from minblip2.training.records import recorded_data, write_record
 from minblip2.training.stages import prompt_and_target
 from minblip2.vit import to_grid
 
@@ -330,10 +333,95 @@ def test_a_run_of_another_recipe_is_refused(run, tmp_path, monkeypatch, cli):
     copy = tmp_path / "scenes"
     shutil.copytree(run[0], copy)
     code, _, error = cli("train", "--out", copy, "--data", run[0].parent / "data", "--seed", 1)
-    assert code == 2 and "trained with other settings" in error
+    assert code == 2 and "holds a run with --seed 3, not 1" in error
     monkeypatch.setitem(RECIPES, "scenes", replace(SHORT, qformer=SHORT.qformer | {"num_queries": 4}))
     code, _, error = cli("caption", "--run", copy, next((run[0].parent / "data" / "images").iterdir()))
     assert code == 2 and "belongs to another recipe" in error
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy of the run that a test may spoil; its data are where they were."""
+    return shutil.copytree(run[0], tmp_path / "copy")
+
+
+def test_a_run_that_is_refused_is_still_what_it_was(run, copied, tmp_path, cli):
+    """Its record stays true, or it would be measured on data that it has not been trained on."""
+    data = run[0].parent / "data"
+    write_scenes(tmp_path / "other", train=30, val=4, test=4, seed=1, progress=False)
+    record, before = json.loads((copied / "run.json").read_text(encoding="utf-8")), contents(copied)
+    for words, said in ((("--data", data), "--seed 3, not 0"),
+                        (("--data", data, "--seed", 3, "--batch-size", 8), "--batch-size 32, not 8"),
+                        (("--data", tmp_path / "other", "--seed", 3), f"trained on {data}, not on {tmp_path}")):
+        code, out, err = cli("train", "--out", copied, *words)
+        assert code == 2 and said in err and "--out, or train anew with --restart" in err and err.count("\n") == 1
+        assert out == "" and contents(copied) == before, words
+    with pytest.raises(UserError, match="trained with other settings"):  # who does not ask first is refused by `train`
+        train_bridge(SHORT.with_seed(3), tmp_path / "other", None, copied)
+    assert (copied / "run.json").read_bytes() == before[copied / "run.json"]
+    (copied / "run.json").write_text(json.dumps(record | {"recipe": "laptop"}), encoding="utf-8")
+    code, _, err = cli("train", "--out", copied, "--data", data, "--seed", 3)
+    assert code == 2 and "--recipe laptop, not scenes" in err
+    check_run(SHORT, tmp_path / "other", None, copied, "val", False, print, resume=False)
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "all of it"])
+def test_a_run_goes_on_with_data_that_have_moved(run, tmp_path, cli, monkeypatch, left):
+    for name in ("data", "scenes"):
+        shutil.copytree(run[0].parent / name, tmp_path / "was" / name)
+    shutil.copytree(tmp_path / "was" / "data", tmp_path / "moved")
+    if left != "all of it":
+        shutil.rmtree(tmp_path / "was" / "data")
+    if left == "an empty folder":
+        (tmp_path / "was" / "data").mkdir()
+    monkeypatch.setattr("minblip2.commands.train.measure_run", lambda *rest, **more: {"images": 7})
+    out = tmp_path / "was" / "scenes"
+    write_record(out, SHORT.with_seed(3), tmp_path / "was" / "data", None)
+    code, _, err = cli("train", "--out", out, "--data", tmp_path / "moved", "--seed", 3)
+    assert code == 0 and recorded_data(out) == tmp_path / "moved", err
+
+
+def test_a_run_that_has_learned_nothing_yet_may_begin_otherwise(run, copied, tmp_path):
+    shutil.rmtree(copied / "stage1")
+    check_run(SHORT.with_seed(4), run[0].parent / "data", None, copied, "val", False, print)
+    with pytest.raises(UserError, match="--recipe scenes, not laptop"):
+        check_run(RECIPES["laptop"], run[0].parent / "data", None, copied, "val", False, print)
+
+
+@pytest.fixture
+def photographs(run, copied):
+    """The bridge as if it were one for photographs, with its folder, which has been trained on data that are gone."""
+    record = dict(recipe="laptop", seed=3, data=str(copied / "gone"), parts=None)
+    (copied / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    return copied, replace(run[1], recipe=replace(SHORT, name="photographs"))
+
+
+def test_what_cannot_be_measured_is_known_before_it_begins(photographs):
+    with pytest.raises(UserError, match=r"gone any more: name their folder with --data"):
+        measure.measure_run(*photographs, "val", begun=lambda: pytest.fail("it has begun"))
+
+
+def test_other_data_are_measured_without_the_training_data(run, photographs):
+    folder, _ = photographs
+    data, begun = run[0].parent / "data", []
+    without = measure.measure_run(*photographs, "val", begun=lambda: begun.append(1), data=data)
+    assert begun and without["images"] == 24 and "stage1_cider" in without
+    shutil.copytree(data, folder / "gone")
+    found = measure.measure_run(*photographs, "val", data=data)
+    assert found.keys() - without.keys() == {f"nearest_{what}" for what in ("cider", "bleu4", "distinct", "words")}
+    print_figures(without)
+
+
+def test_seconds_of_a_session_are_not_those_of_a_stage(run, photographs):
+    folder, _ = photographs
+    for stage, first in (("stage1", 2), ("stage2", 0)):
+        (folder / stage / "seconds.json").write_text(json.dumps({"seconds": 5.0, "from_step": first}), encoding="utf-8")
+    results = measure.measure_run(*photographs, "val", data=run[0].parent / "data")
+    assert results["seconds_stage2"] == 5.0 and "seconds_stage1" not in results
 
 
 def test_the_laptop_recipe_names_what_is_missing(tmp_path, cli):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from minblip2 import UserError
@@ -146,6 +147,44 @@ def test_what_is_there_is_not_missing(tmp_path, parts, photos):
     (folder / "pytorch_model.bin").touch()
     text = dry_run(GPU, tmp_path, tmp_path)
     assert "opt-1.3b" not in text.rpartition("missing: models")[2]
+
+
+def tables(folder, train):
+    """A folder with this table of what is trained on, and one picture more, which is measured."""
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (30, 20)).save(folder / name)
+    (folder / "train.csv").write_text(train, encoding="utf-8")
+    (folder / "val.csv").write_text("a.jpg,a photo\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("recipe", [LAPTOP, SCENES], ids=["laptop", "scenes"])
+def test_data_that_are_there_are_wrong_and_not_missing(tmp_path, recipe):
+    (tmp_path / "empty").mkdir()
+    damaged = tables(tmp_path / "data", "b.jpg,a photo,with commas, of a dog\nb.jpg\n")
+    for data, said in ((tmp_path / "empty", "no split 'train'"), (damaged, "train.csv, line 2")):
+        lines = dry_run(recipe, data, tmp_path).splitlines()
+        assert [line for line in lines if line.startswith("cannot be used: ") and said in line]
+        assert not any("missing: pictures" in line or "to be" in line for line in lines)
+        with pytest.raises(UserError, match=said):
+            CocoCaptions(data, "train")
+    text = dry_run(recipe, tmp_path / "none", tmp_path)
+    assert ("missing: pictures" if recipe is LAPTOP else "cannot be used: no split 'train'") in text
+
+
+def test_a_dry_run_skips_what_the_run_will_skip(tmp_path):
+    data = tables(tmp_path / "data", "a.jpg,a photo\nb.jpg,another\nc.jpg,a third\n")
+    (data / "c.jpg").write_bytes(b"no picture")
+    recipe = replace(LAPTOP, stage1=replace(LAPTOP.stage1, batch_size=2), stage2=replace(LAPTOP.stage2, batch_size=2))
+    text = dry_run(recipe, data, tmp_path)
+    assert "1 pictures of the split 'train' are no pictures" in text and "add --skip-broken" in text
+    text = dry_run(recipe, data, tmp_path, skip_broken=True)
+    assert "cannot be used" not in text and "1 view of 2 pictures in" in text
+    many = replace(recipe, stage1=replace(recipe.stage1, batch_size=3))
+    assert "batch size is 3 for 2 pairs" in dry_run(many, data, tmp_path, skip_broken=True)
+    (data / "a.jpg").write_bytes(b"no picture")
+    assert "cannot be used: " in dry_run(recipe, data, tmp_path, skip_broken=True), "nothing is left to measure"
 
 
 def test_what_cannot_be_told_is_refused(tmp_path):

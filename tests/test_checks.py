@@ -267,3 +267,11 @@ def test_a_dry_run_tells_all_troubles_at_once(data, tmp_path):
     assert "nothing is missing" not in text
     assert "no drawn scenes with the split 'tset'" in dry_run(SHORT, data, None, "tset")
     assert "cannot be used" not in dry_run(SHORT, data, None, "test")
+
+
+def test_a_dry_run_is_told_to_skip_as_the_run_is(data, monkeypatch, capsys):
+    for path in sorted((data / "images").glob("val_*.png"))[:3]:
+        path.write_bytes(b"no picture")
+    for words, said in (([], "cannot be used: 3 pictures of the"), (["--skip-broken"], "nothing is missing")):
+        monkeypatch.setattr(sys, "argv", ["minblip2", "train", "--data", str(data), "--dry-run", *words])
+        assert __main__.main() == 0 and capsys.readouterr().out.splitlines()[-1].startswith(said)

@@ -34,6 +34,30 @@ def machine(monkeypatch):
     return have
 
 
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """Begin to train as one of four processes of torchrun: the GPUs that it has set before it would load anything."""
+    def begin(recipe, local):
+        class Loading(Exception):
+            pass
+
+        def load():
+            raise Loading
+
+        found = []
+        for name, value in dict(TORCHELASTIC_RUN_ID="none", RANK=local, WORLD_SIZE=4, LOCAL_RANK=local).items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv(device.DTYPE, "float32")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "set_device", found.append)
+        monkeypatch.setattr(bridge, "prepare_once", load)
+        with pytest.raises(Loading):
+            bridge.train_bridge(recipe, tmp_path, None, tmp_path / "out")
+        return found
+
+    return begin
+
+
 @pytest.mark.parametrize("cuda, mps, told, default, chosen", [
     (0, False, None, None, "cpu"), (2, False, None, None, "cuda"), (1, True, None, None, "cuda"),
     (0, True, None, None, "mps"), (2, True, None, "cpu", "cpu"), (0, True, "cpu", None, "cpu"),
@@ -154,12 +178,30 @@ def test_training_in_float16_is_refused_before_it_begins(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command, said", [
-    ("train", "minblip2: stopped; the same command goes on where it stopped"), ("caption", "minblip2: stopped")])
-def test_ctrl_c_is_a_sentence(monkeypatch, capsys, command, said):
+@pytest.mark.parametrize("recipe, told, local, gpus", [
+    (SCENES, None, 3, []), (GPU, "cpu", 3, []), (GPU, None, 1, [1]), (SCENES, "cuda", 0, [0])])
+def test_a_process_takes_a_gpu_of_its_own_only_to_compute_on_it(machine, monkeypatch, started, recipe, told, local,
+                                                                 gpus):
+    machine(cuda=2)
+    if told:
+        monkeypatch.setenv(device.DEVICE, told)
+    assert started(recipe, local) == gpus
+
+
+def test_more_processes_than_gpus_are_told_before_anything_is_loaded(machine, started):
+    machine(cuda=2)
+    with pytest.raises(UserError, match="process 3 on this machine has no GPU .* there are 2: .*--nproc-per-node 2"):
+        started(GPU, 2)
+
+
+@pytest.mark.parametrize("words, said", [
+    (["train"], "stopped; the same command goes on where it stopped"), (["caption", "x.png"], "stopped"),
+    *((["train", "--seed", "1", word], "stopped; without --restart the same command goes on where it stopped")
+      for word in ("--restart", "--rest"))])
+def test_ctrl_c_is_a_sentence(monkeypatch, capsys, words, said):
     def stop(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"minblip2.commands.{command}.run", stop)
-    monkeypatch.setattr(sys, "argv", ["minblip2", command, *(["x.png"] if command == "caption" else [])])
-    assert __main__.main() == 130 and capsys.readouterr().err.strip() == said
+    monkeypatch.setattr(f"minblip2.commands.{words[0]}.run", stop)
+    monkeypatch.setattr(sys, "argv", ["minblip2", *words])
+    assert __main__.main() == 130 and capsys.readouterr().err.strip() == f"minblip2: {said}"

@@ -55,13 +55,13 @@ def run(args: argparse.Namespace) -> None:
     recipe = with_batch_size(find_recipe(args.recipe).with_seed(args.seed), args.batch_size)
     out = args.out or Path("runs") / recipe.name
     if args.dry_run:
-        print(dry_run(recipe, args.data, args.parts, args.split, out))
+        print(dry_run(recipe, args.data, args.parts, args.split, out, args.skip_broken))
         return
     first = env_rank()[0] == 0
-    if (out / "stage2" / "model.safetensors").exists() and not args.restart and first:
-        print(f"{out} is finished: it is measured, not trained again (--restart would)")
     if first:
-        check_run(recipe, args.data, args.parts, out, args.split, args.skip_broken, note)
+        check_run(recipe, args.data, args.parts, out, args.split, args.skip_broken, note, not args.restart)
+        if (out / "stage2" / "model.safetensors").exists() and not args.restart:
+            print(f"{out} is finished: it is measured, not trained again (--restart would)")
     bridge = train_bridge(recipe, args.data, args.parts, out, resume=not args.restart, skip_broken=args.skip_broken)
     if not first:
         return  # torchrun has started more of us: one measures and speaks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .. import UserError
 from ..data.coco import CocoCaptions
 from ..data.files import field, read_json, write_json
 from ..data.scene_dataset import load_scenes
@@ -106,15 +108,19 @@ def nearest_captions(train_features: np.ndarray, features: np.ndarray, train: Co
     return [train.images[i].captions[0] for i in (asked @ known.T).argmax(dim=1).tolist()]
 
 
-def evaluate_photos(bridge: Bridge, train: CocoCaptions, data: CocoCaptions, features: np.ndarray,
-                    train_features: np.ndarray, top: int = TOP) -> dict[str, float]:
-    """Retrieval and captions of a split, beside the nearest training picture's caption and shuffled images."""
+def evaluate_photos(bridge: Bridge, train: CocoCaptions | None, data: CocoCaptions, features: np.ndarray,
+                    train_features: np.ndarray | None, top: int = TOP) -> dict[str, float]:
+    """Retrieval and captions of a split, beside the nearest training picture's caption and shuffled images.
+
+    features (n v e) are of the split, train_features (n v e) of `train`; without these there is no nearest picture.
+    """
     seen = torch.from_numpy(np.array(features))
     results = {"images": len(data.images), "captions": len(data.pairs), "chance_r1": 100 / len(data.images)}
     results |= evaluate_retrieval(bridge.retriever, seen, [caption for _, caption in data.pairs],
                                   [image for image, _ in data.pairs], top)
     references = [record.captions for record in data.images]
-    sources = {"nearest": nearest_captions(train_features, features, train), "stage1": bridge.retriever.caption(seen)}
+    sources = {} if train is None else {"nearest": nearest_captions(train_features, features, train)}
+    sources["stage1"] = bridge.retriever.caption(seen)
     if bridge.stage2 is not None:
         sources["stage2"] = bridge.blip2.caption(seen)
         sources["shuffled"] = of_next_picture(sources["stage2"])
@@ -131,12 +137,17 @@ def measure_run(out: Path, bridge: Bridge, split: str, top: int = TOP, begun: Ca
                 data: Path | None = None) -> dict[str, float]:
     """Measure a run on a split of its own data, or of other `data`. Nothing is written but features.
 
-    `begun` is called when it is known that all can be read, before the long part.
+    `begun` is called when it is known that all can be read, before the long part. Of other `data`, photographs are
+    measured without the nearest training picture where the run's own are not there any more.
     """
     root = data or recorded_data(out)
     skip = read_record(out).skip_broken
     measured = open_split(root, split, out, skip)
     truths = load_scenes(root, split) if bridge.recipe.name == "scenes" else None
+    train = None
+    if truths is None:
+        with contextlib.nullcontext() if data is None else contextlib.suppress(UserError):
+            train = open_split(recorded_data(out), "train", out, skip)
     if begun is not None:
         begun()
     features = bridge.features(measured, out / "cache")
@@ -144,11 +155,12 @@ def measure_run(out: Path, bridge: Bridge, split: str, top: int = TOP, begun: Ca
     if truths is not None:
         results = evaluate_scenes(bridge, measured, truths, features, top=top)
     else:
-        train = open_split(recorded_data(out), "train", out, skip)
-        results = evaluate_photos(bridge, train, measured, features, bridge.features(train, out / "cache"), top)
+        known = None if train is None else bridge.features(train, out / "cache")
+        results = evaluate_photos(bridge, train, measured, features, known, top)
     results |= {"seconds_to_evaluate": time.perf_counter() - started}
     for stage in ("vit", "lm", "stage1", "stage2"):
-        if (path := out / stage / "seconds.json").exists():
+        path = out / stage / "seconds.json"  # of a run that was stopped, of its last session alone
+        if path.exists() and field(read_json(path), "from_step", int, path) == 0:
             results[f"seconds_{stage}"] = field(read_json(path), "seconds", float, path)
     return results
 

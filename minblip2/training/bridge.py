@@ -22,11 +22,11 @@ from ..stage1 import Stage1
 from ..stage2 import Stage2
 from ..weights.blip2 import Blip2
 from ..weights.retriever import Retriever
-from .checks import check_precision, find_parts, open_split
+from .checks import check_own_gpu, check_precision, find_parts, open_split
 from .distributed import env_rank, prepare_once, process_group, rank_and_size, set_local_device
 from .loop import TrainConfig, load_weights, train
 from .recipes import Backbones, Recipe, default_data
-from .records import read_record, recorded_parts, write_record
+from .records import is_begun, read_record, recorded_parts, write_record
 from .stages import stage1_losses, stage2_losses
 
 
@@ -115,20 +115,25 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     Started by torchrun, all processes train together; `out`, data and parts must be folders that all of them see.
     """
     check_precision(recipe)
-    set_local_device()
+    if best_device(recipe.device).type == "cuda":
+        check_own_gpu()
+        set_local_device()
+    record = partial(write_record, out, recipe, skip_broken=skip_broken)
     with prepare_once():
         data = default_data(recipe, out, data)
         backbones = recipe.build(recipe, data, parts_folder, out, resume)
         bridge = Bridge(recipe, backbones, recipe.new_stage1(backbones))
         out.mkdir(parents=True, exist_ok=True)
-        if env_rank()[0] == 0:
-            write_record(out, recipe, data, parts_folder, skip_broken)
         split = open_split(data, "train", out, True) if skip_broken else CocoCaptions(data, "train")
         views = [bridge.features(split, out / "cache", **view) for view in recipe.views]
+        if env_rank()[0] == 0 and not (resume and is_begun(out)):
+            record(data, parts_folder)
     losses = partial(stage1_losses, loss_weights=recipe.loss_weights)
     with process_group(bridge.device):
         train(bridge.stage1, losses, bridge.stage1_pairs(split, views), recipe.stage1, out / "stage1",
               bridge.stage1_settings(split), name="stage 1", resume=resume, device=bridge.device)
+    if env_rank()[0] == 0:  # `train` has not refused: this is the run that was begun, though its folders may have moved
+        record(data, parts_folder)
     bridge.stage1.eval()
     if stages == 1:
         return bridge

@@ -155,10 +155,11 @@ def free_memory(device: torch.device) -> float | None:
 
 
 def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None, split: str = "val",
-            out: Path | None = None) -> str:
+            out: Path | None = None, skip_broken: bool = False) -> str:
     """A recipe's parts, costs, and what is missing or cannot be used, as text; nothing is written.
 
-    Memory is an estimate: see `estimate`. Of a picture no more than the header is read here.
+    Memory is an estimate: see `estimate`. Of a picture no more than the header is read here; to `skip_broken`, those
+    that have none are left out.
     """
     device = best_device(recipe.device)
     value = compute_dtype(device).itemsize
@@ -170,18 +171,20 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None,
         costs = estimate(recipe, parts / "nowhere", value)
     try:
         train = CocoCaptions(data, "train")
+        if skip_broken:
+            train = _with_headers(train, True)
         images, pairs, of = len(train), len(train.pairs), f"in {data}"
-        wrong += _troubles_of_data(recipe, data, train, split)
+        wrong += _troubles_of_data(recipe, data, train, split, skip_broken)
     except UserError as error:
-        images, pairs, of = recipe.images, CAPTIONS * recipe.images, "to be fetched"
-        if recipe.models:
+        images, of = recipe.images or inspect.signature(write_scenes).parameters["train"].default, "to be fetched"
+        pairs = CAPTIONS * images
+        if not recipe.models and data == usual_data(recipe, out):
+            of = "to be drawn"
+        elif recipe.models and not data.exists():
             missing = [f"missing: pictures in {data}: python data/download.py coco --images {recipe.images} --out "
                        f"{data}"]
-        elif data == usual_data(recipe, out):  # which the recipe draws
-            sizes = inspect.signature(write_scenes).parameters
-            images, of = sizes["train"].default, "to be drawn"
-            pairs = CAPTIONS * images
         else:
+            of = "that it is meant for"
             wrong.append(str(error))
 
     def row(what: str, role: str, count: int, use: str) -> str:
@@ -237,17 +240,19 @@ def _troubles(recipe: Recipe, given: Path | None, parts: Path, out: Path | None)
             yield str(error)
 
 
-def _troubles_of_data(recipe: Recipe, data: Path, train: CocoCaptions, split: str) -> Iterator[str]:
+def _with_headers(data: CocoCaptions, skip_broken: bool) -> CocoCaptions:
+    """A split whose pictures all have a header; those that have none are left out to `skip_broken`, else refused."""
+    bad = [path for path in data.paths if why_broken(path, decode=False)]
+    if bad and not skip_broken:
+        raise UserError(f"{len(bad)} pictures of the split {data.split!r} are no pictures, first {bad[0]}: replace "
+                        "them, or add --skip-broken to go without")
+    return CocoCaptions(data.root, data.split, without=bad) if bad else data
+
+
+def _troubles_of_data(recipe: Recipe, data: Path, train: CocoCaptions, split: str, skip_broken: bool) -> Iterator[str]:
     """What is wrong with the splits, the pictures and the batches that they make."""
-    def measured() -> None:
-        if bad := [path for path in CocoCaptions(data, split).paths if why_broken(path, decode=False)]:
-            raise UserError(f"{len(bad)} pictures of the split {split!r} are no pictures, first {bad[0]}")
-
-    def trained() -> None:
-        if bad := [path for path in train.paths if why_broken(path, decode=False)]:
-            raise UserError(f"{len(bad)} pictures of the split 'train' are no pictures, first {bad[0]}")
-
-    for ask in (lambda: check_split(recipe, data, split), measured, trained, lambda: check_batches(recipe, train)):
+    for ask in (lambda: check_split(recipe, data, split), lambda: _with_headers(CocoCaptions(data, split), skip_broken),
+                lambda: _with_headers(train, skip_broken), lambda: check_batches(recipe, train)):
         try:
             ask()
         except UserError as error:

@@ -27,8 +27,9 @@ from ..device import best_device, compute_dtype
 from ..qformer import QFormer
 from ..weights import names, official, pretrained
 from ..weights.checkpoint import load_into, open_hub, read_config
-from .distributed import rank_and_size
+from .distributed import env_rank, rank_and_size
 from .recipes import FETCHED_PARTS, Recipe, default_data
+from .records import is_begun, read_record
 
 SHOWN = 5  # broken pictures that are named; of more, only the number is told
 
@@ -47,6 +48,48 @@ def check_precision(recipe: Recipe) -> None:
     if compute_dtype(best_device(recipe.device)) == torch.float16:
         raise UserError("training in float16 needs scaled gradients, which this loop does not have: choose bfloat16 or "
                         "float32 (a finished bridge can be used in float16)")
+
+
+def check_own_gpu() -> None:
+    """Raise UserError where torchrun has started more processes on this machine than it has GPUs."""
+    number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if env_rank()[1] > 1 and number >= count:
+        raise UserError(f"process {number + 1} on this machine has no GPU of its own, for there are {count}: start as "
+                        f"many with --nproc-per-node {count}, or compute with --device cpu")
+
+
+def check_settings(recipe: Recipe, out: Path) -> None:
+    """Raise UserError where `out` holds a run of another recipe, or one to go on from with another seed or batch size.
+    """
+    if not (out / "run.json").exists():
+        return
+    there = read_record(out).recipe
+    compared = [("--recipe", there.name, recipe.name)]
+    if is_begun(out):
+        compared += [("--seed", there.stage1.seed, recipe.stage1.seed),
+                     ("--batch-size", there.stage1.batch_size, recipe.stage1.batch_size),
+                     ("--batch-size", there.stage2.batch_size, recipe.stage2.batch_size)]
+    for option, was, asked in compared:
+        if was != asked:
+            raise UserError(f"{out} holds a run with {option} {was}, not {asked}: name another folder with --out, or "
+                            "train anew with --restart")
+
+
+def check_same_data(data: Path, out: Path) -> None:
+    """Raise UserError where the run in `out` would go on with other captions than those it was trained on.
+
+    Only what is still there can be compared: data may move.
+    """
+    was = read_record(out).data if is_begun(out) else None
+    if was is None or not was.exists() or was.samefile(data):
+        return
+    try:
+        trained = CocoCaptions(was, "train").pairs
+    except UserError:  # something is left there, but not the data
+        return
+    if trained != CocoCaptions(data, "train").pairs:
+        raise UserError(f"{out} holds a run that is trained on {was}, not on {data}: name another folder with --out, "
+                        "or train anew with --restart")
 
 
 def foreign_group() -> str | None:
@@ -186,13 +229,16 @@ def check_batches(recipe: Recipe, data: CocoCaptions) -> None:
 
 
 def check_run(recipe: Recipe, data: Path | None, parts: Path | None, out: Path, split: str, skip_broken: bool,
-              note: Callable[[str], None]) -> None:
+              note: Callable[[str], None], resume: bool = True) -> None:
     """Ask everything that training a recipe and measuring it on `split` will ask, before either begins.
 
-    `note` is told what is no error. Scenes that are not there are drawn. Raises UserError for the first trouble.
+    `note` is told what is no error. Scenes that are not there are drawn. To `resume`, a run that is in `out` must be
+    this one. Raises UserError for the first trouble.
     """
     check_folder(out)
     check_precision(recipe)
+    if resume:
+        check_settings(recipe, out)
     data = default_data(recipe, out, data)
     parts = find_parts(recipe, parts)
     for role in recipe.models:
@@ -200,6 +246,8 @@ def check_run(recipe: Recipe, data: Path | None, parts: Path | None, out: Path, 
     for one in ("train", split):
         CocoCaptions(data, one)
         check_split(recipe, data, one)
+    if resume:
+        check_same_data(data, out)
     train = open_split(data, "train", out, skip_broken)
     open_split(data, split, out, skip_broken)
     check_batches(recipe, train)

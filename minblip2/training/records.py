@@ -46,6 +46,12 @@ def write_record(out: Path, recipe: Recipe, data: Path, parts: Path | None, skip
     write_json(out / "run.json", record)
 
 
+def is_begun(out: Path) -> bool:
+    """Whether a folder holds a record and something of stage 1 to go on from, of which the record must stay true."""
+    kept = (out / "stage1" / name for name in ("model.safetensors", "checkpoint.pt"))
+    return (out / "run.json").exists() and any(path.exists() for path in kept)
+
+
 def carried_record(run: Path, data: str | None = None) -> dict[str, Any]:
     """A run's run.json for others: no folder of this machine, and at most the name of the data it was trained on."""
     record = read_json(run / "run.json") | {"data": data, "parts": None}
