@@ -21,8 +21,9 @@ from minblip2.training.recipes import SCENES
 
 PARTS = ("vit", "lm", "stage1", "stage2")
 STEPS, SCENES_DRAWN = 12, 400
-CLOSE = 0.02  # as a fraction: machines round differently, and each step builds on the rounding of those before
-NOISY = ("step", "gradient", "itm_accuracy")  # what the number of a step, or more than rounding, decides
+LOGGED = "lr", "loss", "itc", "itm", "itg", "temperature", "gradient"
+# As a fraction: machines round differently, and each step builds on the rounding of those before.
+CLOSE, CLOSE_GRADIENT = 0.02, 0.1
 
 
 def short(config: TrainConfig) -> TrainConfig:
@@ -41,7 +42,7 @@ def beginning() -> dict[str, Any]:
             train_bridge(recipe, data, None, out)
         logs = {part: read_log(out / part / "log.jsonl") for part in PARTS}
     return {"recipe": repr(sorted((asdict(SCENES) | {"build": None}).items())),
-            "logs": {part: {name: [float(f"{step[name]:.5g}") for step in log] for name in log[0] if name not in NOISY}
+            "logs": {part: {name: [float(f"{step[name]:.5g}") for step in log] for name in LOGGED if name in log[0]}
                      for part, log in logs.items()}}
 
 
@@ -50,8 +51,9 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     found = [] if one["recipe"] == other["recipe"] else ["recipe"]
     for part in PARTS:
         logs = one["logs"][part], other["logs"][part]
-        found += [f"{part}: {name}" for name in sorted({*logs[0], *logs[1]})
-                  if len(logs[0].get(name, [])) != len(logs[1].get(name, []))
-                  or not all(math.isclose(*pair, rel_tol=CLOSE) for pair in
-                             zip(*(log[name] for log in logs), strict=True))]
+        for name in sorted({*logs[0], *logs[1]}):
+            values, close = [log.get(name, []) for log in logs], CLOSE_GRADIENT if name == "gradient" else CLOSE
+            if len(values[0]) != len(values[1]) or not all(math.isclose(*pair, rel_tol=close)
+                                                           for pair in zip(*values, strict=True)):
+                found.append(f"{part}: {name}")
     return found
