@@ -1,13 +1,15 @@
 """Grade a folder of submissions: python exercises/grade.py FOLDER [--out grades.csv] [--lessons NN ...]
 
 FOLDER holds a folder for each learner with her notebooks anywhere in it (as nbgrader's submitted/ does), or the
-notebooks of one. The table of learners by exercises goes to a CSV file, and a short one to the screen. Nothing but what
-the course installs is needed; whoever has nbgrader can use that instead, see notebooks/INSTRUCTORS.md.
+notebooks of one. The table of learners by exercises goes to a CSV file, what the checks said to a second one beside it
+(grades-messages.csv), and a short table to the screen. Nothing but what the course installs is needed; whoever has
+nbgrader can use that instead, see notebooks/INSTRUCTORS.md.
 
 Every notebook is run as a copy, in a process of its own, with a limit of time for each cell and for the whole. The
-checks are those of this checkout, whatever stands in the submission. A cell that does not end, or that ends its
-process, is a verdict on its exercise; the others are run again without it. The code that runs is that of the learners:
-use a machine, or a container, on which that may happen.
+check cells are those of this checkout, whatever stands in those of the submission. A cell that does not end, or that
+ends its process, is a verdict on its exercise; the others are run again without it. The code that runs is that of the
+learners, in the same process as the checks: use a machine, or a container, on which that may happen. Accidents change
+no grade; who means to deceive the checks can.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ sys.path[:0] = [str(ROOT / "exercises"), str(ROOT)]
 
 from checks import DONE, OPEN, WRONG  # noqa: E402
 from make import exercise_of  # noqa: E402
+from minblip2 import UserError  # noqa: E402
 
-ABSENT, STOPPED = "no notebook", "stopped"
+ABSENT, STOPPED, FAILED = "no notebook", "stopped", "could not be graded"
 GRACE = 10  # seconds that a cell has to stop when it is told to
 SIGNATURE = re.compile(r"^(\d\d)_.*\.ipynb$")
 
@@ -52,15 +55,23 @@ class Asked:
     points: float
 
 
+def marks(cell: nbformat.NotebookNode) -> tuple[str, bool]:
+    """The exercise that a cell belongs to, by nbgrader's marks ("" for none), and whether it is its check."""
+    about = cell.metadata.get("nbgrader")
+    if not isinstance(about, dict):  # a learner's notebook: it may hold anything
+        return "", False
+    return str(about.get("grade_id", "")).removesuffix("-check"), bool(about.get("grade"))
+
+
 def asked_in(notebook: nbformat.NotebookNode) -> list[Asked]:
     """The exercises of a notebook of the course, in order."""
     found, number = [], ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and (title := re.match(r"## (\d\d\.\d+)", cell.source)):
             number = title[1]
-        about = cell.metadata.get("nbgrader", {})
-        if about.get("grade"):
-            found.append(Asked(about["grade_id"].removesuffix("-check"), number, cell.source, about["points"]))
+        name, is_check = marks(cell)
+        if is_check:
+            found.append(Asked(name, number, cell.source, cell.metadata.nbgrader["points"]))
     return found
 
 
@@ -71,12 +82,21 @@ def course() -> dict[str, nbformat.NotebookNode]:
 
 
 def submissions(folder: Path) -> dict[str, dict[str, Path]]:
-    """learner -> lesson -> notebook. Of several for one lesson that with the shortest name counts, then the newest."""
-    found: dict[str, dict[str, Path]] = {}
+    """learner -> lesson -> notebook; every folder is a learner, also one that holds no notebook of an exercise.
+
+    Of several notebooks for one lesson that with the shortest name counts, then the newest; the others are named.
+    """
+    known = {path.name[:2] for path in (ROOT / "solutions").glob("[0-9][0-9]_*.ipynb")}
+    found: dict[str, dict[str, Path]] = {path.name: {} for path in sorted(folder.iterdir())
+                                         if path.is_dir() and not path.name.startswith((".", "__"))}
     for path in sorted(folder.rglob("*.ipynb")):
         inside = path.relative_to(folder)
+        if any(part.startswith(".") for part in inside.parts):
+            continue
         lesson = SIGNATURE.match(path.name)
-        if lesson is None or any(part.startswith(".") for part in inside.parts):
+        if lesson is None or lesson[1] not in known or not path.is_file():
+            print(f"{inside} is not looked at: it is not named as a notebook with exercises is, such as 06_itc.ipynb",
+                  file=sys.stderr)
             continue
         mine = found.setdefault(inside.parts[0] if len(inside.parts) > 1 else folder.resolve().name, {})
         other = mine.get(lesson[1])
@@ -91,16 +111,30 @@ def submissions(folder: Path) -> dict[str, dict[str, Path]]:
 # --- one notebook, in a process of its own ----------------------------------------------------------------------------
 
 
-def cells_to_run(submitted: nbformat.NotebookNode, official: Sequence[Asked], skip: set[int]
-                 ) -> list[tuple[int, str, str | None]]:
-    """Number, code and exercise (or None) of each cell: the checks are the course's, where they stood or at the end."""
-    checks, cells = {one.name: one.check for one in official}, []
+def cells_to_run(submitted: nbformat.NotebookNode, official: Sequence[Asked], skip: set[int],
+                 without: Sequence[str] = ()) -> list[tuple[int, str, str | None]]:
+    """Number, code and exercise (or None) of each cell: the checks are the course's, where they stood or at the end.
+
+    Of several copies of a check the last one is the course's, as somebody who copies a cell improves the copy. The
+    checks of exercises in `without` (by number) do not run at all.
+    """
+    checks = {one.name: one.check for one in official}
+    dropped = {one.name for one in official if one.number in without}
+    last = {name: number for number, cell in enumerate(submitted.cells)
+            for name, is_check in [marks(cell)] if is_check and name in checks and cell.cell_type == "code"}
+    cells: list[tuple[int, str, str | None]] = []
     for number, cell in enumerate(submitted.cells):
-        name = cell.metadata.get("nbgrader", {}).get("grade_id", "").removesuffix("-check")
-        is_check = bool(cell.metadata.get("nbgrader", {}).get("grade")) and name in checks
-        if cell.cell_type == "code":
-            cells.append((number, checks.pop(name) if is_check else cell.source, name if is_check else None))
-    cells += [(len(submitted.cells) + number, source, name) for number, (name, source) in enumerate(checks.items())]
+        name, is_check = marks(cell)
+        if cell.cell_type != "code":
+            continue
+        if not is_check or name not in checks:
+            cells.append((number, cell.source, None))
+        elif name not in dropped and last[name] == number:
+            cells.append((number, checks[name], name))
+        elif name not in dropped and cell.source.strip() != checks[name].strip():  # half of a cell that was split, say
+            cells.append((number, cell.source, None))
+    cells += [(len(submitted.cells) + place, checks[name], name) for place, name in enumerate(checks)
+              if name not in last and name not in dropped]
     return [cell for cell in cells if cell[0] not in skip]
 
 
@@ -149,19 +183,22 @@ def read_notes(notes: Path) -> tuple[dict[str, Result], tuple[int, str | None] |
     """Results by name, and the cell in which the process ended, with its exercise, if it did not come to the end."""
     results: dict[str, Result] = {}
     running: tuple[int, str | None] | None = None
-    for line in notes.read_text(encoding="utf-8").splitlines() if notes.exists() else ():
-        what = json.loads(line)
-        if "begins" in what:
-            running = what["begins"], what["of"]
-        elif "status" in what and running and running[1]:
-            if what["exercise"].split(" ", 1)[1] == running[1]:
-                results[running[1]] = Result(what["status"], what["message"])
-        elif "ends" in what:
-            name = running[1] if running else None
-            if name and name not in results:
-                results[name] = Result(STOPPED if what["late"] else OPEN if "NameError" in what["error"] else WRONG,
-                                       "took too long" if what["late"] else what["error"])
-            running = None
+    for line in notes.read_text(encoding="utf-8", errors="replace").splitlines() if notes.exists() else ():
+        try:
+            what = json.loads(line)
+            if "begins" in what:
+                running = what["begins"], what["of"]
+            elif "status" in what and running and running[1]:
+                if what["exercise"].split(" ", 1)[1] == running[1]:
+                    results[running[1]] = Result(what["status"], what["message"])
+            elif "ends" in what:
+                name = running[1] if running else None
+                if name and name not in results:
+                    results[name] = Result(STOPPED if what["late"] else OPEN if "NameError" in what["error"] else WRONG,
+                                           "took too long" if what["late"] else what["error"])
+                running = None
+        except (ValueError, LookupError, TypeError, AttributeError):
+            continue  # not a line of ours: what a learner runs may write there
     return results, running
 
 
@@ -182,17 +219,19 @@ def ends_in_time(process: subprocess.Popen, notes: Path, cell_limit: float, limi
                 return False
 
 
-def grade_notebook(path: Path, official: Sequence[Asked], cell_limit: float, limit: float) -> dict[str, Result]:
-    """Run a notebook where it lies; name -> result for each of its exercises."""
+def grade_notebook(path: Path, official: Sequence[Asked], cell_limit: float, limit: float,
+                   without: Sequence[str] = ()) -> dict[str, Result]:
+    """Run a notebook where it lies; name -> result for each of its exercises, but for those in `without`."""
+    wanted = [one.name for one in official if one.number not in without]
     try:
         submitted = nbformat.read(path, as_version=4)
     except Exception as error:  # whatever somebody has handed in
-        return {one.name: Result(ABSENT, f"{path.name} is no notebook: {type(error).__name__}") for one in official}
+        return {name: Result(ABSENT, f"{path.name} is no notebook: {type(error).__name__}") for name in wanted}
     found: dict[str, Result] = {}
     skip: set[int] = set()
     for attempt in range(1 + len(submitted.cells) + len(official)):
         notes = path.with_name(f".{path.stem}.{attempt}.jsonl")
-        todo = [(number, source, name) for number, source, name in cells_to_run(submitted, official, skip)
+        todo = [(number, source, name) for number, source, name in cells_to_run(submitted, official, skip, without)
                 if name not in found or found[name].status != STOPPED]
         job = path.with_name(f".{path.stem}.{attempt}.json")
         job.write_text(json.dumps({"notes": str(notes), "cells": todo, "cell_limit": cell_limit}), encoding="utf-8")
@@ -209,18 +248,42 @@ def grade_notebook(path: Path, official: Sequence[Asked], cell_limit: float, lim
         skip.add(number)
         if name and (name not in found or found[name].status == DONE):  # judged, and ended: nothing is earned by that
             found[name] = Result(STOPPED, "took too long" if slow else "your code ended the process")
-    return {one.name: found.get(one.name, Result(STOPPED, "was not reached")) for one in official}
+    return {name: found.get(name, Result(STOPPED, "was not reached")) for name in wanted}
 
 
 # --- a class ----------------------------------------------------------------------------------------------------------
 
 
-def grade(folder: Path, lessons: Sequence[str], cell_limit: float, limit: float, jobs: int, without: Sequence[str] = ()
-          ) -> tuple[list[tuple[str, Asked]], dict[str, dict[str, Result]]]:
+def chosen(official: dict[str, list[Asked]], lessons: Sequence[str], without: Sequence[str]
+           ) -> tuple[list[str], list[str]]:
+    """The lessons (all, where none is named) and the exercises to leave out, as the course writes them: 6 is 06."""
+    numbers = [one.number for asked in official.values() for one in asked]
+    lessons, without = [one.zfill(2) for one in lessons], [one.zfill(4) for one in without]
+    for lesson in lessons:
+        if lesson not in official:
+            raise UserError(f"no lesson {lesson} has exercises; give --lessons some of {', '.join(official)}")
+    for number in without:
+        if number not in numbers:
+            near = [one for one in numbers if one[:3] == number[:3]] or numbers
+            raise UserError(f"there is no exercise {number}; give --without some of {', '.join(near)}")
+    return lessons or list(official), without
+
+
+def grade(handed_in: dict[str, dict[str, Path]], lessons: Sequence[str], cell_limit: float, limit: float, jobs: int,
+          without: Sequence[str] = ()) -> tuple[list[tuple[str, Asked]], dict[str, dict[str, Result]]]:
     """The exercises as (lesson, what is asked), and learner -> number of an exercise -> result."""
-    official = {lesson: [one for one in asked_in(notebook) if one.number not in without]
-                for lesson, notebook in course().items() if not lessons or lesson in lessons}
-    handed_in = submissions(folder)
+    official = {lesson: asked_in(notebook) for lesson, notebook in course().items()}
+    lessons, without = chosen(official, lessons, without)
+    official = {lesson: asked for lesson, asked in official.items() if lesson in lessons}
+
+    def graded(task: tuple[str, str, Path]) -> dict[str, Result]:
+        _, lesson, path = task
+        try:
+            return grade_notebook(path, official[lesson], cell_limit, limit, without)
+        except Exception as error:  # one notebook must not cost the class its grades
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            return {one.name: Result(FAILED, f"{path.name}: {why}") for one in official[lesson]}
+
     (ROOT / "runs").mkdir(exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="grading-", dir=ROOT / "runs"))  # inside, where notebooks look for the course
     try:
@@ -229,14 +292,16 @@ def grade(folder: Path, lessons: Sequence[str], cell_limit: float, limit: float,
             home = work / str(place)
             home.mkdir()
             for path in notebooks.values():  # all of hers: 10.6 reads what she wrote in the others
-                shutil.copyfile(path, home / path.name)
+                try:
+                    shutil.copyfile(path, home / path.name)
+                except OSError as error:
+                    print(f"{path} cannot be read: {error.strerror}", file=sys.stderr)
             tasks += [(learner, lesson, home / path.name) for lesson, path in notebooks.items() if lesson in official]
         with ThreadPoolExecutor(jobs) as pool:
-            graded = list(pool.map(lambda task: grade_notebook(task[2], official[task[1]], cell_limit, limit), tasks))
+            by_task = {task[:2]: results for task, results in zip(tasks, pool.map(graded, tasks), strict=True)}
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    by_task = {(learner, lesson): results for (learner, lesson, _), results in zip(tasks, graded, strict=True)}
-    exercises = [(lesson, one) for lesson, some in official.items() for one in some]
+    exercises = [(lesson, one) for lesson, some in official.items() for one in some if one.number not in without]
     return exercises, {learner: {one.number: by_task.get((learner, lesson), {}).get(one.name, Result(ABSENT))
                                  for lesson, one in exercises} for learner in sorted(handed_in)}
 
@@ -250,6 +315,15 @@ def write_table(path: Path, exercises: Sequence[tuple[str, Asked]], results: dic
             done = [one for _, one in exercises if row[one.number].status == DONE]
             table.writerow([learner, *(row[one.number].status for _, one in exercises), len(done),
                             sum(one.points for one in done)])
+
+
+def write_messages(path: Path, exercises: Sequence[tuple[str, Asked]], results: dict[str, dict[str, Result]]) -> None:
+    """A row for each exercise of each learner, as CSV, with what the check said."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["learner", "exercise", "status", "message"])
+        table.writerows([learner, f"{one.number} {one.name}", row[one.number].status, row[one.number].message]
+                        for learner, row in results.items() for _, one in exercises)
 
 
 def main() -> int:
@@ -269,25 +343,36 @@ def main() -> int:
         return 0
     if args.folder is None or not args.folder.is_dir():
         parser.error(f"{args.folder} is no folder")
-    if not submissions(args.folder):
+    handed_in = submissions(args.folder)
+    if not any(handed_in.values()):
         print(f"grade: no notebook named like 06_itc.ipynb lies in {args.folder}", file=sys.stderr)
         return 2
     try:
-        exercises, results = grade(args.folder, args.lessons, args.cell_limit, args.limit, args.jobs, args.without)
+        exercises, results = grade(handed_in, args.lessons, args.cell_limit, args.limit, args.jobs, args.without)
         write_table(args.out, exercises, results)
+        messages = args.out.with_name(f"{args.out.stem}-messages.csv")
+        write_messages(messages, exercises, results)
     except OSError as error:
         print(f"grade: {error.filename} cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     lessons = list(dict.fromkeys(lesson for lesson, _ in exercises))
-    wide = max(map(len, results))
+    wide = max(map(len, results))  # "-" stands for a notebook that is not there
     print(" ".join([" " * wide, *(f"{lesson:>5}" for lesson in lessons)]))
     for learner, row in results.items():
-        counts = [[row[one.number].status == DONE for of, one in exercises if of == lesson] for lesson in lessons]
-        print(" ".join([f"{learner:{wide}}", *(f"{sum(some)}/{len(some)}".rjust(5) for some in counts)]))
+        counts = []
+        for lesson in lessons:
+            some = [row[one.number].status for of, one in exercises if of == lesson]
+            counts.append("-" if set(some) == {ABSENT} else f"{some.count(DONE)}/{len(some)}")
+        print(" ".join([f"{learner:{wide}}", *(count.rjust(5) for count in counts)]))
+        if not handed_in[learner]:
+            print(f"  {ABSENT}")
+        told = set()
         for number, result in row.items():
-            if result.status == STOPPED:
-                print(f"  {number} {STOPPED}: {result.message}")
-    print(f"the table is in {args.out}")
+            of = number if result.status == STOPPED else number[:2]  # the others hold for a whole notebook
+            if result.status in (STOPPED, FAILED, ABSENT) and result.message and of not in told:
+                told.add(of)
+                print(f"  {of} {result.status}: {result.message}")
+    print(f"the table is in {args.out}, what the checks said in {messages}")
     return 0
 
 

@@ -131,7 +131,7 @@ def complete(lines):
     for line in lines:
         assert measured <= set(line["results"]) and len(line["steps"]) == len(line["cpu_seconds"]) == 2
         assert line["setting"] in earns.SETTINGS and line["arm"] in earns.ARMS
-        assert (line["cpu_seconds"][0] > 1) == (line["steps"][0] > 5), "seconds are of what was trained"
+        assert line["cpu_seconds"][0] > 1 or line["steps"][0] <= 5, "seconds are of what was trained"
         json.dumps(line, allow_nan=False)
 
 

@@ -47,7 +47,8 @@ LIBRARY_PATHS = (str(Path(__file__).parent), str(ROOT / "exercises" / "own.py"),
                  *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
                  *(str(Path(package.__file__).parents[1]) for package in (torch, np)))
 SIGNS = {DONE: "✓", WRONG: "✗", OPEN: "○"}
-# Read once, before any line of the learner's has run: an answer cannot turn the grading off.
+# Read once, before any line of the learner's has run: an answer that changes the environment changes no verdict.
+# Answers run in this process, though: one that is meant to deceive can replace whatever stands here.
 GRADED, NOTED = bool({"NBGRADER_EXECUTION", "MINBLIP2_GRADING"} & set(os.environ)), os.environ.get("MINBLIP2_GRADING")
 SHOWN = 6  # values of which an error message tells what they were
 # How Python says that a call does not fit what is called.

@@ -62,6 +62,32 @@ def far_off(shape: tuple[int, int, int, int, int], size: float = 60.0) -> tuple[
             -math.copysign(length, size) * torch.ones(b, h, k, d) + 0.3 * torch.randn(b, h, k, d))
 
 
+def led_by_forbidden(shape: tuple[int, int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and mask for b, h, s, k and d; a key that no query may look at has a score of about 60, all others
+    about -60. Exponentials of both are numbers of float32, that of their difference is zero."""
+    b, h, s, k, d = shape
+    first, length = random.randrange(k), math.sqrt(60 / math.sqrt(d))
+    query, key = torch.full((b, h, s, d), length), torch.full((b, h, k, d), -length)
+    query = query * (1 + 0.02 * torch.rand(b, h, s, 1))
+    key += (3 * torch.rand(b, h, k, 1) - 1.5) / (length * math.sqrt(d))  # moves scores by 1.5 at most
+    key[:, :, first] *= -1
+    mask = torch.zeros(b, 1, s, k, dtype=torch.bool)
+    mask[..., [n for n in range(k) if n != first]] = some_mask(b, s, k - 1)
+    return query, key, mask
+
+
+def expect_untouched(output: object, right: Tensor, what: str) -> None:
+    """A result under `led_by_forbidden`; raise Wrong with what became of it."""
+    became = ("is wrong" if not isinstance(output, Tensor) or output.shape != right.shape
+              else "is right" if output.dtype == right.dtype and close(output, right, 1e-3)
+              else "is nan" if bool(output.isnan().any())
+              else "is zero" if not bool(output.any()) else "is wrong")
+    expect(became == "is right", f"where the best score, about 60, is that of a forbidden key, and the others are "
+           f"about -60, {what} {became}. In a softmax over all keys the forbidden one takes everything, and what "
+           "others get is rounded to zero: a mask that comes afterwards leaves nothing to normalise again. Whatever "
+           "forbidden keys score, the others may not notice.")
+
+
 def unchanged(before: Iterable[Tensor], after: Iterable[Tensor]) -> None:
     """Nothing that the learner's function was given has changed."""
     expect(all(torch.equal(one, other) for one, other in zip(before, after, strict=True)),
@@ -174,6 +200,8 @@ def attention(attend: Callable) -> None:
         expect(close(_result(attend, near, far, value, mask), attended(near, far, value, mask), 1e-3),
                f"where all scores are about {-size:.0f} your result under a mask is wrong, where they are small it is "
                "right. What replaces a forbidden score has to be below every score that can occur.")
+    near, far, mask = led_by_forbidden((b, h, s, k, d))
+    expect_untouched(attend(near, far, value, mask), attended(near, far, value, mask), "your result")
     _masked(attend, query[:1, :, :1], key[:1], value[:1], some_mask(1, 1, k))  # one batch, one query
     _masked(attend, query[:, :b], key[:, :b], value[:, :b], some_mask(b, s, k))  # as many heads as batch entries
     b, h, s, k, other = sizes(d)  # a size that was written down as a number does not fit twice
@@ -476,6 +504,8 @@ def _weights(weights_of: Callable, b: int, h: int, s: int, k: int, d: int) -> No
         expect(close(weights_of(near, far, mask), shares_of(near, far, mask), exactly), "where scores are small your "
                "weights are right, where they are large, or far below zero, they are not. What replaces a forbidden "
                "score has to be below every score that can occur, and a small weight has to stay small.")
+    near, far, led = led_by_forbidden((b, h, s, k, d))
+    expect_untouched(weights_of(near, far, led), shares_of(near, far, led), "your matrix of weights")
     same_gradients(lambda query, key: weights_of(query, key, mask), lambda query, key: shares_of(query, key, mask),
                    {"query": query, "key": key})
     exact = weights_of(query.double(), key.double(), mask)

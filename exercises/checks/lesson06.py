@@ -388,11 +388,11 @@ def black_box(bug: str) -> Callable[[Tensor, Tensor, float], Tensor]:
     """Somebody's logits (b n) of images (b q e) and texts (n e), with a bug or without."""
     make = MAKES[bug]
 
-    def logits_of(image_features: Tensor, text: Tensor, temperature: float) -> Tensor:
-        expect(image_features.ndim == 3 and text.ndim == 2,
+    def logits_of(image: Tensor, text: Tensor, temperature: float) -> Tensor:
+        expect(image.ndim == 3 and text.ndim == 2,
                f"the box takes image (b q e) and text (n e); you fed it the shapes "
-               f"{tuple(image_features.shape)} and {tuple(text.shape)}.")
-        return make(torch.einsum("bqe,ne->bnq", image_features, text), temperature)
+               f"{tuple(image.shape)} and {tuple(text.shape)}.")
+        return make(torch.einsum("bqe,ne->bnq", image, text), temperature)
     return logits_of
 
 

@@ -134,6 +134,7 @@ def rounded(values: Values) -> Values:
 
 Run = dict[str, dict]
 WORDS = ("confounded", "undecided", "better", "worse")
+FEW = ("one seed", "one common", "disjoint")  # kinds of rows with fewer than two common seeds
 
 
 def changes(base: Run, changed: Run) -> list[str]:
@@ -203,7 +204,8 @@ READING_SLIPS: dict[str, Callable[[Run, Run], str]] = {
 
 def drawn_row(kind: str) -> tuple[Run, Run]:
     """Two runs of a kind: a word of WORDS, or "one sign", "one seed", "two, undecided",
-    "new setting" (besides a change), "only a new setting" and "two new settings"."""
+    "new setting" (besides a change), "only a new setting", "two new settings", and "partly common", "one common" and
+    "disjoint", where each run has seeds of its own."""
     settings = {"stage 1 steps": 600, "stage 2 steps": 600, "queries": 16, "negatives": "hard"}
     other = dict(settings)
     name = random.choice(list(settings))
@@ -216,8 +218,10 @@ def drawn_row(kind: str) -> tuple[Run, Run]:
         other["patches"] = "mlp"
     if kind == "two new settings":
         other["warm-up"] = 50
-    n = {"one seed": 1, "one sign": 3}.get(kind, random.randint(3, 6))
-    seeds, sign = random.sample(range(30), n), random.choice((-1, 1))
+    n = {"one seed": 1, "one sign": 3, "one common": 1, "disjoint": 0}.get(kind, random.randint(3, 6))
+    own = 2 if kind in ("partly common", "one common", "disjoint") else 0  # seeds that only one of them has, in each
+    drawn, sign = random.sample(range(10, 40), n + 2 * own), random.choice((-1, 1))  # no count is a seed
+    seeds = drawn[:n]
     luck = [random.uniform(40, 80) for _ in seeds]
     if kind == "one sign":
         moved = [sign * size for size in (random.uniform(0.3, 1), random.uniform(2, 3), random.uniform(8, 12))]
@@ -226,33 +230,63 @@ def drawn_row(kind: str) -> tuple[Run, Run]:
     else:
         sign = {"better": 1, "worse": -1}.get(kind, sign)
         moved = [sign * random.uniform(4, 5) for _ in seeds]
-    order = random.sample(range(n), n)
-    return ({"settings": settings, "values": dict(zip(seeds, luck, strict=True))},
-            {"settings": other, "values": {seeds[i]: luck[i] + moved[i] for i in order}})
+    values = dict(zip(seeds, luck, strict=True))
+    others = {seed: value + move for (seed, value), move in zip(values.items(), moved, strict=True)}
+    values |= {seed: 60 + random.uniform(-1, 1) for seed in drawn[n:n + own]}  # and the other way, as if it were clear
+    others |= {seed: 60 - 25 * sign + random.uniform(-1, 1) for seed in drawn[n + own:]}
+    order = random.sample(list(others), n + own)
+    return ({"settings": settings, "values": dict(random.sample(list(values.items()), n + own) if own else values)},
+            {"settings": other, "values": {seed: others[seed] for seed in order}})
+
+
+def read_by(reading_of: Callable[[Run, Run], str], base: Run, changed: Run) -> str:
+    """What the learner says of a row; raises Wrong where seeds that only one run has are what stops it."""
+    one, other = base["values"], changed["values"]
+    try:
+        return reading_of(base, changed)
+    except (LookupError, ArithmeticError, ValueError) as error:
+        lonely = isinstance(error, KeyError) and error.args and error.args[0] in one.keys() ^ other.keys()
+        expect(not lonely, f"your function looks for seed {error.args[0] if error.args else ''} in both runs, and only "
+               "one of them has it: a difference is one between values of a seed that both have.")
+        expect(len(gaps(one, other)) > 1, f"{seeds_said(base, changed)} and your function stops with "
+               f"{type(error).__name__}: {' '.join(str(error).split())}. What can be said of fewer than two "
+               "differences, and which seeds have to be counted to know?")
+        raise
+
+
+def seeds_said(base: Run, changed: Run) -> str:
+    """How many seeds two runs have, and how many of them in common."""
+    common = len(gaps(base["values"], changed["values"]))
+    return (f"the runs have {len(base['values'])} and {len(changed['values'])} seeds, "
+            f"{('none', 'one')[common] if common < 2 else common} in common,")
 
 
 @exercise("14.2", "lesson 14, sections 1 and 3")
 def read_row(reading_of: Callable[[Run, Run], str]) -> None:
     """Confounded, undecided, better or worse."""
     kinds = ("better", "worse", "undecided", "confounded", "one sign", "new setting", "two, undecided", "better",
-             "worse", "only a new setting", "two new settings", "one seed")
+             "worse", "only a new setting", "two new settings", "partly common", "partly common", *FEW)
     rows = [drawn_row(kind) for kind in kinds]
     output, right = [], [right_reading(*row) for row in rows]
     for base, changed in rows:
         before = repr((base, changed))
-        word = reading_of(base, changed)
+        word = read_by(reading_of, base, changed)
         expect(repr((base, changed)) == before, "your function changed the runs that it was given.")
         expect(isinstance(word, str) and word in WORDS, f"your function gives {word!r}; the exercise asks for one of "
                f"{', '.join(WORDS)}.")
         output.append(word)
     if output == right:
         return
-    many = slice(0, len(kinds) - 1)  # of a single seed no slip knows anything
+    many = slice(0, -len(FEW))  # of a single seed no slip knows anything
     slip = slip_of(output[many], right[many], {why: [slip(*row) for row in rows[many]]
                                                for why, slip in READING_SLIPS.items()}, lambda one, two: one == two)
     expect(not slip, slip)
-    expect(output[many] != right[many],
-           f"with a single seed you say {output[-1]!r}: how far is one seed from the next?")
+    if output[many] == right[many]:
+        place = next(place for place in range(-len(FEW), 0) if output[place] != right[place])
+        expect(FEW[place] != "one seed", f"with a single seed you say {output[place]!r}: how far is one seed from the "
+               "next?")
+        expect(False, f"{seeds_said(*rows[place])} and you say {output[place]!r}: it is not the seeds of one run, or "
+               "of each, that have to be counted. How many differences are there?")
     number = next(number for number in range(len(kinds)) if output[number] != right[number])
     base, changed = rows[number]
     differ = sorted(changes(base, changed))

@@ -21,6 +21,7 @@ import checks
 import grade
 import make
 import progress
+from minblip2 import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SOLUTIONS = sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))
@@ -179,6 +180,108 @@ def test_a_clock_that_is_set_ends_nobody(below_runs):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)]), file)
     results = grade.grade_notebook(file, [grade.Asked("x", "06.1", "raise ValueError('judged')", 1)], 30, 600)
     assert results == {"x": grade.Result(checks.WRONG, "ValueError: judged")}
+
+
+def marked(source, name="x"):
+    """A check's cell, with nbgrader's marks, whatever stands in it."""
+    return nbformat.v4.new_code_cell(source, metadata={"nbgrader": {"grade": True, "grade_id": f"{name}-check"}})
+
+
+ASKED = [grade.Asked("x", "06.1", "check.x(my_x)", 1), grade.Asked("y", "06.2", "check.y(my_y)", 1)]
+
+
+def test_a_check_that_is_left_out_does_not_run():
+    cells = [nbformat.v4.new_code_cell("my_x = 1"), marked("check.x(my_x)"), marked("check.y(my_y)", "y")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    assert grade.cells_to_run(notebook, ASKED, set(), without=["06.2"]) == [
+        (0, "my_x = 1", None), (1, "check.x(my_x)", "x")]
+    notebook.cells = notebook.cells[:1]
+    assert grade.cells_to_run(notebook, ASKED, set(), without=["06.2"])[1:] == [(1, "check.x(my_x)", "x")]
+
+
+def test_of_a_check_that_was_copied_the_last_counts():
+    """JupyterLab copies nbgrader's marks with a cell, and gives them to both halves of one that is split."""
+    cells = [nbformat.v4.new_code_cell("my_x = 1"), marked("check.x(my_x)"), marked("half = 3"),
+             nbformat.v4.new_code_cell("my_x = 2"), marked("print('done')")]
+    assert grade.cells_to_run(nbformat.v4.new_notebook(cells=cells), ASKED[:1], set()) == [
+        (0, "my_x = 1", None), (2, "half = 3", None), (3, "my_x = 2", None), (4, "check.x(my_x)", "x")]
+
+
+def test_a_learner_who_improves_a_copy_gets_the_grade_of_the_copy(below_runs):
+    file = below_runs / "06_itc.ipynb"
+    judge = "raise ValueError(f'judged {answer}')"
+    cells = [nbformat.v4.new_code_cell("answer = 1"), marked(judge), nbformat.v4.new_code_cell("answer = 2"),
+             marked(judge)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
+    results = grade.grade_notebook(file, [grade.Asked("x", "06.1", judge, 1)], 30, 600)
+    assert results == {"x": grade.Result(checks.WRONG, "ValueError: judged 2")}
+
+
+def test_every_folder_is_a_learner_and_what_is_not_recognised_is_named(tmp_path, capsys):
+    for name in ("mia/06_itc.ipynb", "ned/mueller_02_masks.ipynb", "ova/18_more.ipynb", ".git/06_itc.ipynb"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    (tmp_path / "pia" / "06_itc.ipynb").mkdir(parents=True)
+    assert grade.submissions(tmp_path) == {
+        "mia": {"06": tmp_path / "mia" / "06_itc.ipynb"}, "ned": {}, "ova": {}, "pia": {}}
+    said = capsys.readouterr().err
+    assert all(f"{name} is not looked at: it is not named" in said
+               for name in ("ned/mueller_02_masks.ipynb", "ova/18_more.ipynb", "pia/06_itc.ipynb"))
+
+
+def test_one_bad_notebook_costs_nobody_else_the_grade(tmp_path, monkeypatch, capsys):
+    for learner in ("mia", "ned", "ova"):
+        (tmp_path / learner).mkdir()
+    for learner in ("mia", "ned"):
+        (tmp_path / learner / "06_itc.ipynb").write_text("{}", encoding="utf-8")
+
+    def graded(path, official, *_):
+        if path.parent.name == "0":
+            raise AttributeError("no such thing")
+        return {one.name: grade.Result(checks.DONE) for one in official}
+
+    monkeypatch.setattr(grade, "grade_notebook", graded)
+    out = tmp_path / "grades.csv"
+    monkeypatch.setattr("sys.argv", ["grade.py", str(tmp_path), "--out", str(out), "--lessons", "6",
+                                     "--without", "06.2"])
+    assert grade.main() == 0
+    with out.open(encoding="utf-8") as file:
+        table = {row["learner"]: row for row in csv.DictReader(file)}
+    names = [name for name in table["mia"] if name.startswith("06")]
+    assert [name[:4] for name in names] == ["06.1", "06.3", "06.4"]
+    assert [{table[learner][name] for name in names} for learner in ("mia", "ned", "ova")] == [
+        {grade.FAILED}, {checks.DONE}, {grade.ABSENT}]
+    said = capsys.readouterr().out
+    assert said.count("  06 could not be graded: 06_itc.ipynb: AttributeError: no such thing") == 1
+    assert "3/3" in said and "ova     -\n  no notebook" in said
+    with (tmp_path / "grades-messages.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9 and rows[0] == {"learner": "mia", "exercise": names[0], "status": grade.FAILED,
+                                          "message": "06_itc.ipynb: AttributeError: no such thing"}
+
+
+def test_marks_and_notes_that_are_broken_are_passed_over(below_runs):
+    notes = below_runs / "notes.jsonl"
+    notes.write_text('{"begins": 1, "of": "x"}\n}garbage\n[1]\n3\n{"status": "done"}\n'
+                     '{"exercise": "06.1 x", "status": "done", "message": ""}\n'
+                     '{"ends": 1, "late": false, "error": ""}\n',
+                     encoding="utf-8")
+    assert grade.read_notes(notes) == ({"x": grade.Result(checks.DONE)}, None)
+    for broken in (None, 3, {"grade_id": None, "grade": True}, {"grade_id": [], "grade": True}):
+        cell = nbformat.v4.new_code_cell("a = 1")
+        cell.metadata["nbgrader"] = broken
+        assert grade.cells_to_run(nbformat.v4.new_notebook(cells=[cell]), ASKED[:1], set()) == [
+            (0, "a = 1", None), (1, "check.x(my_x)", "x")]
+
+
+def test_lessons_and_exercises_that_do_not_exist_are_refused():
+    official = {"06": ASKED, "07": [grade.Asked("z", "07.1", "", 1)]}
+    assert grade.chosen(official, ["6"], ["6.1"]) == (["06"], ["06.1"])
+    assert grade.chosen(official, [], []) == (["06", "07"], [])
+    with pytest.raises(UserError, match="no lesson 66 .* 06, 07$"):
+        grade.chosen(official, ["66"], [])
+    with pytest.raises(UserError, match=r"no exercise 06.9; give --without some of 06.1, 06.2$"):
+        grade.chosen(official, [], ["6.9"])
 
 
 def test_of_several_notebooks_of_a_lesson_the_plain_one_counts(tmp_path, capsys):

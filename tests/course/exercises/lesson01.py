@@ -106,8 +106,48 @@ def nan_everywhere(query, key, value, mask=None):
 def by_where(query, key, value, mask=None):
     scores = torch.einsum("bhsd,bhkd->bhsk", query, key) * query.shape[-1] ** -0.5
     mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    shares = torch.where(mask, (scores - scores.amax(dim=-1, keepdim=True)).exp(), 0.0)
+    best = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).amax(dim=-1, keepdim=True)
+    shares = torch.where(mask, (scores - best).clamp(max=0).exp(), 0.0)
     return torch.einsum("bhsk,bhkd->bhsd", shares / shares.sum(dim=-1, keepdim=True).clamp(min=1e-30), value)
+
+
+def best_of_all(query, key, value, mask=None):
+    """The mistake to take the largest score away from all before the mask, though it may be that of a forbidden key."""
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    shares = (scores - scores.amax(dim=-1, keepdim=True)).exp() * (1 if mask is None else mask)
+    return shares / shares.sum(dim=-1, keepdim=True).clamp(min=1e-30) @ value
+
+
+def masked_after(normalise):
+    """The mistake to mask after softmax, and to make the rows sum to one again."""
+    def attention(query, key, value, mask=None):
+        shares = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
+        return (shares if mask is None else normalise(shares * mask)) @ value
+    return attention
+
+
+def clamped(shares):
+    return shares / shares.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+
+
+def without_nan(shares):
+    return (shares / shares.sum(dim=-1, keepdim=True)).nan_to_num(0.0)
+
+
+def where_some(shares):
+    """Normalised where there is something to normalise; the rest stays zero."""
+    total = shares.sum(dim=-1, keepdim=True)
+    return shares / torch.where(total > 0, total, 1.0)
+
+
+def with_added(number):
+    """The mask as numbers that are added to the scores."""
+    def attention(query, key, value, mask=None):
+        scores = query @ key.mT / query.shape[-1] ** 0.5
+        if mask is None:
+            return scores.softmax(dim=-1) @ value
+        return ((scores + number * ~mask).softmax(dim=-1) * mask) @ value
+    return attention
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------
@@ -387,6 +427,27 @@ def renormalised(query, key, mask):
     return shares / shares.sum(dim=-1, keepdim=True)
 
 
+def weights_clamped(query, key, mask):
+    return clamped((query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1) * mask)
+
+
+def weights_added(number):
+    return lambda query, key, mask: (query @ key.mT / query.shape[-1] ** 0.5 + number * ~mask).softmax(dim=-1)
+
+
+def weights_filled(number):
+    return lambda query, key, mask: (query @ key.mT / query.shape[-1] ** 0.5).masked_fill(~mask, number).softmax(-1)
+
+
+def weights_by_loops(query, key, mask):
+    """Row by row, over the allowed keys only."""
+    result = query.new_zeros(*query.shape[:3], key.shape[2])
+    for i, j, row in np.ndindex(*query.shape[:3]):
+        may = mask[i, 0, row].nonzero().flatten()
+        result[i, j, row, may] = (key[i, j, may] @ query[i, j, row] / query.shape[-1] ** 0.5).softmax(dim=0)
+    return result
+
+
 def by_exponentials(query, key, mask):
     shares = (einsum(query, key, "b h s d, b h k d -> b h s k") / query.shape[-1] ** 0.5).exp() * mask
     return shares / shares.sum(dim=3, keepdim=True)
@@ -507,10 +568,15 @@ ANSWERS = {
          (lambda d, a, b: a * b / d**0.5, "begin with one product")]),
     "attention": Answers(
         [by_logarithms,
-         filled_with(-1e9),
+         filled_with(-1e9), filled_with(-1e4), with_added(-1e4), with_added(-1e9),
          attend, by_matmul, by_loop, by_where,
          lambda query, key, value, mask=None: F.scaled_dot_product_attention(query, key, value, mask)],
         [(filled_with(-20.0), "every score that can occur"),
+         (masked_after(clamped), "is zero. In a softmax over all keys"),
+         (masked_after(without_nan), "comes back in the gradient"),
+         (masked_after(where_some), "leaves nothing to normalise again"),
+         (masked_after(lambda shares: shares / shares.sum(dim=-1, keepdim=True)), "gets nan"),
+         (best_of_all, "the others may not notice"),
          (nan_in_the_gradient, "comes back in the gradient"),
          (cut_where_empty, "one query may look at nothing. The numbers are right, but no gradient flows"),
          (general(axis=2), "which other queries"), (general(scale=lambda d: 1.0), "as they come"),
@@ -562,8 +628,10 @@ ANSWERS = {
          (lambda width, heads, context_width: nn.Linear(width, width), "no linear map named query")]),
     "mended": Answers(
         [by_fused,
-         weights, renormalised, by_exponentials],
+         weights, by_exponentials, weights_by_loops, weights_filled(-torch.inf), weights_filled(-1e4),
+         weights_filled(torch.finfo(torch.float32).min), weights_added(-1e4), weights_added(-1e9)],
         [(never_small, ""),
+         (renormalised, "is nan. In a softmax over all keys"), (weights_clamped, "leaves nothing to normalise again"),
          (broken, "which other queries"), (only_axis, "have to be masked"), (only_mask, "a column"),
          (only_mask_finite, "which other queries"), (made_to_fit, "which other queries"),
          (unscaled_weights, "no longer divided"), (zeros_before, "falls on a forbidden key"),

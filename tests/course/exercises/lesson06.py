@@ -360,6 +360,7 @@ ANSWERS = {
          (floor(lambda batch, smoothing: 0.1 + by_list(batch, smoothing)[1]), "entropy of its target")]),
     "which_bug": Answers(
         [lambda box: np.str_(by_hand(box)),
+         lambda box: by_hand(lambda image, text, temperature: box(temperature=temperature, text=text, image=image)),
          by_hand, probe(SOME, torch.eye(3), 0.1),
          lambda box: probe(torch.randn(4, 30, 8), torch.randn(6, 8), 0.07)(box)],
         [(at_one, "At 1 both answer alike"),

@@ -88,21 +88,56 @@ def read_by_words(base, changed):
     return {(True, True): "better", (False, False): "worse"}.get((low > 0, high > 0), "undecided")
 
 
-def reading(settings=differing, decide=None, one=False):
-    """A reading with a slip: in which settings count, or in what is said of the differences."""
+def common(base, changed):
+    return [seed for seed in base if seed in changed]
+
+
+def reading(settings=differing, decide=None, one=False, seeds=common, counted=common):
+    """A reading with a slip: in which settings count, what is said of the differences, which seeds are paired, or which
+    are counted."""
     def word(base, changed):
         if len(settings(base, changed)) > 1:
             return "confounded"
-        gaps = [changed["values"][seed] - base["values"][seed] for seed in base["values"]]
-        if len(gaps) < 2 and not one:
+        values = base["values"], changed["values"]
+        if len(counted(*values)) < 2 and not one:
             return "undecided"
-        return (decide or by_interval)(np.array(gaps))
+        gaps = [values[1][seed] - values[0][seed] for seed in seeds(*values)]
+        return "undecided" if one and not gaps else (decide or by_interval)(np.array(gaps))
     return word
 
 
 def by_interval(gaps):
     width = half(gaps) if len(gaps) > 1 else 0
     return "undecided" if abs(gaps.mean()) <= width else "better" if gaps.mean() > 0 else "worse"
+
+
+def of_shorter(base, changed):
+    return min(base, changed, key=len)
+
+
+def by_given(base, changed):
+    """The interval as it is given, after the seeds of one run were counted."""
+    if len(differing(base, changed)) > 1:
+        return "confounded"
+    if len(base["values"]) < 2:
+        return "undecided"
+    mean, width = by_statistics(base["values"], changed["values"])
+    return "undecided" if abs(mean) <= width else "better" if mean > 0 else "worse"
+
+
+def uncertain(gaps):
+    """An interval by NumPy, which makes nan of too few."""
+    width = STUDENT.get(len(gaps), 0) * gaps.std(ddof=1) / len(gaps) ** 0.5 if len(gaps) > 1 else np.nan
+    mean = gaps.sum() / max(len(gaps), 1)
+    return "undecided" if abs(mean) <= width else "better" if mean > 0 else "worse"
+
+
+def with_means(base, changed):
+    """The mistake to compare the means of all seeds, with the interval of those that both have."""
+    said = read(base, changed)
+    if said not in ("better", "worse"):
+        return said
+    return "better" if np.mean([*changed["values"].values()]) > np.mean([*base["values"].values()]) else "worse"
 
 
 def by_mean(gaps):
@@ -158,7 +193,14 @@ ANSWERS = {
     "read_row": Answers(
         [read, read_by_words, reading()],
         [(any_new_setting, "by itself it confounds nothing"),
-         (by_items, ""),
+         (by_items, ""), (with_means, "May one say that"),
+         (reading(seeds=lambda base, changed: base), "only one of them has it"),
+         (reading(seeds=lambda base, changed: changed), "only one of them has it"),
+         (by_given, "fewer than two differences"),
+         (reading(counted=lambda base, changed: base, decide=uncertain), "it is not the seeds of one run"),
+         (reading(counted=of_shorter, decide=uncertain), "it is not the seeds of one run"),
+         (reading(counted=lambda base, changed: changed, decide=uncertain), "it is not the seeds of one run"),
+         (reading(counted=lambda base, changed: {**base, **changed}, decide=uncertain), "it is not the seeds of one"),
          (reading(decide=lambda gaps: by_mean(gaps)), "only the mean decides"),
          (reading(decide=by_signs), "all move one way"), (reading(settings=lambda *runs: ()), "which of them was it"),
          (reading(settings=shared_settings), "is a change as well"), (undecided_first, "interval first"),
