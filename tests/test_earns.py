@@ -218,7 +218,7 @@ def test_what_was_measured_on_photographs_is_whole():
         assert both == alone, "each run has one to compare it with"
         assert len({seed for seconds, seed in alone if seconds == 480}) >= 3
     for line in lines:
-        assert line["setting"] == earns.PHOTOGRAPHS and line["arm"] in earns.ON_PHOTOGRAPHS
+        assert line["setting"] == earns.PHOTOGRAPHS and line["arm"] in earns.ARMS
         assert line["steps"] == list(earns.ARMS[line["arm"]].steps(line["rates"], line["seconds"]))
         json.dumps(line, allow_nan=False)
 
