@@ -18,8 +18,8 @@ from minblip2.device import computing
 from minblip2.training.bridge import train_bridge
 from minblip2.training.loop import TrainConfig, read_log
 from minblip2.training.recipes import SCENES
+from minblip2.training.shipping import PARTS
 
-PARTS = ("vit", "lm", "stage1", "stage2")
 STEPS, SCENES_DRAWN = 12, 400
 LOGGED = "lr", "loss", "itc", "itm", "itg", "temperature", "gradient"
 # As a fraction: machines round differently, and each step builds on the rounding of those before.

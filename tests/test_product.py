@@ -19,16 +19,19 @@ from minblip2 import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
 def commands():
     """The modules with a main of their own whose docstring tells how to call them."""
-    for path in ROOT.rglob("*.py"):
+    for path in (path for package in ("minblip2", "benchmarks", "tests") for path in (ROOT / package).rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         called = rf"python -m {re.escape(name.removesuffix('.__main__'))}(?![.\w])"
-        if not {".venv", "build"} & set(path.parts):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
-            if mains and re.search(called, ast.get_docstring(tree) or ""):
-                yield name
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+        if mains and re.search(called, ast.get_docstring(tree) or ""):
+            yield name
 
 
 @pytest.mark.parametrize("name", sorted(commands()))

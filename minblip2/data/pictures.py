@@ -158,6 +158,7 @@ def _grey(image: Image.Image, raw: str, inverted: bool, path: str | Path) -> Ima
 def to_rgb(image: Image.Image, path: Source = "in memory", raw: str = "", inverted: bool = False) -> Image.Image:
     """A picture of any kind in RGB: transparency over white, values beyond 8 bits as in `to_8_bits`.
 
+    A picture in RGB is given back itself.
     raw, inverted: how its file, if it is from one, stores values beyond 8 bits; see `_grey`.
     """
     if image.mode in BEYOND_8_BITS:
@@ -165,7 +166,7 @@ def to_rgb(image: Image.Image, path: Source = "in memory", raw: str = "", invert
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def load_image(path: Source) -> Image.Image:

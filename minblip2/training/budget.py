@@ -250,9 +250,12 @@ def _with_headers(data: CocoCaptions, skip_broken: bool) -> CocoCaptions:
 
 
 def _troubles_of_data(recipe: Recipe, data: Path, train: CocoCaptions, split: str, skip_broken: bool) -> Iterator[str]:
-    """What is wrong with the splits, the pictures and the batches that they make."""
+    """What is wrong with the splits, the pictures and the batches that they make.
+
+    To `skip_broken`, `train` is without its broken pictures already.
+    """
     for ask in (lambda: check_split(recipe, data, split), lambda: _with_headers(CocoCaptions(data, split), skip_broken),
-                lambda: _with_headers(train, skip_broken), lambda: check_batches(recipe, train)):
+                lambda: skip_broken or _with_headers(train, False), lambda: check_batches(recipe, train)):
         try:
             ask()
         except UserError as error:
