@@ -75,10 +75,14 @@ def asked_in(notebook: nbformat.NotebookNode) -> list[Asked]:
     return found
 
 
+def solved() -> dict[str, Path]:
+    """The notebook of solutions by lesson."""
+    return {path.name[:2]: path for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))}
+
+
 def course() -> dict[str, nbformat.NotebookNode]:
     """The exercises by lesson, as the solutions make them: exercises/ may hold somebody's answers."""
-    return {path.name[:2]: exercise_of(nbformat.read(path, as_version=4))
-            for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))}
+    return {lesson: exercise_of(nbformat.read(path, as_version=4)) for lesson, path in solved().items()}
 
 
 def submissions(folder: Path) -> dict[str, dict[str, Path]]:
@@ -86,7 +90,7 @@ def submissions(folder: Path) -> dict[str, dict[str, Path]]:
 
     Of several notebooks for one lesson that with the shortest name counts, then the newest; the others are named.
     """
-    known = {path.name[:2] for path in (ROOT / "solutions").glob("[0-9][0-9]_*.ipynb")}
+    known = solved()
     found: dict[str, dict[str, Path]] = {path.name: {} for path in sorted(folder.iterdir())
                                          if path.is_dir() and not path.name.startswith((".", "__"))}
     for path in sorted(folder.rglob("*.ipynb")):
