@@ -126,6 +126,12 @@ def test_a_text_without_words_is_refused(retriever):
         retriever.similarity(images(1), ["...", "a bus"])
 
 
+@pytest.mark.parametrize("none", [[], iter([]), torch.zeros(0, 5, 24)])
+def test_no_image_at_all_is_refused(retriever, none):
+    with pytest.raises(mb.UserError, match="there is no image"):
+        retriever.similarity(none, ["a bus"])
+
+
 def test_features_of_your_own_train_a_stage_1_and_start_a_stage_2(tmp_path):
     words = mb.Tokenizer.from_texts(["a red bus", "two dogs", "a dog in the rain"])
     torch.manual_seed(0)
@@ -140,6 +146,8 @@ def test_features_of_your_own_train_a_stage_1_and_start_a_stage_2(tmp_path):
     assert len(kept) == 2 and (tmp_path / "run" / "model.safetensors").exists()
     with pytest.raises(mb.UserError, match="6 images and captions of 5"):
         mb.train_stage1(stage1, features, captions[:5], config)
+    with pytest.raises(mb.UserError, match=r"captions\[5\] has '!', which holds no word"):
+        mb.train_stage1(stage1, features, [*captions[:5], ["rain", "!"]], config)
     with pytest.raises(mb.UserError, match="for_features"):
         mb.train_stage1(mb.Stage1(stage1.qformer.config), features, captions, config)
 

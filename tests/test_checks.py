@@ -18,6 +18,7 @@ from minblip2.training import checks
 from minblip2.training.budget import dry_run
 from minblip2.training.checks import broken_pictures, check_batches, check_folder, check_part, long_captions, open_split
 from minblip2.training.recipes import GPU, LAPTOP, RECIPES, SCENES
+from minblip2.training.records import write_record
 from minblip2.training.shipping import SHIPPED
 from minblip2.weights.pretrained import load_lm, load_vit
 
@@ -275,3 +276,21 @@ def test_a_dry_run_is_told_to_skip_as_the_run_is(data, monkeypatch, capsys):
     for words, said in (([], "cannot be used: 3 pictures of the"), (["--skip-broken"], "nothing is missing")):
         monkeypatch.setattr(sys, "argv", ["minblip2", "train", "--data", str(data), "--dry-run", *words])
         assert __main__.main() == 0 and capsys.readouterr().out.splitlines()[-1].startswith(said)
+
+
+def test_a_dry_run_tells_that_the_folder_holds_another_run(data, monkeypatch, capsys):
+    begun = data.parent / "run"
+    (begun / "stage1").mkdir(parents=True)
+    (begun / "stage1" / "checkpoint.pt").touch()
+    other = shutil.copytree(data, data.parent / "other")
+    captions = other / "annotations" / "captions_train.json"
+    captions.write_text(captions.read_text().replace("circle", "ring"))
+    write_record(begun, SCENES, other, None)
+    for words, said in (([], f"is trained on {other}, not on {data}"), (["--seed", "3"], "--seed 0, not 3"),
+                        (["--recipe", "laptop"], "--recipe scenes, not laptop"), (["--restart"], None)):
+        monkeypatch.setattr(sys, "argv", ["minblip2", "train", "--data", str(data), "--out", str(begun), "--dry-run",
+                                          *words])
+        assert __main__.main() == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert said is None and lines[-1] == "nothing is missing" or said and any(
+            line.startswith("cannot be used: ") and said in line for line in lines), words

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = with_batch_size(find_recipe(args.recipe).with_seed(args.seed), args.batch_size)
     out = args.out or Path("runs") / recipe.name
     if args.dry_run:
-        print(dry_run(recipe, args.data, args.parts, args.split, out, args.skip_broken))
+        print(dry_run(recipe, args.data, args.parts, args.split, out, args.skip_broken, not args.restart))
         return
     first = env_rank()[0] == 0
     if first:

@@ -23,7 +23,17 @@ from ..stage1 import Stage1
 from ..weights import official, pretrained
 from ..weights.checkpoint import HubConfig, shards
 from ..weights.hub import MODELS
-from .checks import check_batches, check_folder, check_part, check_precision, check_split, find_parts, why_broken
+from .checks import (
+    check_batches,
+    check_folder,
+    check_part,
+    check_precision,
+    check_same_data,
+    check_settings,
+    check_split,
+    find_parts,
+    why_broken,
+)
 from .loop import TrainConfig
 from .recipes import FETCHED_DATA, FETCHED_PARTS, SCENES, Recipe
 from .shipping import SHIPPED
@@ -155,16 +165,16 @@ def free_memory(device: torch.device) -> float | None:
 
 
 def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None, split: str = "val",
-            out: Path | None = None, skip_broken: bool = False) -> str:
+            out: Path | None = None, skip_broken: bool = False, resume: bool = True) -> str:
     """A recipe's parts, costs, and what is missing or cannot be used, as text; nothing is written.
 
     Memory is an estimate: see `estimate`. Of a picture no more than the header is read here; to `skip_broken`, those
-    that have none are left out.
+    that have none are left out. To `resume`, a run that is in `out` must be this one.
     """
     device = best_device(recipe.device)
     value = compute_dtype(device).itemsize
     given, data, parts, missing, absent = parts, data or usual_data(recipe, out), parts or FETCHED_PARTS, [], []
-    wrong = list(_troubles(recipe, given, parts, out))
+    wrong = list(_troubles(recipe, given, parts, out, resume))
     try:
         costs = estimate(recipe, parts, value)
     except UserError:  # which is among the troubles already
@@ -174,7 +184,7 @@ def dry_run(recipe: Recipe, data: Path | None = None, parts: Path | None = None,
         if skip_broken:
             train = _with_headers(train, True)
         images, pairs, of = len(train), len(train.pairs), f"in {data}"
-        wrong += _troubles_of_data(recipe, data, train, split, skip_broken)
+        wrong += _troubles_of_data(recipe, data, train, split, skip_broken, out if resume else None)
     except UserError as error:
         images, of = recipe.images or inspect.signature(write_scenes).parameters["train"].default, "to be fetched"
         pairs = CAPTIONS * images
@@ -224,9 +234,11 @@ def usual_data(recipe: Recipe, out: Path | None) -> Path:
     return FETCHED_DATA if recipe.models else (out or Path("runs") / recipe.name).parent / "scenes-data"
 
 
-def _troubles(recipe: Recipe, given: Path | None, parts: Path, out: Path | None) -> Iterator[str]:
+def _troubles(recipe: Recipe, given: Path | None, parts: Path, out: Path | None, resume: bool) -> Iterator[str]:
     """What is wrong with the folder of the run, the precision and the models that are there."""
-    asked = [lambda: check_folder(out) if out else None, lambda: check_precision(recipe)]
+    asked = [lambda: check_precision(recipe)]
+    if out:
+        asked += [lambda: check_folder(out), lambda: resume and check_settings(recipe, out)]
     if not recipe.models:
         asked.append(lambda: find_parts(recipe, given))
     for role, name in recipe.models.items():
@@ -249,13 +261,15 @@ def _with_headers(data: CocoCaptions, skip_broken: bool) -> CocoCaptions:
     return CocoCaptions(data.root, data.split, without=bad) if bad else data
 
 
-def _troubles_of_data(recipe: Recipe, data: Path, train: CocoCaptions, split: str, skip_broken: bool) -> Iterator[str]:
+def _troubles_of_data(recipe: Recipe, data: Path, train: CocoCaptions, split: str, skip_broken: bool,
+                      out: Path | None) -> Iterator[str]:
     """What is wrong with the splits, the pictures and the batches that they make.
 
-    To `skip_broken`, `train` is without its broken pictures already.
+    To `skip_broken`, `train` is without its broken pictures already. A run in `out` must be on the same.
     """
     for ask in (lambda: check_split(recipe, data, split), lambda: _with_headers(CocoCaptions(data, split), skip_broken),
-                lambda: skip_broken or _with_headers(train, False), lambda: check_batches(recipe, train)):
+                lambda: skip_broken or _with_headers(train, False), lambda: check_batches(recipe, train),
+                lambda: out and check_same_data(data, out)):
         try:
             ask()
         except UserError as error:

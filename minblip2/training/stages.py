@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import UserError
 from ..data.batches import Batch, PairBatches
+from ..data.coco import has_word
 from ..data.tokenizer import Tokenizer, normalize_caption
 from ..stage1 import Stage1
 from ..stage2 import Stage2, split_prefix
@@ -66,7 +67,7 @@ def train_stage1(stage1: Stage1, features: np.ndarray | Tensor, captions: Sequen
 
     `folder` keeps the log, checkpoints and weights, and a stopped run goes on from it; without one nothing is kept.
     The tokenizer is the one that `Stage1.for_features` was given. Raises UserError when features and captions are not
-    equally many, and as `training.loop.train`.
+    equally many, for a caption without a word, and as `training.loop.train`.
     """
     tokenizer = tokenizer or getattr(stage1, "tokenizer", None)
     if tokenizer is None:
@@ -74,6 +75,9 @@ def train_stage1(stage1: Stage1, features: np.ndarray | Tensor, captions: Sequen
     if len(features) != len(captions):
         raise UserError(f"there are features of {len(features)} images and captions of {len(captions)}: give as many")
     texts = [(row, text) for row, some in enumerate(captions) for text in ([some] if isinstance(some, str) else some)]
+    for row, text in texts:
+        if not has_word(text):
+            raise UserError(f"captions[{row}] has {text!r}, which holds no word: leave it out, or write one")
     ids = [tokenizer.encode(normalize_caption(text), max_length=max_length) for _, text in texts]
     batches = PairBatches([np.asarray(features)], [row for row, _ in texts], ids, range(len(features)),
                           config.batch_size, config.seed, tokenizer.pad_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..data.transforms import Transform
 from ..device import autocast
 
 PIXELS = "make an image of pixels with Image.fromarray(array)"  # said of what is neither an image nor features
+NO_IMAGE = "there is no image: give at least one"
 Images = Image.Image | Iterable[Image.Image] | Tensor | np.ndarray
 
 
@@ -27,8 +28,8 @@ class ImageReader:
     """A frozen image encoder with its transform, on the device that the encoder is on.
 
     Wherever images are asked for, give one Pillow image, several, or frozen features (b v e), those of one image (v e).
-    Images are read as `to_rgb` says. Raises UserError for what is no image, as a path, or an array of pixels.
-    `precision` is "float32" (compute as the weights are), "bfloat16", or "auto": see `device.autocast`.
+    Images are read as `to_rgb` says. Raises UserError for no image, and for what is none, as a path, or an array of
+    pixels. `precision` is "float32" (compute as the weights are), "bfloat16", or "auto": see `device.autocast`.
     """
 
     vit: nn.Module
@@ -53,6 +54,8 @@ class ImageReader:
             features = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images)  # not read-only
             if not features.is_floating_point():
                 raise UserError(f"an array of {features.dtype} is no frozen features: {PIXELS}")
+            if not len(features):
+                raise UserError(NO_IMAGE)
             return features.reshape(-1, *features.shape[-2:])
         return torch.cat(list(self.chunks(images)))
 
@@ -73,6 +76,9 @@ class ImageReader:
             yield from (chunk.to(self.device).float() for chunk in self.encode_images(images).split(batch_size))
             return
         rest = iter([images] if isinstance(images, Image.Image | str | Path) else images)
+        if not (first := list(islice(rest, 1))):
+            raise UserError(NO_IMAGE)
+        rest = chain(first, rest)
         while some := [self.transform(_picture(image)) for image in islice(rest, batch_size)]:
             yield self.encode_pixels(torch.stack(some))
 
