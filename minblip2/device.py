@@ -52,7 +52,8 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, precision: str = "auto") -> contextlib.AbstractContextManager:
     """Compute in bfloat16 where asked for, or, with "auto", where `compute_dtype` says so; weights stay float32.
 
-    With "auto" and float16 only what is frozen is in float16: gradients would need to be scaled.
+    With "auto" and float16 only what is frozen is in float16: gradients would need to be scaled. Raises UserError for
+    another name of a precision.
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise UserError(f"precision is {precision!r}: choose 'auto', 'float32' or 'bfloat16'")

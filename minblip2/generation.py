@@ -133,12 +133,12 @@ def generate(step: Step, logits: Tensor, attention_mask: Tensor, cache: KVCache,
     """Beam search when there is more than one beam, else greedy or sampling: ids (b t), t at most `max_length`.
 
     Settings are those of `beam_search` or `greedy_or_sample`; `length_penalty` compares beams, so it takes several.
-    The cache is used up. Raises UserError for a length below 1, a temperature of 0 or below, and for a draw among
-    several beams.
+    The cache is used up. Raises UserError for a length or beams below 1, a temperature or repetition penalty of 0 or
+    below, and for a draw among several beams.
     """
-    if max_length < 1:
-        raise UserError(f"max_length is {max_length}: a text has at least 1 token")
     settings = {name: value for name, value in settings.items() if value is not None}
+    if min(max_length, beams, penalty := settings.get("repetition_penalty", 1.0)) <= 0:
+        raise UserError(f"max_length={max_length}, beams={beams}, repetition_penalty={penalty}: each must be above 0")
     if not (temperature := settings.get("temperature", 1.0)) > 0:
         raise UserError(f"temperature is {temperature}: take more than 0, or leave it out for greedy decoding")
     if beams > 1 and (drawn := " and ".join(sorted(settings.keys() & {"temperature", "top_p"}))):

@@ -28,7 +28,7 @@ def unimodal(num_queries: int, text_mask: Tensor) -> Tensor:
 
 
 def multimodal_causal(num_queries: int, text_mask: Tensor) -> Tensor:
-    """Queries see queries; text sees queries and the text before it, for ITG. Returns (b 1 s s)."""
+    """Queries see queries; text sees queries, itself and the text before it, for ITG. Returns (b 1 s s)."""
     place = torch.arange(num_queries + text_mask.shape[1], device=text_mask.device)
     row, key = rearrange(place, "s -> s 1"), rearrange(place, "k -> 1 k")
     return bidirectional(num_queries, text_mask) & ((key < num_queries) | (key <= row))

@@ -39,10 +39,10 @@ class QFormerConfig:
 
 
 class ImageKV(tuple):
-    """An image's keys and values, projected once: for each block a pair of (b h v d), or None if it reads no image."""
+    """An image's keys and values (b h v d) by block, projected once; None if it reads no image."""
 
     def select(self, rows: Tensor) -> ImageKV:
-        """Those of the images `rows` (n); an image may be taken many times without projecting it again."""
+        """Those of the images `rows` (n); one that is taken often is not projected again."""
         return ImageKV(None if pair is None else tuple(kv[rows] for kv in pair) for pair in self)
 
 
@@ -70,7 +70,7 @@ class QFormerBlock(nn.Module):
 
     def forward(self, x: Tensor, num_queries: int, image: tuple[Tensor, Tensor] | None, mask: Tensor | None,
                 cache: LayerCache | None) -> Tensor:
-        """Transform x (b s e), whose first `num_queries` tokens are queries; image: keys and values (b h v d)."""
+        """Transform x (b s e), `num_queries` queries first; image: keys and values (b h v d)."""
         x = self.self_norm(x + self.dropout(self.self_attention(x, mask, cache=cache)))
         q, t = x[:, :num_queries], x[:, num_queries:]
         if num_queries and self.cross_attention is not None:
@@ -111,7 +111,7 @@ class QFormer(nn.Module):
                                     for i in range(config.layers))
         self.lm_head = LMHead(config)
         self.apply(self.initialise)
-        # Never zeros: queries that start equal stay equal, for they have no position to tell them apart.
+        # Never zeros: equal queries stay equal, for no position tells them apart.
         nn.init.normal_(self.query_tokens, std=config.init_std)
 
     def initialise(self, module: nn.Module) -> None:

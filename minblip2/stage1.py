@@ -57,7 +57,7 @@ class Stage1(nn.Module):
 
     def image_kv(self, image_features: Tensor) -> ImageKV:
         """Normalise frozen features (b v image_width) and project them once for all passes."""
-        return self.qformer.project_image(self.vision_norm(image_features))
+        return self.qformer.project_image(self.vision_norm(image_features.to(self.vision_norm.weight)))
 
     def embed_image(self, image_kv: ImageKV, cache: KVCache | None = None) -> Tensor:
         """One unit vector for each query: (b q embed_dim). A cache keeps the queries for the text to read."""
@@ -78,12 +78,6 @@ class Stage1(nn.Module):
         mask = masks.bidirectional(self.qformer.config.num_queries, text_mask)
         states = self.qformer(image_kv, text_ids, mask).queries
         return reduce(self.itm_head(states), "b q n -> b n", "mean")
-
-    def score(self, image_kv: ImageKV, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """How well each text fits its image (b), as LAVIS ranks them: the logit of a match + the cosine."""
-        image_embeds, text_embeds = self.embed_image(image_kv), self.embed_text(text_ids, text_mask)
-        cosine = reduce(einsum(image_embeds, text_embeds, "b q e, b e -> b q"), "b q -> b", "max")
-        return self.itm_logits(image_kv, text_ids, text_mask)[:, 1] + cosine
 
     @torch.enable_grad()
     def match_map(self, image_features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:

@@ -71,6 +71,8 @@ class Stage2(nn.Module):
         words = self.lm.embed(torch.arange(self.lm.vocab_size, device=image_features.device)).float()
         soft = self.soft_prompt(image_features).float()
         scale = words.std() / (soft - soft.mean(dim=0)).std()
+        if not scale < 1e5 * words.std() / soft.std():
+            raise UserError("all these images have the same soft prompt: give several that differ")
         shift = words.mean(dim=0) - scale * (soft.mean(dim=(0, 1)) - self.projection.bias)
         self.projection.weight.mul_(scale)
         self.projection.bias.copy_(shift)

@@ -110,8 +110,10 @@ class ViT(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels (b c H W) into (b v e): v = gh·gw patches and any class token.
 
-        Both sides of the picture must be divisible by the patch.
+        Raises ValueError where a patch does not divide a side: a strip would go unseen.
         """
+        if any(side % self.config.patch_size for side in pixels.shape[-2:]):
+            raise ValueError(f"{tuple(pixels.shape)}: no whole number of patches fits each side")
         patches = self.patches(pixels)
         positions = self.positions_for(*patches.shape[-2:])
         x = rearrange(patches, "b e gh gw -> b (gh gw) e")

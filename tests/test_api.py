@@ -104,8 +104,8 @@ def test_retrieval_ranks_by_match_and_cosine(retriever):
     scores = cosine + retriever.match_logits(several, ["a red bus"], rows, torch.zeros_like(rows))
     assert retriever.retrieve("a red bus", several, k=6).tolist() == scores.argsort(descending=True).tolist()
     two = cosine.topk(2).indices
-    ranked = two[scores[two].argsort(descending=True)]
-    assert retriever.retrieve("a red bus", several, k=5, top=2).tolist() == ranked.tolist()
+    ranked, others = two[scores[two].argsort(descending=True)], cosine.topk(5).indices[2:]
+    assert retriever.retrieve("a red bus", several, k=5, top=2).tolist() == [*ranked.tolist(), *others.tolist()]
 
 
 def test_only_the_best_are_matched(retriever, monkeypatch):
@@ -124,6 +124,40 @@ def test_maps_are_of_the_grid_and_follow_the_text(retriever):
 def test_a_text_without_words_is_refused(retriever):
     with pytest.raises(mb.UserError, match="no word"):
         retriever.similarity(images(1), ["...", "a bus"])
+
+
+def test_an_empty_question_is_refused(model):
+    for questions in ("", ["a bus?", " "], []):
+        with pytest.raises(mb.UserError, match="question"):
+            model.ask(images(2), questions)
+
+
+def test_pixels_and_features_of_another_encoder_are_refused(model, retriever):
+    pixels = torch.stack([model.transform(image) for image in images()])
+    for wrong in (pixels, pixels[0], torch.randn(3, 5, 23), torch.randn(24), torch.zeros(2, 5, 24, dtype=torch.long)):
+        for call in (model.caption, lambda given: retriever.similarity(given, ["a bus"])):
+            with pytest.raises(mb.UserError, match="no frozen features"):
+                call(wrong)
+
+
+def test_as_many_rows_as_are_asked_for_are_retrieved(retriever):
+    features = torch.randn(9, 5, 24)
+    assert len(retriever.retrieve("a bus", features, k=7, top=2)) == 7
+    with pytest.raises(mb.UserError, match="over one image, not 2"):
+        retriever.attention_maps(features[:2], ["a bus"])
+
+
+def test_a_text_is_never_longer_than_there_are_positions(model, retriever, monkeypatch):
+    """Whether its length is asked for or left to the default."""
+    long = next(text for n in range(60) if len(model.tokenizer.encode_prompt(text := "two dogs " * n)) > 30)
+    with pytest.raises(mb.UserError, match="shorten the prompt"):
+        model.generate(images(1), long)  # 64 positions, 4 of them for queries
+    monkeypatch.setattr(retriever, "tokenizer", mb.Tokenizer.from_texts(["a"]))
+    assert len(retriever.caption(images(), min_length=28)) == 3  # 24 positions
+    with pytest.raises(mb.UserError, match="positions for 24 ids, not for 25"):
+        retriever.caption(images(), max_length=25)
+    monkeypatch.setattr(retriever, "beams", 3)
+    assert len(retriever.caption(images(), top_p=0.9)) == 3, "drawing takes one beam"
 
 
 @pytest.mark.parametrize("none", [[], iter([]), torch.zeros(0, 5, 24)])
@@ -148,6 +182,16 @@ def test_features_of_your_own_train_a_stage_1_and_start_a_stage_2(tmp_path):
         mb.train_stage1(stage1, features, captions[:5], config)
     with pytest.raises(mb.UserError, match=r"captions\[5\] has '!', which holds no word"):
         mb.train_stage1(stage1, features, [*captions[:5], ["rain", "!"]], config)
+    again = mb.train_stage1(stage1, features, captions, mb.TrainConfig(steps=2, batch_size=4), tmp_path / "run")
+    assert again == kept, "a finished run is not trained again"
+    for images, texts in ((features, captions[::-1]), (features + 1, captions)):
+        with pytest.raises(mb.UserError, match="other settings"):
+            mb.train_stage1(stage1, images, texts, mb.TrainConfig(steps=2, batch_size=4), tmp_path / "run")
+    half = mb.TrainConfig(steps=1, batch_size=4, precision="float32")
+    assert len(mb.train_stage1(stage1, features.bfloat16(), [" ".join(["dogs"] * 40)] * 6, half)) == 1
+    for images in (features[:, 0], features[:, :, :5]):
+        with pytest.raises(mb.UserError, match=r"this stage 1 reads \(n v 12\)"):
+            mb.train_stage1(stage1, images, captions, config)
     with pytest.raises(mb.UserError, match="for_features"):
         mb.train_stage1(mb.Stage1(stage1.qformer.config), features, captions, config)
 

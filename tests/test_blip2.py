@@ -138,7 +138,6 @@ def test_itc_and_itm_equal_transformers(size, lengths, tmp_path):
     itc = theirs(pixels, ids, mask.long(), use_image_text_matching_head=False).logits_per_image
     itm = theirs(pixels, ids, mask.long(), use_image_text_matching_head=True).logits_per_image
     assert difference(cosine, itc) < 1e-5 and difference(stage1.itm_logits(image, ids, mask), itm) < 1e-5
-    assert difference(stage1.score(image, ids, mask), itm[:, 1] + itc.diagonal()) < 1e-5
     # what a file for retrieval lacks is as before training
     assert stage1.temperature == Stage1.TEMPERATURE and 0 < stage1.qformer.lm_head.dense.weight.std() < 0.05
     assert all(p.requires_grad and p.device.type == "cpu" for p in stage1.parameters())

@@ -30,6 +30,7 @@ from minblip2.evaluation import asking, grounding, measure
 from minblip2.training import experts
 from minblip2.training.bridge import load_bridge, train_bridge
 from minblip2.training.checks import check_run
+from minblip2.training.loop import train
 from minblip2.training.recipes import RECIPES, find_recipe, shrink_and_perturb
 from minblip2.training.records import recorded_data, write_record
 from minblip2.training.stages import prompt_and_target
@@ -367,6 +368,38 @@ def test_a_run_that_is_refused_is_still_what_it_was(run, copied, tmp_path, cli):
     code, _, err = cli("train", "--out", copied, "--data", data, "--seed", 3)
     assert code == 2 and "--recipe laptop, not scenes" in err
     check_run(SHORT, tmp_path / "other", None, copied, "val", False, print, resume=False)
+
+
+def test_of_a_run_that_is_trained_anew_nothing_old_is_left_when_it_is_stopped(run, copied, cli, monkeypatch):
+    data = run[0].parent / "data"
+    (copied / "results-val.json").write_text("{}")
+
+    def stop(*given, name="", **more):
+        if name == "stage 1":
+            raise KeyboardInterrupt
+        return train(*given, name=name, **more)
+
+    monkeypatch.setattr("minblip2.training.bridge.train", stop)
+    code, _, err = cli("train", "--out", copied, "--data", data, "--seed", 5, "--restart")
+    assert code == 130 and "stopped" in err
+    assert not [path for name in ("stage?/model.safetensors", "stage?/checkpoint.pt", "results-*") for path in
+                copied.glob(name)]
+    monkeypatch.undo()
+    assert train_bridge(SHORT.with_seed(5), data, None, copied).stage2 is not None, "and it goes on"
+
+
+def test_of_several_processes_only_the_first_trains_the_experts_anew(run, copied, monkeypatch):
+    asked = []
+
+    def build(recipe, data, parts, out, resume=True):
+        asked.append(resume)
+        raise UserError("enough")
+
+    for rank in (0, 1, 2):
+        monkeypatch.setattr("minblip2.training.bridge.env_rank", lambda rank=rank: (rank, 1))
+        with pytest.raises(UserError, match="enough"):
+            train_bridge(replace(SHORT, build=build), run[0].parent / "data", None, copied, resume=False)
+    assert asked == [False, True, True]
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder", "all of it"])

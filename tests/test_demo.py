@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from minblip2 import UserError, masks
+from minblip2.__main__ import main
 from minblip2.attention import capture_attention
 from minblip2.commands import demo_server
 from minblip2.commands.demo_server import KIND, MOST_BYTES, Model, Server, with_queries
@@ -296,3 +297,16 @@ def test_a_photograph_in_the_page(server, picture, uploaded, tmp_path):
         assert page.errors == [] and all("127.0.0.1" in url or url.startswith("data:") for url in page.asked)
         assert violations(page, fetch_axe(tmp_path)) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_port_that_cannot_be_had_is_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "index.html").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port in (99999, -1, taken.getsockname()[1]):
+            monkeypatch.setattr(sys, "argv", ["minblip2", "demo", "--no-browser", "--page", str(tmp_path), "--port",
+                                              str(port)])
+            assert main() == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and f"--port {port} cannot be served" in said

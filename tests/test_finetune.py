@@ -139,6 +139,10 @@ def test_the_command(tmp_path, monkeypatch, capsys, plenty):
     assert code == 0 and "| CIDEr-D ×100 " in out and "another picture, the control" in out
     assert json.loads((tmp_path / "out" / "results.json").read_text())["held_out"] is True
     assert "held out" in (tmp_path / "out" / "README.md").read_text() and "nothing is held out" not in err
+    code, _, err = run(monkeypatch, capsys, *words[:-6], "--out", tmp_path / "val", "--steps", "1", "--batch-size", "2",
+                       "--train-split", "val")
+    assert code == 0 and "'val' is trained on, so nothing is held out" in err
+    assert json.loads((tmp_path / "val" / "results.json").read_text())["held_out"] is False
     code, out, _ = run(monkeypatch, capsys, "caption", "--model", tmp_path / "out", tmp_path / "mine" / "0.png")
     assert code == 0
     for more, said in (((), "--data"), (("--data", table, "--out", source), "starts from"),

@@ -108,9 +108,11 @@ def test_adjust_penalises_what_was_written_once_and_forbids_an_early_end():
 
 
 @pytest.mark.parametrize("settings, said", [
-    (dict(max_length=0), "max_length is 0"), (dict(beams=3, max_length=-1), "max_length is -1"),
+    (dict(max_length=0), "max_length=0, .* above 0"), (dict(beams=3, max_length=-1), "max_length=-1"),
     (dict(beams=3, top_p=0.9), "top_p .* 3 beams"), (dict(beams=2, temperature=0.5), "temperature .* 2 beams"),
     (dict(beams=2, temperature=0.5, top_p=0.3), "temperature and top_p"),
+    (dict(beams=0), "beams=0"), (dict(beams=-3), "beams=-3"),
+    (dict(repetition_penalty=0), "repetition_penalty=0"), (dict(repetition_penalty=-1.5, beams=2), "penalty=-1.5"),
     (dict(temperature=0), "temperature is 0: .* leave it out for greedy"),
     (dict(temperature=-1.0, top_p=0.5), "temperature is -1.0: take more than 0"),
     (dict(temperature=float("nan"), beams=2), "temperature is nan: ")], ids=str)

@@ -96,5 +96,9 @@ def test_cards_count_the_licences_of_pictures(tmp_path):
     text = squeezed(described(CocoCaptions(layout(tmp_path / "mine", content=content), "train")))
     assert "3 pictures with 3 captions" in text and "`mine`" in text
     assert "| CC BY, https://a.org/by | 2 |" in text and "| CC BY-SA, https://b.org | 1 |" in text
+    for image in content["images"]:
+        image.pop("license") if image["id"] else image.pop("flickr_url")
+    text = squeezed(described(CocoCaptions(layout(tmp_path / "some", content=content), "train")))
+    assert "| CC BY, https://a.org/by | 1 |" in text and "f.org" not in text
     bare = described(CocoCaptions(layout(tmp_path / "bare"), "train"))
     assert "names no licences" in bare

@@ -99,12 +99,22 @@ def test_a_changed_matrix_is_packed_anew_and_the_old_copy_goes():
         layer.weight.mul_(2)
         torch.testing.assert_close(layer(x), x @ layer.weight.T)
         assert len(packed.COPIES[layer.weight]) == 1
+        layer.weight.data = torch.randn(40, 24)
+        torch.testing.assert_close(layer(x), x @ layer.weight.T)
         with torch.autocast("cpu", torch.bfloat16):
             layer(x)
         layer(x)
     before = len(packed.COPIES)
     del layer
     assert len(packed.COPIES) == before - 1, "copies live as long as their matrix"
+
+
+def test_a_matrix_made_in_inference_mode_is_multiplied_all_the_same(products):
+    with torch.inference_mode():
+        layer, x = frozen(), torch.randn(3, 24)
+        expected = layer(x)
+        with PackedLinears():
+            assert torch.equal(layer(x), expected) and not products
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -196,7 +196,8 @@ def test_a_missing_shard_is_noticed(tmp_path):
         load_lm(tmp_path)
 
 
-@pytest.mark.parametrize("change, names", [({"use_swiglu_ffn": True}, "gated"), ({"mlp_ratio": 2.0}, None)], ids=str)
+@pytest.mark.parametrize("change, names", [({"use_swiglu_ffn": True}, "gated"), ({"hidden_act": "relu"}, "GELU"),
+                                           ({"mlp_ratio": 2.0}, None)], ids=str)
 def test_dinov2_variants(tmp_path, change, names):
     theirs = build("vit", tmp_path)
     configure(**change)(tmp_path)
@@ -206,3 +207,14 @@ def test_dinov2_variants(tmp_path, change, names):
     else:
         image = torch.randn(1, 3, 28, 42)
         assert difference(load_vit(tmp_path)(image), theirs(image).last_hidden_state) < 1e-5
+
+
+@pytest.mark.parametrize("kind, change, names", [
+    ("lm", {"hidden_act": "gelu"}, "'gelu', not SiLU"), ("bert", {"hidden_act": "relu"}, "relu"),
+    ("bert", {"position_embedding_type": "relative_key"}, "relative_key positions")], ids=str)
+def test_what_would_compute_something_else_is_refused(tmp_path, kind, change, names):
+    """All weights fit: nothing else would notice."""
+    build(kind, tmp_path)
+    configure(**change)(tmp_path)
+    with pytest.raises(UserError, match=names):
+        LOADERS[kind](tmp_path)

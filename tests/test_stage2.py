@@ -174,3 +174,6 @@ def test_calibrated_prompts_spread_like_words_around_their_mean(pair):
     once = soft.clone()
     stage2.match_embedding_scale(image)
     assert torch.allclose(stage2.soft_prompt(image), once, atol=1e-4), "what is calibrated stays as it is"
+    with pytest.raises(UserError, match="give several that differ"):
+        stage2.match_embedding_scale(image[:1].expand(3, -1, -1))
+    assert torch.allclose(stage2.soft_prompt(image), once, atol=1e-4), "what is refused changes nothing"

@@ -59,6 +59,23 @@ def test_words_reads_every_word_and_round_trips(small):
     assert small.token_ids("purple") == [small.backend.token_to_id("[UNK]")]
 
 
+def test_words_of_any_language_are_read(small):
+    texts = ["Un café à la plage, naïve!", "a snake_case thing", "한국어 문장", "犬が走る"]
+    read = Tokenizer.from_texts(texts)
+    for text in texts:
+        assert read.backend.token_to_id("[UNK]") not in read.token_ids(text) and small.token_ids(text), text
+
+
+def test_a_folder_with_cls_is_bert_unless_it_names_an_end(small, tmp_path):
+    """As `Blip2.save` writes a language model's tokenizer that knows [CLS], and as BERT's own folders are."""
+    (tmp_path / "tokenizer.json").write_text(small.backend.to_str(), encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"text_config": {"model_type": "opt"}}')
+    assert Tokenizer.from_folder(tmp_path).dec_id == small.dec_id
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "[SEP]", "bos_token": "[SEP]"}')
+    read = Tokenizer.from_folder(tmp_path)
+    assert (read.bos_ids, read.eos_id, read.dec_id) == ([small.eos_id], small.eos_id, None), "it has no line end"
+
+
 @pytest.mark.parametrize("max_length", [2, 3, 5, 12])
 def test_truncation_keeps_start_and_end(small, max_length):
     ids = small.encode("a blue square", prompt="two green stars", max_length=max_length)

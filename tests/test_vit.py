@@ -112,5 +112,7 @@ def test_stem_and_class_token_make_the_same_grid(class_token):
     vit = ViT(ViTConfig(image_size=32, patch_size=8, width=16, layers=1, heads=2, mlp_width=32, stem=(4, 8, 8),
                         class_token=class_token, layer_scale=False, final_norm=False)).eval()
     assert vit(torch.randn(2, 3, 32, 48)).shape == (2, 4 * 6 + class_token, 16)
+    with pytest.raises(ValueError, match="no whole number of patches"):
+        vit(torch.randn(2, 3, 32, 45))
     with pytest.raises(ValueError, match="stem"):
         ViT(ViTConfig(patch_size=16, stem=(4, 8)))

@@ -43,9 +43,14 @@ def run(args: argparse.Namespace) -> None:
     if args.run or args.model:
         from .demo_server import Server, open_model  # only here: it needs the models
 
-        serving = Server(open_model(args.run, args.model, args.parts), args.port)
+        model = open_model(args.run, args.model, args.parts)
+        make = functools.partial(Server, model)
     else:
-        serving = server(args.page or PAGE, args.port)
+        make = functools.partial(server, args.page or PAGE)
+    try:
+        serving = make(args.port)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--port {args.port} cannot be served ({error}): choose another, or leave it out") from None
     with serving:
         address = f"http://127.0.0.1:{serving.server_address[1]}/"
         print(f"the live page is at {address}; stop it with Ctrl-C", flush=True)

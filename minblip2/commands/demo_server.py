@@ -157,10 +157,8 @@ class Model:
 
     def ask(self, photograph: Image.Image, question: str = "") -> dict[str, Any]:
         """An answer, word by word."""
-        if not question.strip():
-            raise UserError("write a question first")
         features, queries = self.blip2.encode_images(photograph), self.blip2.stage2.qformer.config.num_queries
-        return word_by_word(self.blip2, features, self.blip2.question.replace("{}", question.strip()), queries,
+        return word_by_word(self.blip2, features, self.blip2.put(question), queries,
                             beams=self.blip2.beams, **ANSWER)
 
     def match(self, photograph: Image.Image, sentence: str = "") -> dict[str, Any]:

@@ -103,6 +103,9 @@ def held_out_of(args: argparse.Namespace):
     """The split that is measured, or None where there is none and nobody has asked for one."""
     from ..data.tables import NoSplit
 
+    if args.split == args.train_split:
+        note(f"the split {args.split!r} is trained on, so nothing is held out: --split names another")
+        return None
     try:
         return open_split(args.data, args.split, None, args.skip_broken)
     except NoSplit as error:

@@ -36,7 +36,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture with its captions and boxes; width and height in pixels; `credit` says whose it is, if it is told.
+    """One picture with its captions and boxes; width and height in pixels; `credit` says whose it is, and `licence`
+    under what, if it is told.
 
     Without boxes the size may be unknown: then it is 0.
     """
@@ -48,6 +49,7 @@ class Record:
     width: int
     height: int
     credit: str = ""
+    licence: str = ""
 
 
 class CocoCaptions:
@@ -170,9 +172,11 @@ class CocoCaptions:
                 return "unreadable picture", path
         except UserError as error:
             return "unreadable picture", error
-        source, licence = entry.get("flickr_url"), licences.get(str(entry.get("license")), {})
-        credit = ", ".join(str(part) for part in (source, licence.get("name"), licence.get("url")) if part)
-        return "", Record(number, path, tuple(captions[number]), tuple(boxes.get(number, ())), width, height, credit)
+        named = licences.get(str(entry.get("license")), {})
+        licence = ", ".join(str(named[part]) for part in ("name", "url") if named.get(part))
+        credit = ", ".join(str(part) for part in (entry.get("flickr_url"), licence) if part)
+        return "", Record(number, path, tuple(captions[number]), tuple(boxes.get(number, ())), width, height, credit,
+                          licence)
 
     def _picture(self, name: str, folder: Path, file: Path) -> Path:
         """Where a picture of this name is. It may start from the data's folder as well, or be written as in Windows."""

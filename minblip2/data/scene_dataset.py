@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from .. import UserError
 from .files import write_folder
+from .progress import progress_bar
 from .scene_captions import write_captions
 from .scenes import SHAPES, SIDE, VERSION, Scene, Thing, draw
 
@@ -37,7 +38,7 @@ def write_scenes(
         (beside / "images").mkdir(parents=True)
         (beside / "annotations").mkdir()
         known: set[tuple] = set()
-        with tqdm(total=sum(sizes.values()), desc="drawing scenes", unit="image", disable=not progress) as bar:
+        with progress_bar(total=sum(sizes.values()), desc="drawing scenes", unit="image", hidden=not progress) as bar:
             for split in SPLITS:
                 _write_split(beside, split, sizes[split], seed, known, bar)
         (beside / "scenes.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -46,11 +46,13 @@ class Tokenizer:
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> Tokenizer:
         """A BERT tokenizer whose vocabulary is every word of `texts` (lower-cased), for small embedded languages."""
-        found = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+        normaliser = tokenizers.normalizers.BertNormalizer(lowercase=True)
+        splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
+        found = sorted({word for text in texts
+                        for word, _ in splitter.pre_tokenize_str(normaliser.normalize_str(text))})
         vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *found])}
         backend = tokenizers.Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-        backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-        backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        backend.normalizer, backend.pre_tokenizer = normaliser, splitter
         backend.decoder = tokenizers.decoders.WordPiece()
         backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])  # so that decoding leaves them out
         return cls.bert(backend)
@@ -76,12 +78,12 @@ class Tokenizer:
             raise UserError(f"{folder} has no tokenizer.json: download the model's tokenizer files as well") from None
         except Exception as error:  # the library raises bare Exception for a malformed file
             raise UserError(f"{source} is not a tokenizer file ({error}): fetch it again") from None
-        if backend.token_to_id("[CLS]") is not None:
-            return cls.bert(backend)
         settings: dict = {}
         for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
             if (folder / name).exists():
                 settings |= {k: v for k, v in read_json(folder / name).items() if v is not None}
+        if backend.token_to_id("[CLS]") is not None and "eos_token" not in settings:  # BERT's files name no end
+            return cls.bert(backend)
 
         text = settings.pop("text_config", {})
         text = text if isinstance(text, dict) else {}
@@ -100,8 +102,8 @@ class Tokenizer:
         pad = special("pad")
         if source != folder / "tokenizer.json":  # which would tell that these are no words
             backend.add_special_tokens([token for i in {end, begin, pad} - {None} if (token := backend.id_to_token(i))])
-        if text.get("model_type") == "opt":
-            end = backend.encode("\n", add_special_tokens=False).ids[-1]
+        if text.get("model_type") == "opt" and (line_end := backend.encode("\n", add_special_tokens=False).ids):
+            end = line_end[-1]
         prompt_end = [end] if (text or settings).get("model_type") == "t5" else []
         return cls(backend, [] if begin is None else [begin], end, end if pad is None else pad, prompt_end=prompt_end)
 

@@ -20,6 +20,7 @@ from ..training.finetune import Cost, finetune, load_for_training, measured_loss
 from ..training.loop import TrainConfig, read_log
 from ..training.recipes import Recipe
 from ..training.records import carried_record, read_record
+from ..training.shipping import PARTS
 from ..weights.blip2 import Blip2
 from ..weights.hub import MODELS
 from ..weights.official import ForRetrieval
@@ -114,7 +115,7 @@ LIMITS = ("A caption may name what is not there, and what the language model has
 
 def described(data: CocoCaptions) -> str:
     """How much there is of a data set, where it came from, and under which licences, as far as it says so."""
-    licences = Counter(record.credit.split(", ", 1)[-1] for record in data.images if record.credit)
+    licences = Counter(record.licence for record in data.images if record.licence)
     text = f"{len(data):,} pictures with {len(data.pairs):,} captions, the split {data.split!r} of `{data.root.name}`."
     if not licences:
         return f"{text} It names no licences of its pictures: ask whoever made it."
@@ -153,7 +154,7 @@ def export_run(run: Path, folder: Path, data: Path | None = None, parts: Path | 
     if bridge.stage2 is None:
         raise UserError(f"{run} stopped before the end of stage 2: run `python -m minblip2 train --recipe "
                         f"{bridge.recipe.name} --out {run}` again")
-    for part in ("vit", "lm", "stage1", "stage2"):
+    for part in PARTS:
         for path in sorted(found for kind in KEPT for found in (run / part).glob(kind)):
             target = folder / part / path.name
             target.parent.mkdir(parents=True, exist_ok=True)

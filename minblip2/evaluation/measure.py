@@ -19,6 +19,7 @@ from ..data.scene_dataset import load_scenes
 from ..training.bridge import Bridge
 from ..training.checks import open_split
 from ..training.records import read_record, recorded_data
+from ..training.shipping import PARTS
 from . import metrics
 from .retrieval import TOP, evaluate_retrieval
 from .scene_scores import evaluate_scenes
@@ -83,7 +84,7 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
             "words": statistics.fmean(len(metrics.split_words(text)) for text in candidates)}
 
 
-def by_luck(captions: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]], draws: int = 20
+def on_halves(captions: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]], draws: int = 20
             ) -> dict[str, list[float]]:
     """CIDEr-D x100 of each captioner on the same random halves of the pictures: name -> `draws` scores.
 
@@ -127,7 +128,7 @@ def evaluate_photos(bridge: Bridge, train: CocoCaptions | None, data: CocoCaptio
     for name, captions in sources.items():
         results |= {f"{name}_{key}": value for key, value in caption_scores(captions, references).items()}
     if bridge.stage2 is not None and len(references) > 3:
-        scores = by_luck({name: sources[name] for name in ("stage1", "stage2")}, references)
+        scores = on_halves({name: sources[name] for name in ("stage1", "stage2")}, references)
         results["stage2_cider_sd"] = float(np.std(scores["stage2"]))
         results["stage2_lead_sd"] = float(np.std(np.subtract(scores["stage2"], scores["stage1"])))
     return results
@@ -158,7 +159,7 @@ def measure_run(out: Path, bridge: Bridge, split: str, top: int = TOP, begun: Ca
         known = None if train is None else bridge.features(train, out / "cache")
         results = evaluate_photos(bridge, train, measured, features, known, top)
     results |= {"seconds_to_evaluate": time.perf_counter() - started}
-    for stage in ("vit", "lm", "stage1", "stage2"):
+    for stage in PARTS:
         path = out / stage / "seconds.json"  # of a run that was stopped, of its last session alone
         if path.exists() and field(read_json(path), "from_step", int, path) == 0:
             results[f"seconds_{stage}"] = field(read_json(path), "seconds", float, path)

@@ -25,7 +25,7 @@ class PackedLinears(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Every function of torch comes by here; this takes the products of frozen matrices."""
         if (function is F.linear and not kwargs and isinstance(args[1], nn.Parameter) and not args[1].requires_grad
-                and args[1].device.type == "cpu" and not torch.is_grad_enabled()
+                and not args[1].is_inference() and args[1].device.type == "cpu" and not torch.is_grad_enabled()
                 and torch.backends.mkldnn.is_available()):
             return multiply(*args)
         return function(*args, **kwargs or {})
@@ -55,7 +55,7 @@ def multiply(x: Tensor, weight: nn.Parameter, bias: Tensor | None = None) -> Ten
     dtype = torch.get_autocast_dtype("cpu") if low else weight.dtype
     if not (low or x.dtype == dtype) or not weight.numel() or not packable(dtype):
         return F.linear(x, weight, bias)
-    key = weight._version, dtype
+    key = weight._version, weight.data_ptr(), dtype
     if key not in COPIES.get(weight, ()):
         COPIES[weight] = {key: torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype))}
     return torch.ops.mkldnn._linear_pointwise(x.to(dtype), COPIES[weight][key],

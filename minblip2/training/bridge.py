@@ -118,21 +118,23 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     if best_device(recipe.device).type == "cuda":
         check_own_gpu()
         set_local_device()
-    record = partial(write_record, out, recipe, skip_broken=skip_broken)
+    record, first = partial(write_record, out, recipe, skip_broken=skip_broken), env_rank()[0] == 0
     with prepare_once():
         data = default_data(recipe, out, data)
-        backbones = recipe.build(recipe, data, parts_folder, out, resume)
+        if first and not resume:
+            remove_stages(out)
+        backbones = recipe.build(recipe, data, parts_folder, out, resume or not first)  # the others find it done
         bridge = Bridge(recipe, backbones, recipe.new_stage1(backbones))
         out.mkdir(parents=True, exist_ok=True)
         split = open_split(data, "train", out, True) if skip_broken else CocoCaptions(data, "train")
         views = [bridge.features(split, out / "cache", **view) for view in recipe.views]
-        if env_rank()[0] == 0 and not (resume and is_begun(out)):
+        if first and not (resume and is_begun(out)):
             record(data, parts_folder)
     losses = partial(stage1_losses, loss_weights=recipe.loss_weights)
     with process_group(bridge.device):
         train(bridge.stage1, losses, bridge.stage1_pairs(split, views), recipe.stage1, out / "stage1",
               bridge.stage1_settings(split), name="stage 1", resume=resume, device=bridge.device)
-    if env_rank()[0] == 0:  # `train` has not refused: this is the run that was begun, though its folders may have moved
+    if first:  # `train` has not refused: this is the run that was begun, though its folders may have moved
         record(data, parts_folder)
     bridge.stage1.eval()
     if stages == 1:
@@ -145,6 +147,13 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
               bridge.stage2_settings(split), name="stage 2", resume=resume, device=bridge.device)
     bridge.stage2.eval()
     return bridge
+
+
+def remove_stages(out: Path) -> None:
+    """Leave nothing of a run that could be taken for a part of the next one in its folder, should that be stopped."""
+    for name in ("stage?/model.safetensors", "stage?/checkpoint.pt", "results-*.json"):
+        for left in out.glob(name):
+            left.unlink()
 
 
 def load_bridge(out: Path, parts: Path | None = None) -> Bridge:

@@ -25,7 +25,7 @@ from ..data.tokenizer import Tokenizer, normalize_caption
 from ..device import best_device
 from ..stage2 import Stage2
 from ..weights.blip2 import Blip2
-from ..weights.checkpoint import export_tensors, open_hub, read_config
+from ..weights.checkpoint import export_tensors, open_hub, read_config, shards
 from ..weights.export import save_trained
 from ..weights.keymap import KeyMap, within
 from ..weights.names import QFORMER
@@ -92,7 +92,7 @@ def cost(folder: str | Path, pictures: int, batch_size: int) -> Cost:
     tokens, value = vit.position_embedding.shape[-2], HALF.itemsize
     memory = 16 * trained + value * frozen + kept_by_stage2(batch_size, config, lm, tokens, value)
     return Cost(trained, frozen, memory, 2 * pictures * tokens * vit.width,
-                sum(4 * math.prod(shape) for shape in checkpoint.shapes.values()))
+                sum(path.stat().st_size for path in shards(Path(folder))))
 
 
 def caption_ids(blip2: Blip2, captions: Sequence[str], prompt: str) -> list[list[int]]:

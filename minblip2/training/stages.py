@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,20 +67,29 @@ def train_stage1(stage1: Stage1, features: np.ndarray | Tensor, captions: Sequen
     """Train stage 1 in place on frozen features (n v e) with one caption, or several, for each image; returns the log.
 
     `folder` keeps the log, checkpoints and weights, and a stopped run goes on from it; without one nothing is kept.
-    The tokenizer is the one that `Stage1.for_features` was given. Raises UserError when features and captions are not
-    equally many, for a caption without a word, and as `training.loop.train`.
+    The tokenizer is the one that `Stage1.for_features` was given; of a caption `max_length` ids are read, if the
+    Q-Former has so many positions. Raises UserError when features and captions are not equally many, for features of
+    another shape or width, for a caption without a word, and as `training.loop.train`.
     """
     tokenizer = tokenizer or getattr(stage1, "tokenizer", None)
     if tokenizer is None:
         raise UserError("this stage 1 knows no tokenizer: make it with Stage1.for_features, or give tokenizer=")
+    sizes = stage1.qformer.config
+    features = features.detach().float().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
+    if features.ndim != 3 or features.shape[2] != sizes.image_width:
+        raise UserError(f"features are {features.shape}, and this stage 1 reads (n v {sizes.image_width}): give all "
+                        "visual tokens of each image, from the encoder that it was made for")
     if len(features) != len(captions):
         raise UserError(f"there are features of {len(features)} images and captions of {len(captions)}: give as many")
     texts = [(row, text) for row, some in enumerate(captions) for text in ([some] if isinstance(some, str) else some)]
     for row, text in texts:
         if not has_word(text):
             raise UserError(f"captions[{row}] has {text!r}, which holds no word: leave it out, or write one")
-    ids = [tokenizer.encode(normalize_caption(text), max_length=max_length) for _, text in texts]
-    batches = PairBatches([np.asarray(features)], [row for row, _ in texts], ids, range(len(features)),
+    longest = min(max_length, sizes.max_positions)
+    ids = [tokenizer.encode(normalize_caption(text), max_length=longest) for _, text in texts]
+    batches = PairBatches([features], [row for row, _ in texts], ids, range(len(features)),
                           config.batch_size, config.seed, tokenizer.pad_id)
+    settings = dict(qformer=sizes, pairs=hashlib.sha256(repr((texts, ids)).encode()).hexdigest(),
+                    features=hashlib.sha256(np.ascontiguousarray(features)).hexdigest())
     with tempfile.TemporaryDirectory() as nowhere:
-        return train(stage1, stage1_losses, batches, config, folder or nowhere, name="stage 1")
+        return train(stage1, stage1_losses, batches, config, folder or nowhere, settings, name="stage 1")

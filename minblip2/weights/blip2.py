@@ -22,10 +22,9 @@ from ..stage2 import Stage2
 from .checkpoint import read_config, require_folder
 from .export import save_pretrained
 from .official import load_blip2
-from .reader import ImageReader, Images, is_single
+from .reader import CAPTION, ImageReader, Images, is_single, with_beams
 
-# LAVIS `Blip2OPT.generate` and `predict_answers`; answers with the length penalty of the paper (§4.2): short ones win
-CAPTION = dict(max_length=30, min_length=1)
+# LAVIS `Blip2OPT.predict_answers`, with the length penalty of the paper (§4.2): short ones win
 ANSWER = dict(max_length=10, min_length=1, length_penalty=-1.0)
 BEAMS = 5
 IMAGE = "<image>"  # stands for an image in transformers' texts, and never in ours
@@ -74,12 +73,11 @@ class Blip2(ImageReader):
         See `generation.generate` for the ways of decoding. Drawing (`top_p`, `temperature`) takes one beam, as asked
         for or not. Raises UserError when images and prompts are not equally many.
         """
-        drawn = decoding.get("top_p") is not None or decoding.get("temperature") is not None
-        decoding = {"beams": 1 if drawn else self.beams} | decoding
+        decoding = with_beams({"max_length": CAPTION["max_length"]} | decoding, self.beams)
         prompts = prompts if (one_for_all := isinstance(prompts, str)) else list(prompts)
         rest = iter([prompts] if one_for_all else prompts)
         self.stage2.eval()
-        self.require_positions([prompts] if one_for_all else prompts, decoding.get("max_length", 0))
+        self.require_positions([prompts] if one_for_all else prompts, decoding["max_length"])
         texts: list[str] = []
         for features in self.chunks(images, batch_size):
             given = [prompts] * len(features) if one_for_all else list(islice(rest, len(features)))
@@ -117,6 +115,13 @@ class Blip2(ImageReader):
         captions = self.generate(images, self.prompt if prompt is None else prompt, **CAPTION | decoding)
         return captions[0] if is_single(images) else captions
 
+    def put(self, asked: str, question: str | None = None) -> str:
+        """A question as it is put to the language model; see `ask`. Raises UserError for an empty one."""
+        if not asked.strip():
+            raise UserError("write a question: there is none")
+        before, _, after = (self.question if question is None else question).partition("{}")
+        return asked if before and asked.startswith(before) else before + asked.strip() + after
+
     def ask(self, images: Images, questions: str | Sequence[str], question: str | None = None,
             **decoding) -> str | list[str]:
         """An answer for each image and question: one question for all images, one image for all questions, or as many.
@@ -125,13 +130,8 @@ class Blip2(ImageReader):
         image and one question give one answer, everything else a list. Raises UserError when there is no question, or
         images and questions are not equally many.
         """
-        before, _, after = (self.question if question is None else question).partition("{}")
-
-        def put(asked: str) -> str:
-            return asked if before and asked.startswith(before) else before + asked + after
-
         one = isinstance(questions, str)
-        prompts = put(questions) if one else [put(asked) for asked in questions]
+        prompts = self.put(questions, question) if one else [self.put(asked, question) for asked in questions]
         if prompts == []:
             raise UserError("there is no question: ask at least one")
         if is_single(images) and not one:

@@ -150,23 +150,28 @@ def open_files(source: str, files: list[Path]) -> Checkpoint:
 
 
 def open_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pytorch_model.bin, by name. Only tensors are unpickled, never code; pages are read when needed.
+    """The tensors of a pytorch_model.bin, by name. Raises UserError as `unpickled`, and when it holds anything else."""
+    content = unpickled(path)
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise UserError(f"{path} holds more than named tensors: fetch the weights as .safetensors")
+    return dict(content)
 
-    Raises UserError when it is damaged, or holds anything else.
+
+def unpickled(path: Path) -> object:
+    """What a pickle holds. Only tensors are unpickled, never code; pages are read when needed.
+
+    Raises UserError when it is damaged.
     """
     try:
         with open(path, "rb") as file:
             mapped = file.read(4) == b"PK\3\4"  # an older format can only be read whole
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise UserError(f"{path} is damaged, or holds more than tensors, such as code, which is never run: fetch it "
                         "again, or as .safetensors") from None
     except Exception as error:  # a damaged archive raises almost anything
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} cannot be read as a checkpoint ({reason}): fetch it again") from None
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise UserError(f"{path} holds more than named tensors: fetch the weights as .safetensors")
-    return dict(content)
 
 
 def open_lavis(path: str | Path) -> Checkpoint:
@@ -174,13 +179,9 @@ def open_lavis(path: str | Path) -> Checkpoint:
 
     Raises UserError when the file is missing, cannot be read so, or holds no "model".
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give a hub folder or a LAVIS .pth file") from None
-    except Exception as error:  # a damaged pickle raises almost anything
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason}): fetch it again") from None
+    if not Path(path).exists():
+        raise UserError(f"{path} does not exist: give a hub folder or a LAVIS .pth file")
+    content = unpickled(Path(path))
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError(f'{path} holds no "model" made of tensors: give a checkpoint that LAVIS saved')
@@ -241,7 +242,7 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
     if missing:
         known = spell_out(key_map.tensors, layers_of(wanted))
         first = next((key_map.prefix + name for name, ours in known if missing[0] in ours), missing[0])
-        raise UserError(f"{source} lacks the weights of {first} ({len(missing)} tensors in all): fetch it again")
+        raise UserError(f"{source} lacks the weights of {first} (tensors in all: {len(missing)}): fetch it again")
     module.load_state_dict(filled, strict=False, assign=True)
 
 
@@ -255,6 +256,6 @@ def export_tensors(module: nn.Module, key_map: KeyMap) -> dict[str, Tensor]:
             used |= set(ours)
             found[key_map.prefix + name] = torch.cat([state[one] for one in ours]) if ours[1:] else state[ours[0]]
     if left := [name for name in state if name not in used]:
-        raise UserError(f"the other layout has no place for {left[0]} ({len(left)} tensors in all): this "
+        raise UserError(f"the other layout has no place for {left[0]} (tensors in all: {len(left)}): this "
                         "architecture cannot be written in it")
     return found

@@ -97,7 +97,7 @@ def save_trained(folder: str | Path, source: str | Path, trained: dict[str, Tens
         index |= dict.fromkeys(tensors, name)
         left -= tensors.keys()
     if left:
-        raise UserError(f"{source} lacks {min(left)} ({len(left)} tensors in all), which was trained: fetch it again")
+        raise UserError(f"{source} lacks {min(left)} (tensors in all: {len(left)}), which was trained: fetch it again")
     if len(files) > 1:
         write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
     for path in source.iterdir():

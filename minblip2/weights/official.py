@@ -34,6 +34,9 @@ def bert_sizes(source: object, hub: HubConfig, **changes) -> QFormerConfig:
     """The Q-Former configuration that fits a BERT with these settings, its vocabulary grown by [DEC]."""
     if hub.get("model_type") != "bert":
         raise wrong_kind(source, hub.get("model_type"), "a Q-Former starts from a bert")
+    kinds = hub.get("hidden_act", "gelu"), hub.get("position_embedding_type", "absolute")
+    if kinds != ("gelu", "absolute"):
+        raise UserError(f"{source} is a BERT with {kinds[0]} and {kinds[1]} positions: take one with gelu and absolute")
     return QFormerConfig(**{**rename_settings(hub, names.BERT), "vocab_size": hub["vocab_size"] + 1} | changes)
 
 

@@ -31,7 +31,7 @@ class Look(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image features (1 v e), soft prompt (1 q e) and cross-attention (n q v) by reading block, mean over heads.
 
-        pixels (1 c gh gw), normalised.
+        pixels (1 c H W), normalised.
         """
         features = self.vit(pixels)
         with capture_attention(*self.stage2.qformer.cross_attentions) as weights:

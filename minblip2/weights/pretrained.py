@@ -52,8 +52,9 @@ def vision_of(hub: HubConfig) -> HubConfig:
 
 def dinov2(source: object, hub: HubConfig) -> tuple[ViTConfig, KeyMap]:
     """DINOv2, all blocks and the final norm (transformers `Dinov2Model`)."""
-    if hub.get("use_swiglu_ffn"):
-        raise UserError(f"{source} is a DINOv2 with gated feed-forwards (giant): use small, base or large")
+    if hub.get("use_swiglu_ffn") or hub.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"{source} is a DINOv2 with gated feed-forwards (giant), or not with GELU: use small, base or "
+                        "large")
     mlp_width = int(setting(hub, "hidden_size") * setting(hub, "mlp_ratio"))
     return ViTConfig(**rename_settings(hub, names.DINOV2), mlp_width=mlp_width), names.DINOV2
 
@@ -112,6 +113,8 @@ def build_opt(hub: HubConfig, own_head: bool) -> tuple[OPT, KeyMap]:
 
 def build_llama(hub: HubConfig, own_head: bool) -> tuple[Llama, KeyMap]:
     """A language model of the Llama family (transformers `LlamaForCausalLM`)."""
+    if hub.get("hidden_act", "silu") != "silu":
+        raise UserError(f"this Llama's activation is {hub['hidden_act']!r}, not SiLU: use a plain one")
     rope = section(hub, "rope_parameters") or section(hub, "rope_scaling")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UserError(f"this Llama scales its rotary positions ({rope}), which is not supported: use a plain one")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ..data.transforms import Transform
 from ..device import autocast
 
 PIXELS = "make an image of pixels with Image.fromarray(array)"  # said of what is neither an image nor features
+CAPTION = dict(max_length=30, min_length=1)  # LAVIS `Blip2OPT.generate`
 NO_IMAGE = "there is no image: give at least one"
 Images = Image.Image | Iterable[Image.Image] | Tensor | np.ndarray
 
@@ -52,8 +54,9 @@ class ImageReader:
         """Frozen features (b v e) of images; features are taken as they are, wherever they lie."""
         if isinstance(images, Tensor | np.ndarray):
             features = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images)  # not read-only
-            if not features.is_floating_point():
-                raise UserError(f"an array of {features.dtype} is no frozen features: {PIXELS}")
+            if not features.is_floating_point() or features.ndim < 2 or features.shape[-1] != self.vit.width:
+                raise UserError(f"an array {tuple(features.shape)} of {features.dtype} is no frozen features "
+                                f"(b v {self.vit.width}): {PIXELS}")
             if not len(features):
                 raise UserError(NO_IMAGE)
             return features.reshape(-1, *features.shape[-2:])
@@ -90,6 +93,12 @@ def _picture(image: object) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise UserError(f"{type(image).__name__} is no Pillow image: {PIXELS}")
     return to_rgb(image)
+
+
+def with_beams(decoding: dict[str, Any], beams: int) -> dict[str, Any]:
+    """The ways of decoding, in `beams` beams unless they say otherwise; drawing (`top_p`, `temperature`) takes one."""
+    drawn = decoding.get("top_p") is not None or decoding.get("temperature") is not None
+    return {"beams": 1 if drawn else beams} | decoding
 
 
 def is_single(images: Images) -> bool:

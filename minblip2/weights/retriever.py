@@ -19,7 +19,7 @@ from ..vit import to_grid
 from .checkpoint import require_folder
 from .official import load_stage1
 from .pretrained import load_vit
-from .reader import ImageReader, Images
+from .reader import CAPTION, ImageReader, Images, with_beams
 
 Texts = str | Sequence[str]
 
@@ -169,29 +169,33 @@ class Retriever(ImageReader):
         return cosine / self.stage1.temperature.item() + self.match_weight * (match - no_match)
 
     def retrieve(self, text: str, images: Images, k: int = 5, top: int = 32) -> Tensor:
-        """Rows (k) of the images that fit the text best: chosen by ITC, the `top` best of them re-ranked by ITM."""
+        """Rows (k) of the images that fit the text best: the `top` best by ITC, re-ranked by ITM, then the others."""
         features = self.encode_images(images)
         scores = self.rerank(features, [text], self.similarity(features, [text]), top, dim=0)
-        return scores[:, 0].topk(min(k, top, len(features))).indices
+        return scores[:, 0].topk(min(k, len(features))).indices
 
     def attention_maps(self, image: Images, texts: Texts) -> Tensor:
         """Which parts of one image make each text match it: maps (n gh gw), on the CPU; see `Stage1.match_map`."""
         self.stage1.eval()
         ids, mask = self.text_ids(texts)
-        maps = self.stage1.match_map(next(self.chunks(image, 1)).expand(len(ids), -1, -1), ids, mask)
+        features = torch.cat(list(self.chunks(image)))
+        if len(features) > 1:
+            raise UserError(f"maps are drawn over one image, not {len(features)}: give one at a time")
+        maps = self.stage1.match_map(features.expand(len(ids), -1, -1), ids, mask)
         return to_grid(maps, self.vit.config.class_token).cpu()
 
     @torch.no_grad()
     def caption(self, images: Images, batch_size: int = 50, **decoding) -> list[str]:
         """What the Q-Former alone, without a language model, says of each image; see `generation.generate`."""
         self.stage1.eval()
-        most, asked = self.stage1.qformer.config.max_positions, decoding.get("max_length", 0)
-        if asked > most:
-            raise UserError(f"the Q-Former has positions for {most} ids, not for {asked}: ask for a smaller max_length "
-                            "(--max-length)")
+        most = self.stage1.qformer.config.max_positions
+        decoding = with_beams({"max_length": min(CAPTION["max_length"], most)} | decoding, self.beams)
+        if decoding["max_length"] > most:
+            raise UserError(f"the Q-Former has positions for {most} ids, not for {decoding['max_length']}: ask for a "
+                            "smaller max_length (--max-length)")
         captions = []
         for features in self.chunks(images, batch_size):
             with autocast(self.device, self.precision):
-                written = self.stage1.caption(features, self.tokenizer.eos_id, **{"beams": self.beams} | decoding)
+                written = self.stage1.caption(features, self.tokenizer.eos_id, **decoding)
             captions += [self.tokenizer.decode(row) for row in written]
         return captions
