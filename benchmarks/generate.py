@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.stage1 import SIZES, example
-from benchmarks.stage2 import END, THEIRS, Pair, pair
+from benchmarks.stage2 import END, LMS, THEIRS, Pair, pair
 from benchmarks.theirs import their_batch
 from benchmarks.timing import OURS, case, interleave, keep, options, work
 from minblip2.data.entry import run_command
@@ -59,7 +59,7 @@ def measure(size: str, lm: str, batch: int, beams: int, tokens: int, repeats: in
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/generate.json."""
-    args = options(__doc__, size="base", lm="OPT-125m", batch=[8, 32], beams=[1, 5], tokens=30)
+    args = options(__doc__, size=tuple(SIZES), lm=tuple(LMS), batch=[8, 32], beams=[1, 5], tokens=30)
     for batch in args.batch:
         for beams in args.beams:
             how = "greedy" if beams == 1 else f"{beams} beams"

@@ -28,9 +28,9 @@ from minblip2.device import autocast, best_device, compute_dtype
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 from minblip2.training import budget
-from minblip2.training.bridge import stage1_losses
 from minblip2.training.loop import TrainConfig, train
 from minblip2.training.recipes import GPU, LAPTOP, Recipe
+from minblip2.training.stages import stage1_losses
 from minblip2.weights.hub import MODELS
 
 PAPER = "EVA ViT-g and OPT-2.7b"

@@ -81,7 +81,7 @@ def measure(what: str, size: str, threads: int) -> dict:
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/memory.json; or, as a child, one side and print its peak."""
-    args = options(__doc__, size="base", what=list(WHAT), child="")
+    args = options(__doc__, size=tuple(stage1.SIZES), what=list(WHAT), child="")
     if args.child:
         before = read("VmRSS")
         run = build(*args.child.split("|"), args.size)

@@ -11,7 +11,6 @@ import argparse
 import ast
 import hashlib
 import os
-import platform
 import subprocess
 import sys
 from modulefinder import ModuleFinder
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.timing import processor
 from minblip2 import UserError
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.entry import run_command
@@ -48,13 +48,7 @@ def read_results(path: Path) -> dict[str, Any]:
 def machine() -> str:
     """This machine in words: processor or GPU, how many cores, which numbers it computes in, which torch."""
     device = best_device()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    try:
-        output = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-                  if line.startswith("model name")]
-        name = output[0] if device.type == "cpu" and output else name
-    except OSError:
-        pass  # not Linux
+    name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
     return f"{name}, {threads} of {os.cpu_count()} cores, {str(compute_dtype(device))[6:]}, torch {torch.__version__}"
 

@@ -64,7 +64,7 @@ def measure(size: str, candidates: int, visual: int, repeats: int) -> dict:
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/retrieve.json."""
-    args = options(__doc__, size="base", candidates=128, visual=[257, 677])
+    args = options(__doc__, size=tuple(SIZES), candidates=128, visual=[257, 677])
     for visual in args.visual:
         keep("retrieve", {f"{args.candidates} captions for an image of {visual} tokens":
                           measure(args.size, args.candidates, visual, args.repeats)})

@@ -216,7 +216,8 @@ def measure(size: str, batch: int, repeats: int, names: list[str], by_length: bo
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/stage1.json."""
-    args = options(__doc__, size="base", batch=[8, 16], forms=["plain", OFFICIAL, THEIRS], draw="similar")
+    args = options(__doc__, size=tuple(SIZES), batch=[8, 16], forms=["plain", OFFICIAL, THEIRS],
+                   draw=("similar", "random"))
     for batch in args.batch:
         name = f"{args.size}, batch {batch}" + (", captions at random" if args.draw == "random" else "")
         keep("stage1", {name: measure(args.size, batch, args.repeats, args.forms, args.draw != "random")})

@@ -142,7 +142,7 @@ def measure(size: str, lm: str, batch: int, repeats: int) -> dict:
 
 def main() -> None:
     """Measure, print, and keep runs/benchmarks/stage2.json."""
-    args = options(__doc__, size="base", batch=8, lms=list(LMS))
+    args = options(__doc__, size=tuple(SIZES), batch=8, lms=list(LMS))
     for lm in args.lms:
         keep("stage2", {f"{lm} size, batch {args.batch}": measure(args.size, lm, args.batch, args.repeats)})
 

@@ -31,13 +31,16 @@ Seconds = dict[str, dict[str, list[float]]]
 
 
 def options(doc: str, repeats: int = 7, **more) -> argparse.Namespace:
-    """Command line of a benchmark: --repeats, --threads, and `more` options by name, each a default value or a list."""
+    """Command line of a benchmark: --repeats, --threads, and `more` options by name, each a default value, a list of
+    them, or a tuple of all values that it may have, the default first."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=repeats, help="rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads, of all sides")
     for name, default in more.items():
+        choices = default if isinstance(default, tuple) else None
+        default = choices[0] if choices else default
         several = dict(nargs="+", type=type(default[0])) if isinstance(default, list) else dict(type=type(default))
-        parser.add_argument(f"--{name}", default=default, **several)
+        parser.add_argument(f"--{name}", default=default, choices=choices, **several)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     return chosen
@@ -115,14 +118,18 @@ def gradient_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
                for name in theirs)
 
 
+def processor() -> str:
+    """The name of this machine's processor, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")  # on Linux
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+                platform.processor() or platform.machine())
+
+
 def machine() -> dict[str, object]:
     """What the figures depend on: processor, cores, threads, versions."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        name = next((line.partition(":")[2].strip() for line in info.read_text(encoding="utf-8").splitlines()
-                     if line.startswith("model name")), name)
-    return {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "torch": torch.__version__}
 
 
 def store(benchmark: str, cases: Mapping[str, dict], where: Mapping[str, object]) -> Path:

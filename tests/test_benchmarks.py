@@ -6,6 +6,7 @@ No time is judged.
 import copy
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -398,3 +399,11 @@ def test_a_language_model_that_has_its_line_is_not_asked_again(tmp_path, monkeyp
 def test_the_readers_of_the_recipe_are_among_those_compared():
     recipe = {"look_back": LOOK_BACK, "steps": SCENES.experts["lm"].steps}
     assert len([line for line in known(binding.RESULTS) if line | recipe == line]) >= 3, "a spread of seeds"
+
+
+@pytest.mark.parametrize("words", [["--draw", "rand"], ["--size", "small"]], ids=str)
+def test_a_mistyped_word_is_no_other_measurement(monkeypatch, words, capsys):
+    monkeypatch.setattr(sys, "argv", ["stage1", *words])
+    with pytest.raises(SystemExit, match="2"):
+        stage1.main()
+    assert f"invalid choice: '{words[1]}'" in capsys.readouterr().err
