@@ -39,6 +39,7 @@ sys.path[:0] = [str(ROOT / "exercises"), str(ROOT)]
 from checks import DONE, OPEN, WRONG  # noqa: E402
 from make import exercise_of  # noqa: E402
 from minblip2 import UserError  # noqa: E402
+from minblip2.commands.options import positive  # noqa: E402
 
 ABSENT, STOPPED, FAILED = "no notebook", "stopped", "could not be graded"
 GRACE = 10  # seconds that a cell has to stop when it is told to
@@ -339,7 +340,7 @@ def main() -> int:
     parser.add_argument("--without", nargs="*", default=[], metavar="NN.N", help="exercises to leave out; 10.6 trains")
     parser.add_argument("--cell-limit", type=float, default=900, help="seconds for a cell (default: 900; 10.6 trains)")
     parser.add_argument("--limit", type=float, default=1800, help="seconds for a notebook (default: 1800)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks that run at once (default: 1)")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="notebooks that run at once (default: 1)")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)  # what the processes of notebooks are started with
     args = parser.parse_args()
     if args.run:

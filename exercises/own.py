@@ -358,7 +358,7 @@ def rehearsal() -> Iterator[None]:
         _rehearsing = False
 
 
-def a_plan(steps: Any, peak: Any) -> None:
+def check_plan(steps: Any, peak: Any) -> None:
     """Raises UserError unless these are a number of steps and a rate: before minutes are spent, not after."""
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
         raise UserError(f"steps is {steps!r}: a whole number of them is asked for, 1 or more")
@@ -415,7 +415,7 @@ def train_stage1(pieces: Pieces, steps: int, peak: float) -> OwnStage1:
         raise UserError(f"train_stage1 takes the pieces that own.collect gives, not a {type(pieces).__name__}")
     if not pieces.yours:
         raise Unwritten(NOT_YET)
-    a_plan(steps, peak)
+    check_plan(steps, peak)
     torch.manual_seed(0)
     model = OwnStage1(world().backbones.qformer, SCENES.embed_dim, pieces)
     if _rehearsing:
@@ -454,7 +454,7 @@ def train_stage2(stage1: OwnStage1, steps: int, peak: float) -> OwnStage2:
     """What stage 1 has learned in front of the frozen language model, trained on the learner's loss."""
     if not isinstance(stage1, OwnStage1):
         raise UserError(f"train_stage2 takes what own.train_stage1 gives, not a {type(stage1).__name__}")
-    a_plan(steps, peak)
+    check_plan(steps, peak)
     torch.manual_seed(0)
     model = OwnStage2(copy.deepcopy(stage1), copy.deepcopy(world().backbones.lm))
     if _rehearsing:

@@ -39,6 +39,15 @@ def test_every_notebook_begins_with_the_first_cell(path):
     assert first.source.removeprefix(address.FUTURE) == wanted, "run python -m minblip2.course.address"
 
 
+@pytest.mark.parametrize("future", ["", address.FUTURE], ids=["plain", "future"])
+def test_a_first_cell_takes_the_place_of_the_one_before_whatever_its_id(future):
+    old = future + address.first_cell(None).replace("folders", "here")
+    notebook = new_notebook(cells=[new_markdown_cell("# A"), new_code_cell(old, id="another"), new_code_cell("x = 1")])
+    for source in (address.first_cell(None), address.first_cell("https://example.org/a/b"), address.first_cell(None)):
+        assert address.put_first(notebook, source) and not address.put_first(notebook, source)
+        assert [cell.source for cell in notebook.cells] == ["# A", future + source, "x = 1"]
+
+
 @pytest.mark.parametrize("cell", [address.WITHOUT, address.WITH], ids=["no address", "address"])
 def test_the_first_cell_is_short(cell):
     lines = [line for line in cell.splitlines() if line]

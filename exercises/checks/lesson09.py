@@ -71,7 +71,7 @@ FALLING: dict[str, Falls] = {  # what slips make of the i-th step behind the war
 }
 
 
-@exercise("09.1", "lesson 09, section 1, 'The first loop'")
+@exercise("09.1", "lesson 09, section 1, 'A schedule for the rate'")
 def rate(rate_of: Callable[[int, int, int, float, float], float]) -> None:
     """Linear warm-up, then half a cosine."""
     runs = [(random.randint(60, 90), random.randint(7, 20), random.uniform(0.1, 0.3)),

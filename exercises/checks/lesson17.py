@@ -128,7 +128,7 @@ MEAN_SLIPS: dict[str, Mean] = {
 }
 
 
-@exercise("17.2", "lesson 17, section 2, 'One rule'")
+@exercise("17.2", "lesson 17, section 2, 'Not the mean of the means'")
 def mean_of_all(mean_of: Mean) -> None:
     """The mean over the whole batch, of the parts' means."""
     output, right, made, games = [], [], {why: [] for why in MEAN_SLIPS}, []
@@ -197,6 +197,8 @@ STAY_SLIPS: dict[str, Stays] = {
         lambda weights, steps: ~swallowed(weights, steps),
     "whether a step is lost depends on the size of the weight: a small one moves.":
         lambda weights, steps: steps.abs() < 2**-9,
+    "towards zero the numbers below a power of two lie twice as close as those above it.":
+        lambda weights, steps: steps.abs() < 2 ** (weights.bfloat16().float().abs().log2().floor() - 8),
     "the weight takes the step the other way: it is subtracted.":
         lambda weights, steps: (weights.bfloat16() + steps.bfloat16()) == weights.bfloat16(),
 }

@@ -24,11 +24,13 @@ FOLDERS = ("notebooks", "notebooks/bonus", "exercises", "solutions")
 CELL_ID = "start"
 FUTURE = "from __future__ import annotations\n\n"  # where a notebook has it, it must stand first
 ADDRESS = re.compile(r"https://[\w.-]+/[\w.-]+/[\w.-]+?(?:\.git)?/?")
+FIRST = re.compile(r"(?:from __future__ .*\n+)?(?:import subprocess\n)?import sys\nfrom pathlib import Path\n\n"
+                   r"\w+ = \(folder for folder in ")  # however it was called, whatever its id
 OLD = re.compile(r"^(?:root = next\(.*|sys\.path\.insert\(0, str\(root\)\)|sys\.path\[:0\] = \[str\(root\).*)$\n?",
                  re.MULTILINE)
 
-FIND = """here = (folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "minblip2/course").is_dir())
-root = next(here, {})"""
+FIND = """folders = (folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "minblip2/course").is_dir())
+root = next(folders, {})"""
 WITHOUT = f'''import sys
 from pathlib import Path
 
@@ -58,14 +60,15 @@ def known(pyproject: str) -> str | None:
 
 
 def put_first(notebook: nbformat.NotebookNode, source: str) -> bool:
-    """Make `source` the first code cell, in place of whatever looked for the checkout before; whether that changes it.
+    """Make `source` the first code cell, in place of the one that looked for the checkout before; whether that changes
+    it.
 
     Of a notebook that was executed the counts stay in order; its outputs are stale until it is executed again.
     """
     before = [cell.source for cell in notebook.cells]
     if any(cell.source.startswith(FUTURE.strip()) for cell in notebook.cells if cell.cell_type == "code"):
         source = FUTURE + source
-    cells = [cell for cell in notebook.cells if cell.get("id") != CELL_ID]
+    cells = [cell for cell in notebook.cells if not (cell.cell_type == "code" and FIRST.match(cell.source))]
     for cell in cells:
         if cell.cell_type == "code":
             cell.source = OLD.sub("", re.sub(f"^{FUTURE.strip()}.*\n+", "", cell.source)).rstrip("\n")

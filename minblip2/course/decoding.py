@@ -206,9 +206,9 @@ def search_tree(notes: Sequence[Sequence[Candidate]], winner: Words, greedy: Seq
     picture.set_anchor("N")
     place = {(): (start, 0.0)}
 
-    def cell(x: float, y: float, text: str, colour: str | None, bold: bool = False) -> None:
-        panel.text(x, y, text, ha="center", va="center", fontsize=8.5, color="white" if colour else QUIET, zorder=3,
-                   linespacing=1.1, weight="bold" if bold else "normal",
+    def cell(x: float, y: float, word: str, score: float, colour: str | None, bold: bool = False) -> None:
+        panel.text(x, y, f"{word}\n{score:.2f}".replace("-", "−"), ha="center", va="center", fontsize=8.5,
+                   color="white" if colour else QUIET, zorder=3, linespacing=1.1, weight="bold" if bold else "normal",
                    bbox=dict(boxstyle="round,pad=0.25", linewidth=0, facecolor=colour or FORBIDDEN))
 
     panel.text(start, 0, root, ha="center", va="center", fontsize=9, zorder=3,
@@ -221,12 +221,12 @@ def search_tree(notes: Sequence[Sequence[Candidate]], winner: Words, greedy: Seq
             place[words] = (length, float(rank))
             panel.plot(*zip(place[words[:-1]], place[words], strict=True), color=colour or "#A0A0A0", zorder=1,
                        linewidth=3.2 if wins else 1, linestyle="-" if colour else ":")
-            cell(length, rank, f"{name(words[-1])}\n{score:.2f}", colour, wins)
+            cell(length, rank, name(words[-1]), score, colour, wins)
     below = 2 * beams + 0.35
     panel.axhline(below - 0.62, color=QUIET, linewidth=0.8, linestyle="-")
     panel.text(start, below, "greedy", ha="center", va="center", fontsize=9, color=WRONG, weight="bold")
     for length, (score, words) in enumerate(greedy):
-        cell(length, below, f"{name(words[-1])}\n{score:.2f}", WRONG)
+        cell(length, below, name(words[-1]), score, WRONG)
     panel.set(xlim=(-1.6, columns - 0.45), ylim=(below + 0.55, -0.6), xticks=range(columns), yticks=[],
               xticklabels=range(1, columns + 1), xlabel="step")
     panel.spines[:].set_visible(False)

@@ -64,12 +64,6 @@ def notebook_of(lesson: str, folder: str = "notebooks", root: Path = ROOT) -> Pa
     return found[0]
 
 
-def exercises_of(lesson: str) -> list[tuple[str, str, int, int]]:
-    """Number, title, minutes and difficulty (1 to 5) of each exercise of a lesson such as "06"; see `notebook_of`."""
-    return [(one.number, one.title, one.minutes, one.difficulty)
-            for one in asked_in(notebook_of(lesson, "solutions"))]
-
-
 def calls_in(notebook: Path) -> list[Call]:
     """Where a lesson calls exercises, in order. Lines of code in its Markdown do not count."""
     found, section, in_code = [], "", False

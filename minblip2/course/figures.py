@@ -192,20 +192,6 @@ def caption_sheet(images: Sequence[object], captions: Sequence[Sequence[str] | M
     return figure
 
 
-def retrieval_sheet(query_text: str, images: Sequence[object], correct: Sequence[bool]) -> Figure:
-    """The pictures found for a text, best first, each framed and marked as right or wrong."""
-    if not images or len(images) != len(correct):
-        raise UserError(f"there are {len(images)} pictures and {len(correct)} marks: give one mark for each picture")
-    figure, panels = make_panels(len(images), 5, 1.85, 2.1)
-    figure.suptitle(textwrap.fill(f"“{query_text}”", 20 * min(5, len(images))), x=0.01, ha="left", fontsize=10.5)
-    figure.set_figheight(figure.get_figheight() + 0.35)
-    for rank, (panel, image, right) in enumerate(zip(panels, images, correct, strict=True), start=1):
-        draw_picture(panel, image)
-        panel.set_title(f"{rank} {'✓ right' if right else '✗ wrong'}")
-        panel.spines[:].set(visible=True, color=IMAGE if right else WRONG, linewidth=4, linestyle="-" if right else ":")
-    return figure
-
-
 def _gap_plane(images: Tensor, texts: Tensor) -> tuple[float, float, np.ndarray]:
     """Distance of the centres, mean distance within pairs, and all points (2n 2) in the plane of `modality_gap`."""
     both = torch.cat([images, texts])

@@ -31,7 +31,7 @@ def decoder_figure() -> Figure:
         "text": (0, 12, 11, 7, "text:\n“a red star”", viz.TEXT),
         "ids": (15, 12, 11, 7, "tokenizer:\nids (b t)", viz.TEXT),
         "table": (30, 12, 11, 7, "word table E", viz.TEXT), "vectors": (45, 12, 11, 7, "vectors\n(b t e)", None),
-        "blocks": (60, 12, 14, 7, "blocks under a\ncausal mask:\nstates h (b t e)", viz.TEXT),
+        "blocks": (60, 12, 14, 7, "+ positions,\nmasked blocks:\nstates h (b t e)", viz.TEXT),
         "logits": (78, 12, 13, 7, "word table Eᵀ:\nlogits (b t n)", viz.TEXT),
         "chances": (95, 12, 13, 7, "softmax:\nprobabilities of\nthe next word", viz.TEXT),
         "soft": (45, 1, 11, 6, "soft prompt\n(b q e)", viz.QUERY)}

@@ -95,7 +95,7 @@ class Minutes:
         self.reading = f"Reading: about **{reading_minutes(cells)} minutes**, at {WORDS_PER_MINUTE} words a minute, " \
                        "code included. Computing: "
         self.started = time.perf_counter()
-        self.line = display(Markdown(f"{self.reading}told here when the last cell has run."), display_id=True)
+        self.line = display(Markdown(f"{self.reading}shown here once the last cell has run."), display_id=True)
 
     def stop(self) -> None:
         """Write into the line at the top how long computing took."""

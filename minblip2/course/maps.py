@@ -159,7 +159,7 @@ def wall(image: object, shown: Tensor | Sequence[Tensor], titles: Sequence[str],
 def flow() -> Figure:
     """How the map of a phrase is made: a fused pass forward, gradients back, weight times positive gradient."""
     boxes: dict[str, Box] = {
-        "image": (0, 13, 15, 7, "image features\n(b v e)", IMAGE), "phrase": (0, 2, 15, 7, "phrase\n(b t)", TEXT),
+        "image": (0, 13, 15, 7, "image features\n(b v i)", IMAGE), "phrase": (0, 2, 15, 7, "phrase\n(b t)", TEXT),
         "qformer": (25, 2, 22, 18, "Q-Former,\nfused pass:\nattention A\n(b h q v)\nin each reading", QUERY),
         "head": (67, 13, 21, 7, "ITM head:\nlogit “match” y", QUERY),
         "map": (67, 2, 21, 7, "map (b v)\nΣ A · relu(∂y/∂A)", IMAGE)}

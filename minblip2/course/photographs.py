@@ -122,7 +122,7 @@ def sheet(captions: Sequence[str], **others: Sequence[str]) -> Figure:
 def show_said() -> None:
     """Display the photographs with what the run that is kept said of them, and whose they are."""
     said = kept()
-    viz.show(sheet(said["captions"]), "Sixteen photographs, each with the caption of a bridge that a laptop trained; "
+    viz.show(sheet(said["captions"]), "Sixteen photographs, each with the caption of a bridge trained without a GPU; "
              f"{sum(named(said['captions']))} captions name the subject.", photographs=True)
     show_credits()
 
@@ -134,8 +134,8 @@ def maps_over(maps: Sequence[Tensor], titles: Sequence[str]) -> Figure:
             zip(panels, photographs().paths, maps, titles, strict=True), start=1):
         figures.lay_over(panel, DINO.crop_and_resize(load_image(path)), values)
         panel.set_title(textwrap.fill(f"{number}: {title}", 28), fontsize=9, weight="normal")
-    figure.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), ax=panels, label="share of the map's own maximum",
-                    location="bottom", shrink=0.5, aspect=40)
+    figure.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), ax=panels, alpha=0.6, location="bottom", shrink=0.5,
+                    aspect=40, label="share of the map's own maximum")
     return figure
 
 

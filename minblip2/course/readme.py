@@ -131,22 +131,22 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float], runs: Seq
     lead = photographs["stage2_cider"] - photographs["stage1_cider"]
     said = [
         f"**Drawn scenes**, the bridge that ships: {scenes['stage2_things_seen']:.0f} % of captions have every colour "
-        f"and shape right, {scenes['stage2_things_unseen']:.0f} % where the two never met in training; "
+        f"and shape right if training had such pairs, {scenes['stage2_things_unseen']:.0f} % if not; "
         f"another picture's caption {scenes['shuffled_things']:.0f} %.",
         "**Questions that the bridge was never trained on**, answered right: "
         + ", ".join(f"{kind} {scenes[f'ask_{kind}_own']:.0f} %" for kind in ASKED) + "; shown a wrong picture "
         + ", ".join(f"{scenes[f'ask_{kind}_another']:.0f}" for kind in ASKED)
         + f" %. The mean of {len(runs)} bridges, one for each seed: "
         + ", ".join(f"{fmean(run[f'ask_{kind}_own'] for run in runs):.0f}" for kind in ASKED) + " %.",
-        f"**Photographs**, {photographs['minutes_stage1'] + photographs['minutes_stage2']:.0f} minutes of training "
-        f"without a GPU: CIDEr-D {photographs['stage2_cider']:.0f}, another picture's caption "
+        f"**Photographs** (Flickr8k), {photographs['minutes_stage1'] + photographs['minutes_stage2']:.0f} minutes of "
+        f"training without a GPU: CIDEr-D {photographs['stage2_cider']:.0f}, another picture's caption "
         f"{photographs['shuffled_cider']:.0f}. The Q-Former alone reaches {photographs['stage1_cider']:.0f}: the "
         f"language model's lead {'may be' if abs(lead) < 2 * photographs['stage2_lead_sd'] else 'is not'} chance.",
-        f"**Same numbers** as transformers and LAVIS, from the originals' own layouts: {len(rows_of('parity')) - 1} "
-        f"kinds of comparison, largest difference {largest:.0e}.",
-        f"**Speed**: a stage-1 step is {float(step[4]):.1f} times as fast as one made of transformers' models, with "
-        "the same gradients.",
-        f"**Small**: the paper's files have {lines} lines of code.",
+        f"**Same numbers** as transformers, from its layout or LAVIS's: {len(rows_of('parity')) - 1} kinds of "
+        f"comparison, largest difference {largest:.0e}.",
+        f"**Speed**: a stage-1 step is {float(step[4]):.1f} times as fast as one of transformers' models, texts padded "
+        "to 32, with equal gradients.",
+        f"**Small**: the model, both stages, decoding: {lines} lines of code.",
         "**Official weights** were never loaded, nor several GPUs used, where this was written. Their names, shapes "
         "and layouts are checked."]
     return "\n".join(textwrap.fill(f"- {line}", 100, subsequent_indent="  ") for line in said)

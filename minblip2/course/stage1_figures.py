@@ -38,7 +38,7 @@ def itm_flow() -> Figure:
     boxes: dict[str, Box] = {
         "image": (1, 17, 17, 8, "keys and values of b\nimages, picked: 3b", IMAGE),
         "text": (1, 3, 17, 8, "b captions,\npicked: 3b", TEXT),
-        "fused": (26, 3, 20, 22, "Q-Former,\nqueries and words\nsee each other", QUERY),
+        "fused": (26, 3, 20, 22, "Q-Former,\nqueries and words\nsee each other", None),
         "states": (54, 17, 15, 8, "query states\n(3b q e)", QUERY),
         "words": (54, 3, 15, 8, "word states,\nunused", TEXT),
         "head": (75, 17, 14, 8, "linear, 2 logits;\nmean over q", None),

@@ -18,7 +18,7 @@ def two_halves() -> Figure:
     """Lesson 12: from image features and the two pieces of a caption to the loss."""
     boxes = {
         "features": (0, 19, 13, 6, "image features\n(b v i)", IMAGE),
-        "bridge": (19, 19, 16, 6, "queries, projection:\nsoft prompt (b q e)", QUERY),
+        "bridge": (19, 19, 16, 6, "Q-Former, projection:\nsoft prompt (b q e)", QUERY),
         "prefix": (19, 9, 16, 6, "prefix (b t e)\n“a picture”", TEXT),
         "encoder": (43, 12.5, 15, 9, "T5 encoder\neverything sees\neverything", TEXT),
         "decoder": (70, 12.5, 15, 9, "T5 decoder\nsees all that is\ngiven, and back", TEXT),

@@ -52,7 +52,6 @@ def one_of_each():
         "maps": figures.attention_maps(picture(), {"query 1": torch.rand(4, 6)}, [(5, 5, 20, 20)]),
         "curves": figures.curves(log(), ["loss", "itm"], smooth=5, chance={"itm": 0.6365}),
         "captions": figures.caption_sheet([picture()], [["a cat that costs $5 or $6"]]),
-        "retrieval": figures.retrieval_sheet("a cat", [picture()] * 3, [False, True, False]),
         "gap": figures.modality_gap({"before": (vectors, vectors + 1), "after": (vectors, vectors)})}
 
 
@@ -288,17 +287,8 @@ def test_caption_sheet_leaves_no_gap_above_wide_pictures():
             assert panel.bbox.width == pytest.approx(0.94 * 2.3 * figure.dpi)
 
 
-def test_retrieval_sheet_marks_right_and_wrong_in_words_too():
-    figure = figures.retrieval_sheet("a cat", [picture()] * 3, [False, True, False])
-    assert [panel.get_title(loc="left") for panel in figure.axes] == ["1 ✗ wrong", "2 ✓ right", "3 ✗ wrong"]
-    frames = [panel.spines["left"].get_edgecolor()[:3] for panel in figure.axes]
-    assert frames == [to_rgb(viz.WRONG), to_rgb(viz.IMAGE), to_rgb(viz.WRONG)]
-    assert "“a cat”" in texts(figure)
-
-
 @pytest.mark.parametrize("sheet", [lambda: figures.caption_sheet([picture()], []),
-                                   lambda: figures.caption_sheet([], []),
-                                   lambda: figures.retrieval_sheet("a cat", [picture()], [])])
+                                   lambda: figures.caption_sheet([], [])])
 def test_sheets_refuse_unequal_lists(sheet):
     with pytest.raises(UserError, match="pictures and 0"):
         sheet()

@@ -149,6 +149,8 @@ ANSWERS = {
          (lambda weights, steps: ~rounded(weights, steps), "those that move"),
          (lambda weights, steps: rounded(weights, -steps), "the other way"),
          (lambda weights, steps: steps.abs() < 2**-9, "size of the weight"),
+         (lambda weights, steps: steps.abs() < 2 ** (weights.bfloat16().float().abs().log2().floor() - 8),
+          "twice as close"),
          (lambda weights, steps: rounded(weights, steps / 2), "At which points"),
          (lambda weights, steps: rounded(weights, steps).float(), "torch.bool"),
          (lambda weights, steps: rounded(weights, steps).sum(), "it should be (n)"),
