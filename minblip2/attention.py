@@ -1,4 +1,4 @@
-"""Attention: the one softmax(QKᵀ)V in the house, and the two layers every transformer block is made of."""
+"""Attention: the one softmax(QKᵀ)V of the module, and the two layers every transformer block is made of."""
 
 from __future__ import annotations
 
