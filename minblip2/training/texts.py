@@ -2,9 +2,8 @@
 
 Captions and keywords of one scene stand in a row, then questions that they answer. What a soft prompt can call up
 later, the model must be able to do with text: to look up which colour stood beside "star", wherever that was. Such a
-look-up needs a head that copies what followed an earlier occurrence (an induction head, arXiv 2209.11895). A model this
-small stays for thousands of steps without one; it appears within minutes where the curriculum begins with copying and
-`binding` helps.
+look-up needs heads that know what stood beside an earlier occurrence (as an induction head does, arXiv 2209.11895). A
+model this small stays for thousands of steps without them; they appear within minutes where `binding` helps.
 """
 
 from __future__ import annotations
