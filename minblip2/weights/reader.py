@@ -54,9 +54,10 @@ class ImageReader:
         """Frozen features (b v e) of images; features are taken as they are, wherever they lie."""
         if isinstance(images, Tensor | np.ndarray):
             features = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images)  # not read-only
-            if not features.is_floating_point() or features.ndim < 2 or features.shape[-1] != self.vit.width:
-                raise UserError(f"an array {tuple(features.shape)} of {features.dtype} is no frozen features "
-                                f"(b v {self.vit.width}): {PIXELS}")
+            width = getattr(self.vit, "width", None)  # an encoder of somebody's own may not say it
+            if not features.is_floating_point() or features.ndim < 2 or width not in (None, features.shape[-1]):
+                raise UserError(f"an array {tuple(features.shape)} of {features.dtype} is no frozen features (b v "
+                                f"{width or 'e'}): {PIXELS}")
             if not len(features):
                 raise UserError(NO_IMAGE)
             return features.reshape(-1, *features.shape[-2:])

@@ -49,7 +49,7 @@ def test_a_tree_is_drawn_in_which_greedy_is_dropped():
     notes = [[(-0.5, (1,)), (-1.0, (2,))], [(-1.2, (2, 0)), (-2.5, (1, 1))]]
     figure = decoding.search_tree(notes, (2, 0), [(-0.5, (1,)), (-2.5, (1, 1))], 1, 0, str, "a", [[[0, 0, 0]]])
     texts = [text.get_text() for text in figure.axes[1].texts]
-    assert "greedy" in texts and texts.count("1\n-0.50") == 2  # in the tree, and in greedy's own row
+    assert "greedy" in texts and texts.count("1\n−0.50") == 2  # in the tree, and in greedy's own row
     assert len(viz.png(figure)) > 1000
 
 

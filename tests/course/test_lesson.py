@@ -48,6 +48,6 @@ def test_the_minutes_at_the_top_are_those_of_this_run(monkeypatch, page):
     clock = iter((100.0, 142.4))
     monkeypatch.setattr(lesson.time, "perf_counter", lambda: next(clock))
     minutes = lesson.Minutes("02_masks")
-    assert int(page[0].split("**")[1].split()[0]) > 5 and "told here" in page[0]
+    assert int(page[0].split("**")[1].split()[0]) > 5 and "shown here" in page[0]
     minutes.stop()
     assert len(page) == 1 and "**42 seconds**" in page[0]
