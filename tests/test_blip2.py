@@ -231,7 +231,8 @@ class Code:
 
 
 @pytest.mark.parametrize("content, said", [
-    ({"model": Code()}, "code, which is never run"), ({"other": 1}, 'no "model"'), ([1], 'no "model"'), (None, "does not exist"),
+    ({"model": Code()}, "code, which is never run"), ({"other": 1}, 'no "model"'), ([1], 'no "model"'),
+    (None, "does not exist"),
     ({"model": {"a": 3}}, 'no "model"'), (b"half a file", "cannot be read")],
     ids=["code", "no model", "a list", "absent", "no tensors", "half a file"])
 def test_what_is_no_checkpoint_is_refused_without_running_it(content, said, tmp_path, capsys):
