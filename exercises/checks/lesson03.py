@@ -124,6 +124,8 @@ class Halves(TorchDispatchMode):
 @exercise("03.2", "lesson 03, section 3")
 def resize_positions(resize: Callable) -> None:
     """Positions of another grid, with the class token's left alone."""
+    expect_tensor(resize(torch.randn(1, 122, 4), 15, 15), (1, 226, 4), "from 11 x 11 to 15 x 15 patches (a factor "
+                  "would be rounded: give the size itself) the result", "(1 v e)")
     for grid in (random.randint(3, 4), random.randint(5, 7)):
         _resized(resize, grid, e=next(e for e in random.sample(range(3, 8), 3) if e != grid))
 
@@ -401,7 +403,7 @@ def second_to_last(features_of: Callable) -> None:
         vit = SomeViT(depth, random.randint(5, 8)).eval().requires_grad_(False)
         if live:  # somebody trains it, but for its first block, and listens as well
             vit.train().requires_grad_(True)
-            vit.blocks[0].requires_grad_(False)
+            vit.blocks[0].requires_grad_(False).eval()
             for part in (vit, vit.norm, *vit.blocks):
                 part.register_forward_hook(lambda part, given, result: None)
                 part.register_forward_pre_hook(lambda part, given: None)

@@ -311,11 +311,11 @@ def next_word_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     for _ in range(2):
         ids, real, size = texts((6, 3, 4))
         logits = 8 * torch.randn(*ids.shape, size)
-        logits[0, 0, ids[0, 1]] = logits[0, 0].max() - 40  # in every draw one word is all but impossible
+        logits[0, 0, ids[0, 1]] = logits[0, 0].max() - 150  # in every draw one word is all but impossible
         output, right = float(loss_of(logits, ids, real)), float(surprise(logits, ids, real))
         expect(math.isclose(output, right, rel_tol=1e-4), f"with large logits, of a model that is very sure and often "
                f"wrong, your loss is {output:.5g} where {right:.5g} is right: small probabilities count. Is something "
-               "added to them, or are they or the logits cut off?")
+               "added to them, are they or the logits cut off, or has one vanished before its logarithm was taken?")
 
 
 def _loss(loss_of: Callable, ids: Tensor, real: Tensor, size: int, again: bool = False) -> None:

@@ -95,7 +95,7 @@ def run_block(run: Callable) -> None:
         kind = torch.float64 if place == 5 else torch.float32
         parts = Parts(width, reads, kind)
         x = torch.randn(b, queries + words, width, dtype=kind)
-        image = torch.randn(b, v, width, dtype=kind) if queries and reads else None
+        image = torch.randn(b, v, width, dtype=kind) if queries and (reads or place == 1) else None
         real = torch.ones(b, words, dtype=torch.bool)
         for row in range(1, b if words > 1 else 1):  # every text is padded otherwise, on the right or on the left
             real[row, words - 1 if row % 2 else slice(0, words - 1)] = False
@@ -120,7 +120,7 @@ def run_block(run: Callable) -> None:
         parts.ran.clear(), parts.got.clear()
         right = block_of(parts, x, queries, image, mask)
         if close(output, right, 1e-3):
-            given = {"x": x} if image is None else {"x": x, "image": image}
+            given = {"x": x, "image": image} if reads and queries else {"x": x}
             same_gradients(_bound(run, parts, queries, mask), _bound(block_of, parts, queries, mask), given)
             continue
         case = f"with {queries} queries and {words} words "

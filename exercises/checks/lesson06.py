@@ -108,7 +108,8 @@ def slow_itc(cosine: list[list[float]], same: list[list[bool]], temperature: flo
     """ITC in loops; what is given by name is a slip."""
     b = len(cosine)
     factor = {"": 1 / temperature, "multiplied": temperature, "none": 1.0, "squared": 1 / temperature**2,
-              "logarithm": math.exp(temperature)}[scale]
+              "logarithm": math.exp(temperature), "at most a half": 1 / min(temperature, 0.5),
+              "at most one": 1 / min(temperature, 1.0)}[scale]
     logits = [[factor * x for x in row] for row in cosine]
     if twice == "rows":
         logits = [softmax(row) for row in logits]
@@ -134,6 +135,7 @@ def slow_itc(cosine: list[list[float]], same: list[list[bool]], temperature: flo
 
 PROBABILITIES = ("F.cross_entropy takes logits: you give it probabilities, and it makes probabilities of them once "
                  "more.")
+CUT_OFF = "the temperature is cut off: divide by what you are given, however large it is."
 ITC_SLIPS = {
     "the cosines are multiplied by the temperature: candidates are as good as equal, and the loss cannot leave ln B.":
         {"scale": "multiplied"},
@@ -156,6 +158,8 @@ ITC_SLIPS = {
     PROBABILITIES + " And it is the rows' softmax that you have transposed.": {"twice": "rows"},
     "that is CLIP's log-scale, which grows by exp: here the temperature is a plain number to divide by.":
         {"scale": "logarithm"},
+    CUT_OFF + " (LAVIS cuts it at 0.5 in training.)": {"scale": "at most a half"},
+    CUT_OFF: {"scale": "at most one"},
 }
 # Two at once, where they do not meet in one part of the formula.
 ITC_PAIRS = {(one, other): ITC_SLIPS[one] | ITC_SLIPS[other] for one, other in combinations(ITC_SLIPS, 2)
@@ -168,9 +172,9 @@ def itc_loss(loss_of: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None
     given, losses = [], []
     for ids, smoothing in (([0, 1, 2, 0, 3, 0], None), ([4, 4, 1, 7, 1], None), ([2, 0, 1, 2], 0.0), ([5, 3, 4], 0.0),
                            ([1, 2, 1], 0.5), ([1, 2], None)):
-        random.shuffle(ids)
         b, smoothing = len(ids), random.uniform(0.1, 0.3) if smoothing is None else smoothing
-        temperature = torch.tensor(random.uniform(0.25, 0.6))
+        temperature = torch.tensor(1.5 if ids == [5, 3, 4] else random.uniform(0.25, 0.6))
+        random.shuffle(ids)
         same = torch.tensor(ids)[:, None] == torch.tensor(ids)
         cosine = 2 * torch.rand(b, b) - 1
         numbers = cosine.tolist(), same.tolist(), temperature.item(), smoothing

@@ -328,7 +328,11 @@ def recall(recall_of: Callable[[Tensor, Tensor, int], float]) -> None:
     output = told_of(alike, order, 1)
     expect(output == 0, f"a model that finds all pairs equally similar gets {output:.2f} from you: a tie with a wrong "
                       "caption is not to the model's credit, so the wrong one stands before the right one.")
-    output = told_of(torch.tensor([[0.7, 0.7, 0.2]]), torch.tensor([0, 0, 1]), 1)
+    for last in (2, 3):
+        output = told_of(torch.tensor([[0.1, 0.9], [0.9, 0.1]]), torch.tensor([0, 1]), last)
+        expect(output == 1, f"K is {last}, there are 2 captions, and each picture's own is the last of them: all are "
+               f"found, and you say {output:.2f}.")
+    output = told_of(torch.tensor([[0.7, 0.7, 0.2], [0.1, 0.2, 0.9]]), torch.tensor([0, 0, 1]), 1)
     expect(output == 1, "two captions of one picture tie with each other before all others, and you call it a miss: "
                       "only a tie with a caption of another picture counts against it.")
     for _ in range(3):  # similarities with few values, so that many tie

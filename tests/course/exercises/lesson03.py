@@ -544,8 +544,17 @@ def by_tensordot(image, weight, bias):
     return torch.tensordot(squares, weight, dims=([1, 4, 5], [1, 2, 3])).flatten(1, 2) + bias
 
 
+def all_in_one_mode(vit, image):
+    """The mistake to put every part into the mode of the whole."""
+    was = vit.training
+    try:
+        return heard(vit.eval(), image)
+    finally:
+        vit.train(was)
+
+
 def by_factor(positions, gh, gw):
-    """Resized by factors, as DINO does."""
+    """Resized by factors, without the 0.1 that DINO adds: 11 times 15 / 11 is 14."""
     grid = math.isqrt(positions.shape[1] - 1)
     table = positions[:, 1:].float().mT.unflatten(2, (grid, grid))
     table = F.interpolate(table, scale_factor=(gh / grid, gw / grid), mode="bicubic")
@@ -639,9 +648,8 @@ ANSWERS = {
          (lambda image, weight, bias: F.conv2d(image, weight, bias, stride=weight.shape[-1]), "(b v e)"),
          (lambda image, weight, bias: by_linear(image[:, :, :1].expand_as(image), weight, bias), "no token at all")]),
     "resize_positions": Answers(
-        [by_factor,
-         by_module, by_einops, channel_by_channel, resized(), by_matrices],
-        [(class_cut, "reaches the positions"),
+        [by_module, by_einops, channel_by_channel, resized(), by_matrices],
+        [(by_factor, "give the size itself"), (class_cut, "reaches the positions"),
          (class_last, "at the end"), (class_dropped, "(1 v e)"), (class_resized, "nothing to resize"),
          (class_replaced, "nothing to resize"), (resized(align_corners=True), "outermost"),
          (resized(mode="bilinear"), "two neighbours"), (resized(mode="nearest"), "a copy of the nearest"),
@@ -674,7 +682,8 @@ ANSWERS = {
     "second_to_last": Answers(
         [stopped_on_the_way,
          heard, entering_the_last, shortened, own_forward, without_the_last, torch.no_grad()(heard)],
-        [(hears_all_and_forgets_one, "left in the encoder"),
+        [(all_in_one_mode, "and eval mode"),
+         (hears_all_and_forgets_one, "left in the encoder"),
          (lambda vit, image: vit(image), "the whole encoder"),
          (lambda vit, image: heard(vit, image, -1), "one block before"),
          (lambda vit, image: heard(vit, image, before=True), "one block too early"),

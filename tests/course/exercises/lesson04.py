@@ -504,8 +504,8 @@ ANSWERS = {
          (turning(coarse=True), "cannot count that far")]),
     "next_word_loss": Answers(
         [by_masking,
-         by_selection, by_ignoring, by_gather, by_loop, by_probability],
-        [(first_cut, "part of the way"),
+         by_selection, by_ignoring, by_gather, by_loop],
+        [(by_probability, "your loss is inf"), (first_cut, "part of the way"),
          (lambda logits, *given: by_selection(logits.clamp(-10, 10), *given), "small probabilities count"),
          (lambda logits, *given: by_selection((logits.softmax(-1) + 1e-12).log(), *given), "small probabilities count"),
          (lambda logits, ids, mask: by_selection(logits.double(), ids, mask), "float64"),

@@ -26,7 +26,7 @@ def by_list(parts, x, queries, image, mask):
     """Each side as a list of the branches that it goes through; an absent side goes through none."""
     attended = parts.self_norm(torch.add(x, parts.self_attention(x, mask=mask)))
     read = ((lambda q: parts.cross_attention(q, context=image)), parts.cross_norm)
-    sides = [(slice(0, queries), [read] * (image is not None) + [(parts.query_mlp, parts.query_norm)]),
+    sides = [(slice(0, queries), [read] * (parts.cross_attention is not None) + [(parts.query_mlp, parts.query_norm)]),
              (slice(queries, None), [(parts.text_mlp, parts.text_norm)])]
     result = torch.empty_like(x)
     for place, branches in sides:
@@ -334,6 +334,14 @@ def freezes_bert(block, bert):
     bert.requires_grad_(False)
 
 
+def reads_whenever_there_is_an_image(parts, x, queries, image, mask):
+    x = parts.self_norm(x + parts.self_attention(x, mask))
+    q, t = x[:, :queries], x[:, queries:]
+    if image is not None:
+        q = parts.cross_norm(q + parts.cross_attention(q, context=image))
+    return torch.cat([parts.query_norm(q + parts.query_mlp(q)), parts.text_norm(t + parts.text_mlp(t))], dim=1)
+
+
 def by_deep_copies(block, bert):
     for ours, theirs in HOMES.items():
         setattr(block, ours, copy.deepcopy(getattr(bert, theirs)))
@@ -363,7 +371,8 @@ ANSWERS = {
     "run_block": Answers(
         [by_slices,
          by_lines, by_list, blocked()],
-        [(shown(lambda image: image[:1].expand_as(image)), "each entry of the batch its own"),
+        [(reads_whenever_there_is_an_image, "and yours calls one"),
+         (shown(lambda image: image[:1].expand_as(image)), "each entry of the batch its own"),
          (shown(lambda image: image.mean(dim=1, keepdim=True)), "pass it on as it is"),
          (lambda parts, x, *rest: by_lines(parts, x, *rest) + x, "not what the last norm"),
          (blocked(pre=True), "that is pre-norm"), (blocked(all_read=True), "only queries see the image"),

@@ -253,6 +253,10 @@ def all_captions_together(cosine, same_image, temperature, label_smoothing):
     return -sum((side.softmax(dim=1) * same_image).sum(dim=1).log().mean() for side in (logits, logits.T)) / 2
 
 
+def cut_off(most):
+    return lambda cosine, same, temperature, smoothing: by_entropy(cosine, same, temperature.clamp(max=most), smoothing)
+
+
 def first_caption(cosine, same_image, temperature, label_smoothing):
     wanted, logits = same_image.float().argmax(dim=1), cosine / temperature
     return (F.cross_entropy(logits, wanted, label_smoothing=label_smoothing)
@@ -303,7 +307,7 @@ ANSWERS = {
     "itc_loss": Answers(
         [by_divergence,
          by_stage1, by_entropy, by_rows, by_logsumexp],
-        [(all_captions_together, "none of the usual"),
+        [(all_captions_together, "none of the usual"), (cut_off(0.5), "is cut off"), (cut_off(1.0), "is cut off"),
          (first_caption, "has several"),
          (lambda cosine, *given: by_entropy(cosine.double(), *given), "float64"),
          (lambda *given: (by_entropy(*given) + by_entropy(given[0].detach(), *given[1:])) / 2, "part of the way"),

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from minblip2.evaluation import metrics
 from minblip2.training.loop import TrainConfig, learning_rate
@@ -109,6 +110,17 @@ def with_topk(count):
         best = similarity.topk(min(k, similarity.shape[1]), dim=1).indices
         return float(count(own.gather(1, best), own))
     return recall
+
+
+def by_one_hot(similarity, owner, k):
+    own = F.one_hot(owner, len(similarity)).T.bool()
+    best = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+    return float((((similarity >= best) & ~own).sum(dim=1).lt(k) & own.any(dim=1)).double().mean())
+
+
+def k_below_all(similarity, owner, k):
+    """The mistake to take one place too few, for fear of topk."""
+    return by_one_hot(similarity, owner, min(k, similarity.shape[1] - 1))
 
 
 def short_topk(similarity, owner, k):
@@ -416,9 +428,9 @@ ANSWERS = {
          (lambda *given: str(rate_of(cosine)(*given)), "one number"),
          (lambda *given: torch.tensor([rate_of(cosine)(*given)]), "one number")]),
     "recall": Answers(
-        [of_metrics, by_counting, by_ranking, lambda *given: np.float32(of_metrics(*given)),
+        [of_metrics, by_counting, by_ranking, by_one_hot, lambda *given: np.float32(of_metrics(*given)),
          lambda *given: torch.tensor(by_counting(*given))],
-        [(of_two_captions, ""),
+        [(of_two_captions, ""), (k_below_all, "the last of them"),
          (short_topk, "The first"), (ties_for_us, "not to the model's credit"), (nobody_is_found, "without captions"),
          (with_topk(lambda found, own: 100 * found.any(dim=1).float().mean()), "percent"),
          (with_topk(lambda found, own: found.any(dim=1).sum()), "added up"),
