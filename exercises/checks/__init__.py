@@ -293,6 +293,8 @@ def expect_tensor(value: Any, shape: Sequence[int] | None = None, what: str = "t
     note = f"{axes} = " if axes else ""
     expect(value is not None, f"{what} is None: does every way through your function end in a return?")
     expect(not isinstance(value, np.ndarray), f"{what} is a NumPy array: stay in torch, so that gradients flow.")
+    expect(not (isinstance(value, tuple) and hasattr(value, "indices")), f"{what} is what torch gives for a maximum "
+           "along an axis, the values together with their places: take the values.")
     expect(isinstance(value, Tensor), f"{what} is a {type(value).__name__}, not a tensor.")
     if shape is not None:
         expect(tuple(value.shape) == tuple(shape),

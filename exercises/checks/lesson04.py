@@ -182,6 +182,7 @@ SPEEDS: dict[str, Callable[[int, int, float], float]] = {
         -i / max(1, d // 2 - 1)),
     "the angle was divided by 2i / d times theta: it is a power of theta.": lambda i, d, theta: 1 / (
         theta * 2 * i / d) if i else 1.0,
+    "angles are in radians, not in degrees.": lambda i, d, theta: math.pi / 180 * theta ** (-2 * i / d),
     "theta is an argument; you turn as if it were 10000.": lambda i, d, theta: 10000.0 ** (-2 * i / d),
     "the exponent counts pairs from 1: pair 0 turns by the whole position.":
         lambda i, d, theta: theta ** (-2 * (i + 1) / d),

@@ -196,6 +196,9 @@ def itc_loss(loss_of: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None
             expect(not like(**slip), meaning)
         for two, slip in ITC_PAIRS.items():
             expect(not like(**slip), "two slips at once: " + " And: ".join(two))
+        low, high = (loss_of(*map(torch.tensor, given[0][:3]), amount).item() for amount in (0.05, 0.6))
+        expect(not math.isclose(low, high, rel_tol=1e-4), "your loss is the same for every label_smoothing: where does "
+               "it take part?")
         cases = [(slow_itc(*numbers), loss, numbers) for numbers, loss in zip(given, losses, strict=True)]
         off = [not math.isclose(right, loss, rel_tol=1e-4, abs_tol=1e-6) for right, loss, _ in cases]
         right, loss, numbers = cases[off.index(True)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import Wrong, close, exercise, expect, expect_tensor
@@ -176,15 +177,19 @@ WORD_SLIPS = {
         lambda ids, mask: ids.masked_fill(~mask, IGNORED).roll(-1, dims=1),
     "where padding begins, padding is asked for: the mask has to be shifted with the ids, as it is the next token that "
     "has to be real. Here padding, or nothing, comes next.":
-        lambda ids, mask: torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED).masked_fill(~mask, IGNORED),
+        lambda ids, mask: F.pad(ids[:, 1:], (0, 1), value=IGNORED).masked_fill(~mask, IGNORED),
     "a token whose id is 0 is not asked for: only the mask tells what is padding, the id alone does not.":
         lambda ids, mask: right_words(ids, mask & (ids != 0)),
     "padding is recognised by the id 0, and it has another one here: only the mask tells what is padding, the id alone "
     "does not.": lambda ids, mask: right_words(ids, ids != 0),
     "[SEP] is not asked for: then the model never learns where to stop.":
         lambda ids, mask: right_words(ids, mask & (ids != 2)),
+    "the last place holds 0, and 0 is the number of a word: -100 says that nothing is asked.":
+        lambda ids, mask: F.pad(ids.masked_fill(~mask, IGNORED)[:, 1:], (0, 1)),
+    "padding is asked for, and words are not: text_mask is True for a token.":
+        lambda ids, mask: right_words(ids, ~mask),
     "each place is asked for the token after the next: the shift is by one.":
-        lambda ids, mask: torch.nn.functional.pad(right_words(ids, mask)[:, 1:], (0, 1), value=IGNORED),
+        lambda ids, mask: F.pad(right_words(ids, mask)[:, 1:], (0, 1), value=IGNORED),
 }
 
 
@@ -280,6 +285,9 @@ LOSS_SLIPS: dict[str, Loss] = {
         lambda logits, labels, smooth: sum(flat(places(logits, labels, smooth))) / len(labels),
     "first each caption is averaged, then the captions: a word of a short caption counts for more.":
         lambda logits, labels, smooth: mean([mean(row) for row in places(logits, labels, smooth)]),
+    "F.cross_entropy wants the words on axis 1, and reshape only cuts the memory anew, which mixes places and words: "
+    "transpose moves an axis.": lambda logits, labels, smooth: mean(flat(places(
+        logits.reshape(len(logits), logits.shape[2], -1).mT, labels, smooth))),
     "softmax was applied twice: cross-entropy takes logits, and makes probabilities of them itself.":
         lambda logits, labels, smooth: mean(flat(places(logits.softmax(dim=2), labels, smooth))),
     f"places without a label count as well: {IGNORED} is not a word.":
@@ -357,7 +365,7 @@ def itg_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         (slope,), asked = slopes(output, [logits]), labels != IGNORED
         expect(bool(slope[asked].any(dim=1).all()), "some word that is asked for gives no gradient.")
         expect(not bool(slope[~asked].any()), "a place where nothing is asked gives a gradient.")
-        (wanted,) = slopes(torch.nn.functional.cross_entropy(logits[asked], labels[asked], label_smoothing=smoothing),
+        (wanted,) = slopes(F.cross_entropy(logits[asked], labels[asked], label_smoothing=smoothing),
                            [logits])
         expect(close(slope, wanted), f"the loss is right, but with label_smoothing {smoothing:g} its gradient is not "
                "that of the loss: does some part of it not let the gradient through?")
@@ -435,7 +443,7 @@ def judge_cut(cut: Callable, ids: Tensor, end: int, right: list[list[int]]) -> N
 
 def sure_of(tokens: Tensor) -> Tensor:
     """Logits (b t v) of a model that is sure of these tokens (b t)."""
-    return 12.0 * torch.nn.functional.one_hot(tokens, VOCABULARY)
+    return 12.0 * F.one_hot(tokens, VOCABULARY)
 
 
 def shifted_costs(logits: Tensor, ids: Tensor, mask: Tensor) -> list[list[float]]:
@@ -467,6 +475,12 @@ MENDED_SLIPS = {
     "the words are added; the exercise asks for their "
     "mean.": lambda logits, ids, mask: sum(flat(kept(logits, ids, mask))),
     "the sum is divided by all places.": lambda logits, ids, mask: sum(flat(kept(logits, ids, mask))) / ids.numel(),
+    "the sum is divided by all places but the last, padding among them.":
+        lambda logits, ids, mask: sum(flat(kept(logits, ids, mask))) / mask[:, 1:].numel(),
+    "captions were put end to end: the last token of one is asked for the first of the next.":
+        lambda logits, ids, mask: F.cross_entropy(logits[mask][:-1], ids[mask][1:]).item(),
+    "[SEP] is asked for something as well, and the beginning wraps around to the last place.":
+        lambda logits, ids, mask: F.cross_entropy(logits[mask], ids.roll(-1, dims=1)[mask]).item(),
     "the sum is divided by the number of captions.":
         lambda logits, ids, mask: sum(flat(kept(logits, ids, mask))) / len(ids),
     "first each caption is averaged, then the captions.":
@@ -529,7 +543,7 @@ def mended_loss(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     if not output.requires_grad:
         raise Wrong("no gradient flows from the loss: did .item(), .detach() or no_grad come between?")
     asked = mask[:, 1:]
-    (wanted,) = slopes(torch.nn.functional.cross_entropy(logits[:, :-1][asked], ids[:, 1:][asked]), [logits])
+    (wanted,) = slopes(F.cross_entropy(logits[:, :-1][asked], ids[:, 1:][asked]), [logits])
     expect(close(slopes(output, [logits])[0], wanted),
            "the loss is right, but its gradient is not: does some word that "
            "is asked for not let it through?")

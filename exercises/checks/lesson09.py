@@ -43,6 +43,9 @@ FALLING: dict[str, Falls] = {  # what slips make of the i-th step behind the war
         floor + (1 - floor) * half_cosine(i / max(1, steps - warmup - 1)),
     "one step ahead: the first step behind the warm-up still has the full rate, as no share of the way is done.":
         lambda i, steps, warmup, peak, floor: floor + (1 - floor) * half_cosine((i + 1) / (steps - warmup)),
+    "the warm-up lasts one step too long: counted from 0, its last step is number warmup - 1.":
+        lambda i, steps, warmup, peak, floor: floor + (1 - floor) * half_cosine(i / (steps - warmup)) if i else (
+            warmup + 1) / max(1, warmup),
     "that is a quarter of a cosine, which falls fastest at its end: it should be nearly flat there.":
         lambda i, steps, warmup, peak, floor: floor + (1 - floor) * math.cos(math.pi * i / (steps - warmup) / 2),
     "that is a straight line.": lambda i, steps, warmup, peak, floor: 1 - (1 - floor) * i / (steps - warmup),

@@ -485,7 +485,7 @@ ANSWERS = {
         [as_in_transformers,
          by_rotate, by_complex, by_matrix, turning()],
         [(turning(place=lambda p: p - p.amin(dim=1, keepdim=True)), "behind the first token"),
-         (turning(place=lambda p: p.clamp(max=22)), ""),
+         (turning(place=lambda p: p.clamp(max=22)), ""), (turning(place=torch.deg2rad), "not in degrees"),
          (lambda x, *where: (by_rotate(x, *where) + by_rotate(x.detach(), *where)) / 2, "part of the way"),
          (turning(sign=-1), "wrong way round"), (neighbours, "neighbouring channels"),
          (turning(stretch=True), "lengths change"), (turning(equal=True), "equally fast"),

@@ -289,7 +289,9 @@ ANSWERS = {
          (lambda ids, dec: by_cat(ids, dec)[:, :1], "(b t)")]),
     "next_words": Answers(
         [by_slices, by_pad, by_loop],
-        [(lambda ids, mask: by_slices(ids, mask).masked_fill(by_slices(ids, mask) == -100, -1), "ignores -100"),
+        [(lambda ids, mask: F.pad(ids.masked_fill(~mask, -100)[:, 1:], (0, 1)), "the last place holds 0"),
+         (lambda ids, mask: F.pad(ids.masked_fill(mask, -100)[:, 1:], (0, 1), value=-100), "words are not"),
+         (lambda ids, mask: by_slices(ids, mask).masked_fill(by_slices(ids, mask) == -100, -1), "ignores -100"),
          (lambda ids, mask: by_slices(ids, mask).int(), "int32"),
          (lambda ids, mask: ids.masked_fill(~mask, -100), "just been given"),
          (lambda ids, mask: ids.roll(1, dims=1).masked_fill(~mask, -100), "the other way"),
@@ -307,7 +309,9 @@ ANSWERS = {
     "itg_loss": Answers(
         [by_torch, by_selection, by_target, by_words,
          lambda logits, labels, smoothing: F.cross_entropy(logits.transpose(1, 2), labels, label_smoothing=smoothing)],
-        [(after_two, "gives no gradient"),
+        [(lambda logits, labels, smoothing: F.cross_entropy(logits.reshape(len(logits), logits.shape[2], -1), labels,
+                                                            label_smoothing=smoothing), "transpose moves an axis"),
+         (after_two, "gives no gradient"),
          (lambda logits, *given: by_torch(logits.double(), *given), "float64"),
          (lambda logits, *given: by_torch(logits.clamp(-4, 4), *given), "none of the usual"),
          (lambda logits, labels, smoothing: by_torch(logits, labels, 0.0), "nothing is smoothed"),
@@ -361,7 +365,11 @@ ANSWERS = {
     "mended_loss": Answers(
         [by_selection_of_words,
          by_labels, by_choice, by_gather],
-        [(lambda logits, *rest: by_labels(logits.double(), *rest), "float64"),
+        [(lambda logits, ids, mask: (F.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none")
+                                     * mask[:, 1:]).mean(), "all places but the last"),
+         (lambda logits, ids, mask: F.cross_entropy(logits[mask][:-1], ids[mask][1:]), "end to end"),
+         (lambda logits, ids, mask: F.cross_entropy(logits[mask], ids.roll(-1, dims=1)[mask]), "wraps around"),
+         (lambda logits, *rest: by_labels(logits.double(), *rest), "float64"),
          (lambda logits, *rest: (by_labels(logits, *rest) + by_labels(logits.detach(), *rest)) / 2,
           "its gradient is not"),
          (broken, "copying is still rewarded"), (other_way, "the other way"), (own_mask, "is shifted with the labels"),

@@ -26,6 +26,10 @@ def cosine(share, floor):
     return floor + (1 - floor) * (1 + math.cos(math.pi * share)) / 2
 
 
+def warm_one_longer(step, steps, warmup, peak, floor):
+    return peak * (step + 1) / max(warmup, 1) if step <= warmup else rate_of(cosine)(step, steps, warmup, peak, floor)
+
+
 def of_the_module(step, steps, warmup, peak, floor):
     return learning_rate(step, TrainConfig(steps, learning_rate=peak, warmup=warmup, min_lr_ratio=floor))
 
@@ -407,6 +411,7 @@ ANSWERS = {
          (rate_of(cosine, lambda step, warmup: 1.0), "where is the warm-up"),
          (rate_of(cosine, lambda step, warmup: (step + 1) / (warmup + 1)), "it should be there"),
          (rate_of(cosine, lambda step, warmup: ((step + 1) / warmup) ** 2), "in equal steps"),
+         (warm_one_longer, "one step too long"),
          (warm_and_fall, "in equal steps"), (from_step_0, "since step 0"), (too_long, "stretched over all steps"),
          (rate_of(lambda share, floor: cosine(2 * share, floor)), "rises again"),
          (rate_of(lambda share, floor: cosine(share, 0)), "falls to zero"),
