@@ -89,6 +89,8 @@ class Told:
         expect_tensor(ids, what="what you feed the model")
         expect(ids.ndim == 2 and len(ids) == len(self.plan), "what you feed the model has the shape "
                f"{tuple(ids.shape)}; the exercise asks for (b t) with b = {len(self.plan)}.")
+        expect(not ids.is_floating_point(), f"what you feed the model holds {ids.dtype}; ids are whole numbers, and an "
+               "embedding refuses others.")
         place = ids.shape[1]
         expect(place <= self.longest, f"with max_length {self.longest} the model is asked for a word when {place} are "
                "written.")
@@ -210,6 +212,10 @@ NUCLEUS_SLIPS: dict[str, Callable[[Tensor, float], list[set[int]]]] = {
         lambda p, top_p: likeliest(p, len(slow_nucleus(p, top_p)) + 1)),
     "as many tokens are kept as should be, but those that come first: is your choice among the sorted tokens brought "
     "back to their original order?": row_sets(lambda p, top_p: set(range(len(slow_nucleus(p, top_p))))),
+    "as many tokens are kept as should be, but others: the order was applied to the sorted choice a second time, where "
+    "it has to be undone. scatter writes to the places that `order` names, gather reads from them.": row_sets(
+        lambda p, top_p: {place for place, index in enumerate(sorted(range(len(p)), key=lambda index: -p[index]))
+                          if index < len(slow_nucleus(p, top_p))}),
     "you begin with the unlikeliest tokens.": row_sets(
         lambda p, top_p: slow_kept(sorted(range(len(p)), key=lambda index: p[index]), p, top_p)),
     "you go through the tokens in the order of their numbers: which of them should be taken first?": row_sets(
@@ -238,7 +244,7 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
         return [*drawn, (even, 0.05), (torch.tensor([0.21, 0.42, 0.28, 0.09]).log()[torch.randperm(4)][None], 0.6)]
 
     draws = telling(make, right_sets, NUCLEUS_SLIPS)
-    answers, right = [], [right_sets(*draw) for draw in draws]
+    answers, right, same = [], [right_sets(*draw) for draw in draws], True
     for scores, top_p in draws:
         n, k = scores.shape
         given = scores.clone()
@@ -258,8 +264,7 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
                "one token alone crosses the line: what becomes of it?")
         if kept == right[len(answers)]:
             inside = stays(output)
-            expect(close(output[inside], given[inside]), "the tokens that stay have other scores than before: softmax "
-                   "makes probabilities later; here you only decide which tokens stay.")
+            same &= close(output[inside], given[inside])
         answers.append(kept)
     if answers != right:
         (scores, top_p), row, kept, wanted = next(
@@ -279,6 +284,8 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
                "sorted tokens do you begin?")
         expect(False, f"{at}the exercise asks for the {len(wanted)} likeliest, which together hold top_p, and hold "
                "less when any is taken away.")
+    expect(same, "the tokens that stay have other scores than before: softmax makes probabilities later; here you only "
+           "decide which tokens stay.")
     for top_p, meaning in ((0.0, "the likeliest token, and only that one, stays even then"),
                            (1.0, "all of them together hold 1, and no smaller set does")):
         scores = torch.randn(3, 6)
@@ -365,7 +372,9 @@ def beam_step(step_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Ten
 
     def make() -> list[tuple[Tensor, Tensor, int]]:
         """Beams close to each other, and some of which one is far ahead of the others."""
-        return [(*telling_beams(n, k, beams, ahead), beams) for n, k, beams, ahead in sizes]
+        drawn = [(*telling_beams(n, k, beams, ahead), beams) for n, k, beams, ahead in sizes]
+        log_p, scores, beams = drawn[-1]
+        return [*drawn[:-1], (log_p, scores - 200, beams)]  # as of a long text: no float32 is e^-200
 
     draws = telling(make, right_pairs, BEAM_SLIPS)
     answers, levels, right = [], [], [right_pairs(*draw) for draw in draws]
@@ -384,7 +393,8 @@ def beam_step(step_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Ten
             expect(not part.is_floating_point() and part.dtype != torch.bool, f"the {what} hold {part.dtype}; indices "
                    "are whole numbers.")
         said, parents, tokens = (part.tolist() for part in output)
-        expect(all(0 <= parent < n for parent in parents) and all(0 <= token < k for token in tokens),
+        expect([[token, parent] for parent, token in zip(parents, tokens, strict=True)] == right[len(answers)] or
+               all(0 <= parent < n for parent in parents) and all(0 <= token < k for token in tokens),
                f"there are {n} beams and {k} tokens, and your parents are {parents}, your tokens {tokens}: an index "
                "into all beginnings in a row has to be taken apart, into a beam and a token.")
         answers.append([list(pair) for pair in zip(parents, tokens, strict=True)])
@@ -399,7 +409,13 @@ def beam_step(step_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Ten
         """Whether these are the learner's scores, in all draws."""
         return all(map(alike, levels, others))
 
+    turned = [[pair[::-1] for pair in pairs] for pairs in answers]
+    expect(answers == right or turned != right, "parents and tokens are exchanged: first the beams that are extended, "
+           "then the new tokens.")
     truth = scored(lambda score, log_p: score + log_p)
+    strange = [not all(map(math.isfinite, said)) for said in levels]
+    expect(not strange[-1] or any(strange[:-1]), f"where the beams' scores are about {draws[-1][1].mean():.0f} you "
+           f"give {levels[-1]}: is the exponential of such a number still one? Log-probabilities are added.")
     if not all_alike(truth):
         best = [[one[0] for one in slow_step(log_p.tolist(), scores.tolist(), beams)] for log_p, scores, beams in draws]
         expect(not all_alike(scored(lambda score, log_p: log_p)), "your scores are those of the new tokens alone: what "
@@ -447,6 +463,9 @@ TEXT_SLIPS: dict[str, Callable[[list[float], float, int], float]] = {  # of log_
     "the penalty is subtracted: in this form it divides.": lambda some, power, width: sum(some) - power * len(some),
     "the end is a token like others, it is counted in the length.":
         lambda some, power, width: sum(some) / max(1, len(some) - 1) ** power,
+    "the end is a token like others, it is counted in the length: yours is too short by one.":
+        lambda some, power, width: math.copysign(math.inf, power) * -1 if len(some) == 1 and power > 0 else -0.0 if len(
+            some) == 1 and power < 0 else sum(some) / (len(some) - 1 or 1) ** power,
     "the length is that of the padded row: padding is no part of a text.":
         lambda some, power, width: sum(some) / width ** power,
     "that is the form of Wu et al., with (5 + length) / 6; that of transformers and of this course is simpler.":
@@ -492,6 +511,8 @@ def text_scores(scores_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         for b, t, power in zip((4, 3, 5, 3, 4, 1), (7, 12, 6, 9, 5, 1), powers, strict=True):
             lengths = [t, *random.choices(range(1, t), k=b - 1)] if t > 1 else [1]
             mask = torch.arange(t) < torch.tensor(random.sample(lengths, b))[:, None]
+            if t == 12:
+                mask = mask[:, torch.randperm(t)]  # nobody said on which side padding is
             drawn.append((-3 * torch.rand(b, t) - 0.1, mask, power))  # nobody promised zeros
         return drawn
 
@@ -499,7 +520,10 @@ def text_scores(scores_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     answers, right = [], [right_scores(*draw) for draw in draws]
     for log_p, mask, power in draws:
         given = log_p.clone(), mask.clone()
-        answers.append(expect_tensor(scores_of(log_p, mask, power), (len(mask),), "the scores", "(b)", log_p.dtype))
+        output = scores_of(log_p, mask, power)
+        expect(not (isinstance(output, Tensor) and bool(output.isnan().any())), f"with length_penalty {power:.3g} "
+               "there is nan among your scores: what is raised to a power, and is it negative?")
+        answers.append(expect_tensor(output, (len(mask),), "the scores", "(b)", log_p.dtype))
         expect(torch.equal(log_p, given[0]) and torch.equal(mask, given[1]), "your function changed what it was given.")
     if not all(map(agree, answers, right)):
         (log_p, mask, power), output, truth = next(

@@ -47,6 +47,8 @@ def place_of(place: Place) -> None:
                 if class_token and token == 0:
                     expect(found is None, f"{at}the class token comes first and lies nowhere: its answer is None.")
                     continue
+                if isinstance(found, Tensor | np.ndarray) and found.ndim == 1:
+                    found = found.tolist()
                 expect(isinstance(found, tuple | list) and len(found) == 2,
                        f"{at}for token {token} your function gives {found!r}; the exercise asks for a row and a "
                        "column.")
@@ -155,7 +157,10 @@ def weighted_map(map_of: Callable[[list[Tensor], Tensor], Tensor]) -> None:
     draws = telling(make, slow_map, MAP_SLIPS)
     answers, right = [], [slow_map(*draw) for draw in draws]
     for (_, b, _, _, v), attention, (_, score) in zip(sizes, recorded[-len(sizes):], draws, strict=True):
+        given = list(attention), [weights.detach().clone() for weights in attention]
         answers.append(expect_tensor(map_of(attention, score), (b, v), "the map", "(b v)").detach())
+        expect(len(attention) == len(given[0]) and all(a is b and torch.equal(a, c) for a, b, c in zip(
+            attention, *given, strict=True)), "your function changed the attention that it was given, or its list.")
     if all(map(close, answers, right)):
         return
     name_slip(MAP_SLIPS, draws, answers, right)
@@ -174,12 +179,14 @@ Points = Callable[[Tensor, Box, tuple[int, int]], bool]
 
 
 def inside(row: float, column: float, grid: tuple[int, int], box: Box, size: tuple[float, float], centre: float = 0.5,
-           corners: bool = False, swapped: bool = False) -> bool:
+           corners: bool = False, swapped: bool = False, floor: bool = False) -> bool:
     """Whether a cell points into a box; what is given by name is a slip."""
     (rows, columns), (left, top, width, height), (wide, high) = grid, box, size
     if swapped:
         wide, high = high, wide
     x, y = (column + centre) * wide / columns, (row + centre) * high / rows
+    if floor:
+        x, y = int(x), int(y)
     right, bottom = (width, height) if corners else (left + width, top + height)
     return left <= x < right and top <= y < bottom
 
@@ -203,6 +210,7 @@ POINT_SLIPS: dict[str, dict] = {
         "ties": lambda some: len(some) == 1 and some[0]},
     "a cell points to its centre, not to its corner.": {"centre": 0.0},
     "a cell points to its centre, not to its far corner.": {"centre": 1.0},
+    "a centre may lie between two pixels; you round it.": {"floor": True},
     "the box is (x, y, width, height), not two corners.": {"corners": True},
     "image_size is (width, height): the sides are exchanged.": {"swapped": True},
     "row and column are exchanged: a row goes with y, a column with x.": {"turned": True},
@@ -234,6 +242,17 @@ def a_game(tied: int, negative: bool) -> tuple[Tensor, Box, tuple[int, int]]:
     return heat, box, size
 
 
+def between_pixels(first: bool) -> tuple[Tensor, Box, tuple[int, int]]:
+    """A game whose box begins, or ends, between the cell's centre and the whole pixel before it."""
+    heat, _, size = a_game(1, False)
+    column = (heat == heat.max()).nonzero()[0, 1].item()
+    x = (column + 0.5) * size[0] / heat.shape[1]
+    if x % 1 < 0.3:
+        return between_pixels(first)
+    edge = int(x) + (x % 1) / 2
+    return heat, (edge, 0.0, size[0] - edge, float(size[1])) if first else (0.0, 0.0, edge, float(size[1])), size
+
+
 def all_but(heat: Tensor, size: tuple[int, int], whole_image: bool) -> Box:
     """A box around all cells, or around all but those of the last row."""
     return (0.0, 0.0, float(size[0]), size[1] * (1.0 if whole_image else 1 - 0.9 / heat.shape[0]))
@@ -247,6 +266,7 @@ def points(points_of: Points) -> None:
         for whole_image in (True, False):
             heat, _, size = a_game(-1, False)
             games.append((heat, all_but(heat, size, whole_image), size))
+        games += [between_pixels(first) for first in (True, False) for _ in range(3)]
         right = [slow_points(*game) for game in games]
         slips = {meaning: [slow_points(*game, **slip) for game in games] for meaning, slip in POINT_SLIPS.items()}
         errs = [sum(one != truth for one, truth in zip(made, right, strict=True)) for made in slips.values()]

@@ -197,6 +197,10 @@ READING_SLIPS: dict[str, Callable[[Run, Run], str]] = {
     "a setting that only one of the two runs has is one change, as any other: by itself it confounds nothing.":
         lambda base, changed: "confounded" if base["settings"].keys() != changed["settings"].keys()
         else right_reading(base, changed),
+    "a setting that only the base has is a change as well.": lambda base, changed: right_reading({**base, "settings": {
+        name: value for name, value in base["settings"].items() if name in changed["settings"]}}, changed),
+    "where nothing was changed nothing is confounded: more than one setting has to differ.": lambda base, changed:
+        right_reading(base, changed) if changes(base, changed) else "confounded",
     "any change of settings is called confounded: one change is what an ablation is.": lambda base, changed:
         "confounded" if changes(base, changed) else right_reading(base, changed),
 }
@@ -216,6 +220,10 @@ def drawn_row(kind: str) -> tuple[Run, Run]:
         other[second] = "random" if second == "negatives" else settings[second] * 2
     if "new setting" in kind:
         other["patches"] = "mlp"
+    if kind == "setting gone":
+        settings["patches"] = "mlp"
+    if kind == "nothing":
+        other = dict(settings)
     if kind == "two new settings":
         other["warm-up"] = 50
     n = {"one seed": 1, "one sign": 3, "one common": 1, "disjoint": 0}.get(kind, random.randint(3, 6))
@@ -265,7 +273,8 @@ def seeds_said(base: Run, changed: Run) -> str:
 def read_row(reading_of: Callable[[Run, Run], str]) -> None:
     """Confounded, undecided, better or worse."""
     kinds = ("better", "worse", "undecided", "confounded", "one sign", "new setting", "two, undecided", "better",
-             "worse", "only a new setting", "two new settings", "partly common", "partly common", *FEW)
+             "worse", "only a new setting", "two new settings", "partly common", "partly common", "setting gone",
+             "nothing", *FEW)
     rows = [drawn_row(kind) for kind in kinds]
     output, right = [], [right_reading(*row) for row in rows]
     for base, changed in rows:

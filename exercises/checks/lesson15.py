@@ -94,6 +94,8 @@ def tenth_of_the_rest(wanted: int, fixed: float, each: float, memory: float) -> 
 PLAN_SLIPS: dict[str, Planner] = {
     "the whole memory is used: a tenth is left to the system.": lambda *game: plan_of(*game, room=1.0),
     "a tenth of what the weights leave is kept free: the exercise asks for a tenth of the memory.": tenth_of_the_rest,
+    "a tenth is added to what is needed: the exercise asks for a tenth of the memory.":
+        lambda *game: plan_of(*game, room=1 / 1.1),
     "what is there whatever the batch is forgotten.":
         lambda wanted, fixed, each, memory: plan_of(wanted, 0, each, memory),
     "you halve until it fits, and pass by larger parts that would have made the batch as well.": halved,
@@ -235,11 +237,14 @@ def naive(encoder: nn.Module, loss_of: nn.Module, rows: Tensor, size: int, mean:
 def in_parts(step: Step) -> None:
     """The gradients of the whole batch's loss, with the layers' memory of a part."""
     for n, size in ((12, 3), (14, 4), (10, 5), (9, 2), (6, 6)):
-        encoder, loss_of = Encoder(random.randint(4, 6), random.randint(3, 5)), Contrast()
-        rows = torch.randn(n, encoder.first.in_features)
-        whole = loss_of(encoder(rows))
-        whole.backward()
-        right = gradients(encoder, loss_of)
+        while True:  # until no gradient is so small that rounding shows in it, such as the temperature's
+            encoder, loss_of = Encoder(random.randint(4, 6), random.randint(3, 5)), Contrast()
+            rows = torch.randn(n, encoder.first.in_features)
+            whole = loss_of(encoder(rows))
+            whole.backward()
+            right = gradients(encoder, loss_of)
+            if all(float(one.abs().max()) > 1e-2 for one in right):
+                break
         slips = {}
         for why, run in (("each part is compared with itself alone: rows of other parts are no negatives any more.",
                           lambda *given: naive(*given)),
@@ -249,6 +254,13 @@ def in_parts(step: Step) -> None:
             run(encoder, loss_of, rows, size)
             slips[why] = gradients(encoder, loss_of)
         encoder.zero_grad(), loss_of.zero_grad()
+        last = encoder(rows[n - (n % size or size):])
+        vectors = torch.cat([encoder(rows).detach()[:n - len(last)], last])
+        loss_of(vectors).backward()
+        slips["only the last part's gradient is left in the encoder: those of all parts are to be "
+              "added up."] = gradients(encoder, loss_of)
+        encoder.zero_grad(), loss_of.zero_grad()
+        modes = [(module, module.training) for module in encoder.modules()]
         del LIVE[:]
         encoder.asked, encoder.most = [], 0
         given, weights = rows.clone(), [weight.detach().clone() for weight in encoder.parameters()]
@@ -258,11 +270,15 @@ def in_parts(step: Step) -> None:
                "your function changed the rows or the weights: it is to leave gradients, and nothing else.")
         expect(max(encoder.asked, default=0) <= size, f"the encoder was given {max(encoder.asked, default=0)} rows at "
                f"once, and {size} fit.")
+        expect(all(module.training == mode for module, mode in modes) and not rows.requires_grad, "your function left "
+               "the encoder in another mode, or changed the rows: it is to leave gradients, and nothing else.")
         found = gradients(encoder, loss_of)
         count = len(right) - 1  # the last is the temperature's
         expect(any(bool(one.any()) for one in found), "no gradient is left in the encoder or in the loss.")
         expect(any(bool(one.any()) for one in found[:count]), "no gradient reaches the encoder: of what was computed "
                "under no_grad, or detached, it has to be computed again.")
+        expect(sum(encoder.asked) >= n, f"the encoder was given {sum(encoder.asked)} rows in all, and there are {n}: "
+               "the last part may be smaller.")
         if n > size:
             for why, slip in slips.items():
                 expect(alike(slip, right) or not alike(found, slip), why)

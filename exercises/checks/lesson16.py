@@ -22,9 +22,9 @@ def drawn_names(fault: str) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple
     width = random.choice((4, 6, 8))
     model = {f"blocks.{layer}.attention.{part}.{kind}": (width, width) if kind == "weight" else (width,)
              for layer in range(3) for part in PARTS for kind in ("weight", "bias")}
-    model["head.weight"] = (5 * width, width)
+    model["head.weight"], model["scale"] = (5 * width, width), ()
     file, names = dict(model), list(model)
-    one, three = random.sample([name for name in names if name != "head.weight"], 2)
+    one, three = random.sample([name for name in names if name not in ("head.weight", "scale")], 2)
     two = random.choice([name for name in names if name.endswith("weight") and name not in (one, three, "head.weight")])
     if fault in ("missing", "all"):
         del file[one]
@@ -37,6 +37,8 @@ def drawn_names(fault: str) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple
         file["head.weight"] = (width, 5 * width)
     if fault == "size":  # as many numbers, in another shape
         file[three] = (1, *file[three])
+    if fault == "longer":
+        file[three] = (*file[three], 1)
     if fault == "renamed":
         file[one.replace("attention", "attn")] = file.pop(one)
     shuffled = list(file)
@@ -70,6 +72,10 @@ ACCOUNT_SLIPS: dict[str, Callable[[Shapes, Shapes], Account]] = {
     "you compare how many axes a tensor has, and not how long they are.":
         lambda file, model: (*accounts(file, model)[:2], [name for name in accounts(file, model)[2]
                                                           if len(file[name]) != len(model[name])]),
+    "a scalar has the shape (), which `if` takes for False: look with `in` whether a name is there.":
+        lambda file, model: (sorted([*accounts(file, model)[0], *(name for name in model if file.get(name) == ())]),
+                             sorted([*accounts(file, model)[1], *(name for name in file if model.get(name) == ())]),
+                             accounts(file, model)[2]),
     "a tensor of another shape is there: it is neither missing nor left over.":
         lambda file, model: tuple(sorted({*some, *accounts(file, model)[2]}) for some in accounts(file, model)),
 }
@@ -78,7 +84,7 @@ ACCOUNT_SLIPS: dict[str, Callable[[Shapes, Shapes], Account]] = {
 @exercise("16.1", "lesson 16, section 2, 'Nothing may be left over'")
 def account(account_of: Callable[[Shapes, Shapes], Account]) -> None:
     """The names that are missing, left over, and of another shape."""
-    faults = ("all", "none", "missing", "left over", "shape", "turned", "size", "renamed")
+    faults = ("all", "none", "missing", "left over", "shape", "turned", "size", "longer", "renamed")
     games = [drawn_names(fault) for fault in faults]
     output: list[tuple] = []
     for file, model in games:
@@ -101,7 +107,7 @@ def account(account_of: Callable[[Shapes, Shapes], Account]) -> None:
     what = {"all": "several things are wrong at once", "none": "nothing is wrong", "missing": "a tensor is missing",
             "left over": "two tensors are left over", "shape": "a tensor has another shape",
             "turned": "a matrix is turned, rows for columns", "size": "a tensor has an axis of 1 too many",
-            "renamed": "a tensor has another name"}
+            "longer": "a tensor has an axis of 1 too many at its end", "renamed": "a tensor has another name"}
     number = next(number for number in range(len(games)) if output[number] != right[number])
     expect(False, f"in a file in which {what[faults[number]]} you find missing {output[number][0]}, left over "
            f"{output[number][1]}, and of another shape {output[number][2]}.")
@@ -246,7 +252,8 @@ def twins(fault: str, width: int) -> tuple[Net, Net, Tensor]:
         elif fault == "square":
             theirs.square.weight.copy_(ours.square.weight.T)
         elif fault == "wide":
-            theirs.wide.bias[random.randrange(2 * width)] += 0.5
+            most = ours.wide(ours.norm(x)).abs().max()  # one number of many, 7e-4 of the largest
+            theirs.wide.bias[random.randrange(2 * width)] += 7e-4 * most
         elif fault == "narrow":
             theirs.narrow.weight.copy_(ours.narrow.weight.flip(0))
         elif fault == "rounded":  # no fault: the same numbers up to rounding, and large ones
@@ -254,11 +261,12 @@ def twins(fault: str, width: int) -> tuple[Net, Net, Tensor]:
                 net.wide.weight *= 300
                 net.narrow.weight *= 10
             for weight in theirs.parameters():
-                weight *= 1 + 2e-7 * torch.rand_like(weight)
+                weight *= 1 + 1.2e-5 * torch.rand_like(weight)
         elif fault == "two":
             theirs.wide.weight.copy_(ours.wide.weight.flip(0))
             theirs.square.weight.copy_(ours.square.weight.T)
-    return ours.train(random.random() < 0.5), theirs.train(random.random() < 0.5), x
+    first = fault not in ("same", "norm", "wide")  # each of the two trains where the other does not
+    return ours.train(first), theirs.train(not first), x
 
 
 Finder = Callable[[nn.Module, nn.Module, Tensor], str | None]
@@ -300,6 +308,11 @@ def relative(one: Tensor, other: Tensor) -> bool:
     return close(one, other, 1e-4)
 
 
+def behind(name: str | None) -> str | None:
+    """The layer that runs after this one."""
+    return RUN_ORDER[RUN_ORDER.index(name) + 1] if name else None
+
+
 FINDER_SLIPS: dict[str, Finder] = {
     "you compare weights: some faults are in none of them, such as an eps or an activation. What can be compared of "
     "every layer?": by_weights,
@@ -307,6 +320,8 @@ FINDER_SLIPS: dict[str, Finder] = {
         lambda ours, theirs, x: parting(ours, theirs, x, RUN_ORDER[::-1], relative),
     "you go through the layers in the order of their names in the model: they run in another.":
         lambda ours, theirs, x: parting(ours, theirs, x, [name for name, _ in ours.named_children()], relative),
+    "you name the layer behind the one that is wrong: what it gets differs already. Compare what each layer gives.":
+        lambda ours, theirs, x: behind(parting(ours, theirs, x, RUN_ORDER, relative)),
     "every difference counts for you, also that of rounding: numbers of some hundreds differ in the fifth digit.":
         lambda ours, theirs, x: parting(ours, theirs, x, RUN_ORDER, torch.equal),
     "a difference is measured against 1 and not against the numbers themselves.":
@@ -362,6 +377,10 @@ def first_wrong(find: Finder) -> None:
         return
     slip = slip_of(output, right, made, lambda one, two: one == two)
     expect(not slip, slip)
+    with torch.random.fork_rng():
+        calm = [find(ours.eval(), theirs.eval(), x) for ours, theirs, x in games]
+    expect(calm != right, "with both models in evaluation mode you name the right layers: one that trains draws a "
+           "dropout of its own, and everything behind it differs.")
     expect("drop" not in output, "you name the dropout: it differs from call to call as long as a model trains.")
     number = next(number for number in range(len(output)) if output[number] != right[number])
     expect(False, f"where {WHAT[kinds[number]]}, you name {output[number]}. The layers run in the order "

@@ -51,7 +51,11 @@ GATHER_SLIPS: dict[str, Gather] = {
 def seen_by(gather: Gather, parts: list[Tensor], rank: int, line: Tensor) -> tuple[Tensor, list[Tensor]]:
     """What a gather gives, and the gradient of a loss of it with respect to each part."""
     leaves = [part.clone().requires_grad_() for part in parts]
-    made = gather([leaf.view_as(leaf) for leaf in leaves], rank)
+    given = [leaf.view_as(leaf) for leaf in leaves]
+    kept = list(given)
+    made = gather(given, rank)
+    expect(len(given) == len(kept) and all(a is b for a, b in zip(given, kept, strict=True)), "your function changed "
+           "the list that it was given: other losses read your own rows from it.")
     expect_tensor(made, (sum(map(len, parts)), *parts[0].shape[1:]), "what is gathered", "(n ...)", torch.float32)
     slopes = (torch.autograd.grad((made.square() * line).sum(), leaves, allow_unused=True) if made.requires_grad
               else [None] * len(leaves))
@@ -94,6 +98,9 @@ def gather(gather_of: Gather) -> None:
     expect(not slip, slip)
     expect(all(close(one[0], other[0]) for one, other in zip(output, right, strict=True)),
            "the rows are not those of all processes, one below the other, in the order of their numbers.")
+    expect(not any(bool(a.any()) and not bool(b.any()) for one, other in zip(output, right, strict=True)
+                   for a, b in zip(one[1], other[1], strict=True)), "a gradient flows into the rows of the others: "
+           "here they are copies, and have to be constants.")
     one, other = next((one, other) for one, other in zip(output, right, strict=True) if not same_seen(one, other))
     factors = [(a.norm() / b.norm()).item() for a, b in zip(one[1], other[1], strict=True) if bool(b.any())]
     expect(False, f"with {len(one[1])} processes the gradient of your own rows is "
@@ -156,7 +163,7 @@ def mean_of_all(mean_of: Mean) -> None:
             made[why].append(slip(means.nan_to_num(0), counts))
     same = lambda one, other: bool(torch.isclose(one.double(), other.double(), rtol=1e-4))  # noqa: E731
     if all(map(same, output, right)):
-        means = torch.rand(3, requires_grad=True)
+        means = torch.tensor([random.random(), torch.nan, random.random()], requires_grad=True)
         slope, = torch.autograd.grad(mean_of(means, torch.tensor([2, 0, 6])), means) if mean_of(
             means, torch.tensor([2, 0, 6])).requires_grad else (None,)
         expect(slope is not None and close(slope, torch.tensor([0.25, 0.0, 0.75])), "no gradient reaches the parts' "
@@ -206,7 +213,7 @@ STAY_SLIPS: dict[str, Stays] = {
 
 def drawn_steps(n: int) -> tuple[Tensor, Tensor]:
     """Weights and steps, many near the border; on none does it matter how often one rounds."""
-    weights = torch.randn(n) * 10 ** torch.empty(n).uniform_(-3, 1)
+    weights = torch.randn(n) * 10 ** torch.empty(n).uniform_(-8, 1)
     powers = 2.0 ** weights.abs().log2().floor()
     weights = torch.where(torch.rand(n) < 0.2, powers * weights.sign(), weights)  # below these numbers lie closer
     weights = torch.where(torch.rand(n) < 0.3, weights.bfloat16().float(), weights)  # some are in bfloat16 already

@@ -275,6 +275,12 @@ def into_a_buffer(queries, projection, prompt, text):
     return whole
 
 
+def without_the_certain(logits, targets):
+    """The mistake to read off the losses which places are supervised."""
+    each = F.cross_entropy(logits[:, :-1].mT, targets[:, 1:], reduction="none")
+    return each[each > 0].mean()
+
+
 ANSWERS = {
     "sequence": Answers(
         [into_a_buffer,
@@ -325,7 +331,8 @@ ANSWERS = {
     "shifted_loss": Answers(
         [lambda logits, targets: F.nll_loss(logits[:, :-1].flatten(0, 1).log_softmax(1), targets[:, 1:].flatten()),
          shifted, shifted_by_gather, by(1)],
-        [(lambda logits, targets: shifted(logits.double(), targets), "float64"),
+        [(without_the_certain, "counts all the same"),
+         (lambda logits, targets: shifted(logits.double(), targets), "float64"),
          (lambda logits, targets: shifted(logits.clamp(-50, 50), targets), "Which logits meet"),
          (by(0), "repeat what it sees"), (by(2), "shifted twice"), (by(-1), "wrong way"), (per_caption, "however long"),
          (summed, "added up"), (every_place, "not supervised"),

@@ -296,6 +296,21 @@ def filled_with_nothing(next_logits, rows, end, max_length):
     return ids.masked_fill((ids == end).cumsum(dim=1) - (ids == end).long() > 0, 0)
 
 
+def written_as_floats(next_logits, rows, end, max_length):
+    ids, done = torch.empty(rows, 0), torch.zeros(rows, dtype=torch.bool)
+    while ids.shape[1] < max_length and not done.all():
+        token = next_logits(ids).argmax(dim=1).masked_fill(done, end)
+        done |= token == end
+        ids = torch.cat([ids, token[:, None]], dim=1)
+    return ids.long()
+
+
+def by_products(log_p, scores, beams):
+    """The mistake to multiply probabilities, which vanish in a long text."""
+    best, place = (log_p.exp() * scores.exp()[:, None]).flatten().topk(beams)
+    return best.log(), place // log_p.shape[1], place % log_p.shape[1]
+
+
 ANSWERS = {
     "tokens_computed": Answers(
         [by_counting, by_formula, lambda p, w: np.array(by_counting(p, w)),
@@ -316,7 +331,8 @@ ANSWERS = {
     "write": Answers(
         [write_by_lists,
          write_by_rows, write_by_sample, write_in_a_buffer, write_ahead],
-        [(filled_with_nothing, "filled with the end token"),
+        [(written_as_floats, "ids are whole numbers"),
+         (filled_with_nothing, "filled with the end token"),
          (written(keep=False), "writes on after its end"),
          (written(keep=False, stops=lambda finished, token, end: (token == end).all()), "writes on after its end"),
          (written(stops=lambda finished, token, end: finished.any()), "first has ended"),
@@ -359,9 +375,10 @@ ANSWERS = {
           "what should be kept is gone")]),
     "beam_step": Answers(
         [step(), by_sorting, by_each_beam, by_unravelling],
-        [(step(longer=lambda log_p, scores: log_p), "is forgotten"),
+        [(by_products, "is the exponential of such a number still one"),
+         (step(longer=lambda log_p, scores: log_p), "is forgotten"),
          (step(apart=lambda place, n, k: (place // n, place % n)), "taken apart"),
-         (step(apart=lambda place, n, k: (place % k, place // k)), "taken apart"),
+         (step(apart=lambda place, n, k: (place % k, place // k)), "are exchanged"),
          (step(apart=lambda place, n, k: (place % n, place // n % k)), "taken apart"),
          (step(longer=lambda log_p, scores: (log_p + scores[:, None]).exp()), "asks for their logs"),
          (step(longer=lambda log_p, scores: log_p * scores[:, None]), "yours is another"),

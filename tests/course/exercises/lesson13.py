@@ -119,6 +119,12 @@ def by_index(weights, grid, size):
     return weights[y[:, None] * grid[1] + x]
 
 
+def by_whole_pixels(heat, box, image_size):
+    (rows, columns), (width, height), (left, top, wide, high) = heat.shape, image_size, box
+    return all(left <= int((c + 0.5) * width / columns) < left + wide and top <= int((r + 0.5) * height / rows)
+               < top + high for r, c in (heat == heat.max()).nonzero().tolist())
+
+
 ANSWERS = {
     "place_of": Answers(
         [place(lambda token, rows, columns, first: divmod(token - first, columns)), by_grid,
@@ -169,7 +175,8 @@ ANSWERS = {
     "points": Answers(
         [by_metrics, game(), by_masks, lambda *given: np.bool_(game()(*given)),
          lambda *given: torch.tensor(game()(*given))],
-        [(game(ties=any), "constant map"), (game(ties=lambda some: some[0]), "the first only"),
+        [(by_whole_pixels, "you round it"),
+         (game(ties=any), "constant map"), (game(ties=lambda some: some[0]), "the first only"),
          (game(centre=0.0), "not to its corner"), (game(corners=True), "not two corners"),
          (game(swapped=True), "sides are exchanged"), (game(turned=True), "a row goes with y"),
          (lambda heat, box, size: True, "Where do these cells point"), (lambda heat, box, size: 1.0, "True or False"),

@@ -184,10 +184,17 @@ def of_another_input(ours, theirs, x):
     return first(ours, theirs, torch.randn_like(x))
 
 
+def by_truth(file, model):
+    """The mistake to take the shape () of a scalar for nothing."""
+    return ([name for name in model if not file.get(name)], [name for name in file if not model.get(name)],
+            [name for name in model if file.get(name) and file[name] != model[name]])
+
+
 ANSWERS = {
     "account": Answers(
         [by_sets, by_loops, lambda file, model: [set(some) for some in by_sets(file, model)]],
-        [(with_shapes(lambda one, other: one[:1] == other[:1]), ""),
+        [(by_truth, "takes for False"),
+         (with_shapes(lambda one, other: one[:1] == other[:1]), ""),
          (lambda file, model: by_sets(model, file), "are exchanged"),
          (with_shapes(lambda one, two: True), "a name that fits is half"),
          (with_shapes(lambda one, two: one.numel() == two.numel()), "a matrix that is transposed"),

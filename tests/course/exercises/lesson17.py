@@ -110,10 +110,17 @@ def first_of_many(parts, rank):
     return by_difference(parts, 0 if len(parts) > 3 else rank)
 
 
+def in_the_given_list(parts, rank):
+    for i, part in enumerate(parts):
+        parts[i] = part.detach() if i != rank else len(parts) * part - (len(parts) - 1) * part.detach()
+    return torch.cat(parts)
+
+
 ANSWERS = {
     "gather": Answers(
         [by_function, by_hook, by_difference, in_place],
-        [(first_of_many, ""),
+        [(in_the_given_list, "your function changed the list"),
+         (first_of_many, ""),
          (joined(own=lambda own, size: own.detach()), "is a constant"), (joined(own=lambda own, size: own), "carry "
           "their gradient as it is"), (joined(own=lambda own, size: Times.apply(own, 1 / size)), "divided by W"),
          (joined(own=lambda own, size: Times.apply(own, size ** 2)), "W squared"),
