@@ -77,7 +77,7 @@ def measure(size: str, start: dict[str, int], axes: dict[str, list[int]], repeat
 
 def main() -> None:
     """Measure and write the file."""
-    args = options(__doc__, size=("laptop", "base", "tiny"), out="benchmarks/results/growth.json")
+    args = options(__doc__, size=tuple(dict.fromkeys(["laptop", *SIZES])), out="benchmarks/results/growth.json")
     found = measure(args.size, START, AXES, args.repeats)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(args.out), found)

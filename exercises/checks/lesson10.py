@@ -151,7 +151,7 @@ def labels(labels_of: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]) -
             queries, t, end = random.randint(2, 5), random.randint(5, 8), random.randint(1, 4)
             prompt = words(b, p, end, "left", pad) if p else (torch.empty(b, 0).long(), torch.empty(b, 0).bool())
             if p == 5:  # as where all batches are padded to one length: no prompt fills its row
-                prompt = (torch.nn.functional.pad(prompt[0], (1, 0)), torch.nn.functional.pad(prompt[1], (1, 0)))
+                prompt = [torch.nn.functional.pad(part, (1, 0)) for part in prompt]
             drawn.append((queries, *prompt, *words(b, t, end, pad=pad)))
         return drawn
 

@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if args.run or args.model:
         from .demo_server import Server, open_model  # only here: it needs the models
 
-        model = open_model(args.run, args.model, args.parts)
-        make = functools.partial(Server, model)
+        make = functools.partial(Server, open_model(args.run, args.model, args.parts))
     else:
         make = functools.partial(server, args.page or PAGE)
     try:

@@ -89,7 +89,8 @@ def train_stage1(stage1: Stage1, features: np.ndarray | Tensor, captions: Sequen
     ids = [tokenizer.encode(normalize_caption(text), max_length=longest) for _, text in texts]
     batches = PairBatches([features], [row for row, _ in texts], ids, range(len(features)),
                           config.batch_size, config.seed, tokenizer.pad_id)
-    settings = dict(qformer=sizes, pairs=hashlib.sha256(repr((texts, ids)).encode()).hexdigest(),
-                    features=hashlib.sha256(np.ascontiguousarray(features)).hexdigest())
+    settings = {} if folder is None else dict(  # what a run in the folder must have been trained on, to go on
+        qformer=sizes, pairs=hashlib.sha256(repr((texts, ids)).encode()).hexdigest(),
+        features=hashlib.sha256(np.ascontiguousarray(features)).hexdigest())
     with tempfile.TemporaryDirectory() as nowhere:
         return train(stage1, stage1_losses, batches, config, folder or nowhere, settings, name="stage 1")

@@ -178,7 +178,7 @@ class Retriever(ImageReader):
         """Which parts of one image make each text match it: maps (n gh gw), on the CPU; see `Stage1.match_map`."""
         self.stage1.eval()
         ids, mask = self.text_ids(texts)
-        features = torch.cat(list(self.chunks(image)))
+        features = self.encode_images(image).to(self.device).float()
         if len(features) > 1:
             raise UserError(f"maps are drawn over one image, not {len(features)}: give one at a time")
         maps = self.stage1.match_map(features.expand(len(ids), -1, -1), ids, mask)

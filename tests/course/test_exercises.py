@@ -17,6 +17,8 @@ import make
 import progress
 from minblip2.course import exercises
 
+from .exercises import drawn_from
+
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = progress.lessons()
 ANSWERS = {lesson: import_module(f"tests.course.exercises.lesson{lesson}").ANSWERS for lesson in LESSONS}
@@ -27,10 +29,10 @@ SEEDS = int(os.environ.get("MINBLIP2_SEEDS", 3))  # draws of every check; a verd
 
 
 @pytest.fixture(autouse=True)
-def draws(monkeypatch, request):
+def draws(request):
     """A check draws anew each time; here it starts from the test's name, so that a failure can be looked at again."""
-    seed, drawn = random.seed, random.Random(request.node.name)
-    monkeypatch.setattr(random, "seed", lambda *given: seed(*(given or (drawn.random(),))))
+    with drawn_from(request.node.name):
+        yield
 
 
 @pytest.mark.parametrize("lesson", LESSONS)

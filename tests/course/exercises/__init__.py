@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
+
+
+@contextmanager
+def drawn_from(start: object) -> Iterator[None]:
+    """Let the checks, which draw anew each time, draw what follows from `start`: so what they said can be had again."""
+    seed, drawn = random.seed, random.Random(start)
+    with patch.object(random, "seed", lambda *given: seed(*(given or (drawn.random(),)))):
+        yield
 
 
 @dataclass(frozen=True)

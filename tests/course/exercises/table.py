@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections import Counter
 from importlib import import_module
-from unittest.mock import patch
 
 from minblip2.course.lesson import ROOT
 from minblip2.course.markers import asked_to_write, put
 from minblip2.data.progress import forgiving_output
 from minblip2.evaluation.tables import markdown
+
+from . import drawn_from
 
 sys.path.insert(0, str(ROOT / "exercises"))
 
@@ -50,9 +50,8 @@ def commonest(messages: list[tuple[str, str]]) -> str:
 
 def main() -> None:
     """Print the first table; with --write put it there, and the common errors into the guide."""
-    writes, seed, drawn = asked_to_write(__doc__), random.seed, random.Random(0)
-    # A check draws anew each time, and one draw in some thousands does not tell two errors apart.
-    with patch.object(random, "seed", lambda *given: seed(*(given or (drawn.random(),)))):
+    writes = asked_to_write(__doc__)
+    with drawn_from(0):  # one draw in some thousands does not tell two errors apart
         made, errors = tables()
     print(made)
     if writes:
