@@ -95,10 +95,15 @@ def empty_encoder(source: object, hub: HubConfig, dtype: torch.dtype) -> tuple[V
 
 def empty_vit(config: ViTConfig, dtype: torch.dtype) -> ViT:
     """A vision transformer of these sizes without memory."""
-    if config.activation not in ACTIVATIONS:
-        raise UserError(f"the activation {config.activation!r} is unknown: there are {', '.join(ACTIVATIONS)}")
+    check_activation(config.activation)
     with torch.device("meta"):
         return ViT(config).to(dtype)
+
+
+def check_activation(name: str) -> None:
+    """Raises UserError naming those there are."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"the activation {name!r} is unknown: there are {', '.join(ACTIVATIONS)}")
 
 
 # --- language models --------------------------------------------------------------------------------------------------
@@ -134,8 +139,7 @@ def build_t5(hub: HubConfig, own_head: bool) -> tuple[T5, KeyMap]:
     kind = setting(hub, "feed_forward_proj")  # "gated-gelu" has always meant the approximation
     plain = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
     activation = setting(hub, "dense_act_fn") if hub.get("dense_act_fn") else plain
-    if activation not in ACTIVATIONS:
-        raise UserError(f"the activation {activation!r} is unknown: there are {', '.join(ACTIVATIONS)}")
+    check_activation(activation)
     gated = kind.startswith("gated-")
     # Newer files say whether the head is scaled; in older ones it is scaled where it is tied.
     scaled = bool(hub.get("scale_decoder_outputs", hub.get("tie_word_embeddings", True)))
