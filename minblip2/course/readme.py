@@ -142,7 +142,7 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float], runs: Seq
         f"training without a GPU: CIDEr-D {photographs['stage2_cider']:.0f}, another picture's caption "
         f"{photographs['shuffled_cider']:.0f}. The Q-Former alone reaches {photographs['stage1_cider']:.0f}: the "
         f"language model's lead {'may be' if abs(lead) < 2 * photographs['stage2_lead_sd'] else 'is not'} chance.",
-        f"**Same numbers** as transformers, from its layout or LAVIS's: {len(rows_of('parity')) - 1} kinds of "
+        f"**Same numbers** as transformers or plain loops: {len(rows_of('parity')) - 1} kinds of "
         f"comparison, largest difference {largest:.0e}.",
         f"**Speed**: a stage-1 step is {float(step[4]):.1f} times as fast as one of transformers' models, texts padded "
         "to 32, with equal gradients.",

@@ -114,7 +114,7 @@ def save_stage1(stage1: Stage1, folder: Path) -> None:
             if all(name in state for name in ours)}
     folder.mkdir()
     save_file(used, folder / "model.safetensors", {"format": "pt"})
-    vision = {theirs: getattr(EVA_G, ours) for theirs, ours in EVA.settings.items()} | {"layer_norm_eps": 1e-5}
+    vision = {theirs: getattr(EVA_G, ours) for theirs, ours in EVA.settings.items()}
     sizes = dict(num_attention_heads=config.heads, hidden_size=config.width, num_hidden_layers=config.layers,
                  intermediate_size=config.mlp_width, encoder_hidden_size=config.image_width)
     write_json(folder / "config.json", dict(model_type="blip-2", vision_config=vision, qformer_config=sizes))

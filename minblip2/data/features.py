@@ -44,9 +44,9 @@ def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, path
 
     encode: images (b c h w) float32 -> (b v e); `key` names the encoder's weights (`weights_checksum`). The file's name
     hashes key, transform and each picture's name, size and date. A killed build goes on where it stopped; a finished
-    file is used only if its note agrees and its length is right. Pictures are decoded and resized by `workers`
-    processes (default: one for each core) and written while the next are encoded. Of several that ask for the same
-    features at once, one builds, and the others wait and read.
+    file is used only if its note agrees and its length is right. `workers` processes, or threads if few are
+    missing, decode and resize pictures (default: one for each core) while others are encoded. Of several that ask for
+    the same features at once, one builds, and the others wait and read.
     Raises UserError for a picture that cannot be read, features that float16 cannot hold, and a disk too small.
     """
     if not paths:

@@ -20,7 +20,7 @@ class Tokenizer:
     """Encodes a text as [start] words [end].
 
     For the Q-Former start is [CLS], end is [SEP] and `dec_id`, one more id at the end of the vocabulary, is [DEC],
-    which takes the place of [CLS] when the task is to generate (paper §3.1). A language model has its own start and
+    which takes the place of [CLS] when the task is to generate (paper §3.2). A language model has its own start and
     end. A prompt is closed by `prompt_end`: nothing, but for an encoder, which reads it as a text of its own.
     """
 

@@ -205,7 +205,7 @@ def train(model: nn.Module, losses: Losses, batches: Batches, config: TrainConfi
 
     losses(model, batch) gives named scalars, the one to minimise as "loss". Every step seeds itself from `config.seed`
     and its number, so a run that was killed and resumed is the run that was not. A finished folder is loaded, not
-    trained again; with `resume` = False all that it holds of an earlier run is removed first. In a process group (see
+    trained again; with `resume` = False its weights, checkpoint and log go first. In a process group (see
     `distributed`), `batches` gives each process its part, `losses` the loss of the whole, and process 0 writes; a run
     may go on with another number of processes. Without a `device` it trains on the one that MINBLIP2_DEVICE names, or
     on the CPU.
