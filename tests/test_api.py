@@ -153,6 +153,7 @@ def test_a_text_is_never_longer_than_there_are_positions(model, retriever, monke
     with pytest.raises(mb.UserError, match="shorten the prompt"):
         model.generate(images(1), long)  # 64 positions, 4 of them for queries
     monkeypatch.setattr(retriever, "tokenizer", mb.Tokenizer.from_texts(["a"]))
+    monkeypatch.setattr(retriever, "writes", True)
     assert len(retriever.caption(images(), min_length=28)) == 3  # 24 positions
     with pytest.raises(mb.UserError, match="positions for 24 ids, not for 25"):
         retriever.caption(images(), max_length=25)
@@ -164,6 +165,19 @@ def test_a_text_is_never_longer_than_there_are_positions(model, retriever, monke
 def test_no_image_at_all_is_refused(retriever, none):
     with pytest.raises(mb.UserError, match="there is no image"):
         retriever.similarity(none, ["a bus"])
+
+
+def test_weights_for_retrieval_write_no_captions(retriever):
+    with pytest.raises(mb.UserError, match="holds no LM head to write captions with"):
+        retriever.caption(images())
+
+
+def test_models_of_your_own_need_no_config(model, retriever, monkeypatch):
+    features, expected = retriever.encode_images(images(1)), retriever.attention_maps(images(1), ["a bus"])
+    monkeypatch.delattr(retriever.vit, "config")
+    monkeypatch.delattr(model.stage2.lm, "config")
+    assert torch.equal(retriever.attention_maps(features, ["a bus"]), expected)
+    model.require_positions(["a bus"], 1_000_000)  # nobody knows how many there are
 
 
 def test_features_of_your_own_train_a_stage_1_and_start_a_stage_2(tmp_path):

@@ -189,6 +189,15 @@ def test_stage_2_starts_as_warm_as_the_recipe_says(run):
         assert torch.equal(begun.query.bias, trained.query.bias)
 
 
+@pytest.mark.parametrize("part", ["vit", "lm", "stage1"])
+def test_a_run_that_lacks_a_part_is_refused_and_not_trained(run, tmp_path, part):
+    shutil.copytree(run[0], tmp_path / "half")
+    (tmp_path / "half" / part / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=f"half holds no finished {part}: run `python -m minblip2 train --recipe scen"):
+        load_bridge(tmp_path / "half")
+    assert not (tmp_path / "half" / part / "model.safetensors").exists()
+
+
 def test_evaluate_keeps_what_it_prints(run, cli):
     folder, _ = run
     code, out, _ = cli("evaluate", "--run", folder, "--split", "test")

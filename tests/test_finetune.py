@@ -154,3 +154,10 @@ def test_the_command(tmp_path, monkeypatch, capsys, plenty):
     assert run(monkeypatch, capsys, *words)[0] == 2
     shutil.rmtree(source)
     assert run(monkeypatch, capsys, *words)[0] == 2
+
+
+def test_several_processes_are_refused_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    for name, value in dict(TORCHELASTIC_RUN_ID="none", RANK="1", WORLD_SIZE="2").items():
+        monkeypatch.setenv(name, value)
+    code, _, err = run(monkeypatch, capsys, "train", "--from", tmp_path / "nowhere")
+    assert code == 2 and "runs in one process: start it without torchrun" in err

@@ -59,7 +59,9 @@ def test_an_exported_run_is_the_run_wherever_it_lies(run, tmp_path, cli, monkeyp
     for said in ("license: mit", "recipe `scenes`", f"{len(CocoCaptions(folder.parent / 'data', 'train')):,} pictures",
                  "4 steps of 32 pairs", f"| {results['itc_i2t_r1']:.1f} |", "## Limits", "were trained by the recipe"):
         assert said in card, said
-    export_run(folder, moved)  # again, over itself
+    (moved / "results-old.json").write_text("{}")
+    export_run(folder, moved)  # again, over itself: nothing stays of what lay there
+    assert not (moved / "results-old.json").exists() and (moved / "results-val.json").exists()
     for target, said in ((folder, "is the run itself"), (folder / "stage1", "holds something else"),
                          (moved / "README.md", "holds something else")):
         with pytest.raises(UserError, match=said):

@@ -98,8 +98,9 @@ def test_colours_of_16_bits_fill_them_or_are_refused(tmp_path):
     black = np.stack([0 * GREY, opaque], axis=-1)
     assert (np.asarray(load_image(deep_png(tmp_path / "black.png", black, 4))) == 0).all()
     for bits, kind, values in ((12, 2, colours), (14, 2, colours), (8, 2, colours), (12, 4, colours[..., :2]),
-                               (12, 6, np.dstack([colours, 0 * GREY + 255]))):
-        deep_png(tmp_path / "dark.png", values * (2**bits - 1) // 255, kind)
+                               (12, 6, np.dstack([colours, 0 * GREY + 255])),
+                               (12, 6, np.dstack([colours, opaque * (255 / 4095)]))):
+        deep_png(tmp_path / "dark.png", (values * ((2**bits - 1) / 255)).round().astype(int), kind)
         with pytest.raises(UserError, match="dark.png holds colours of 16 bits.* 8 bits a channel"):
             load_image(tmp_path / "dark.png")
 

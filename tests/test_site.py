@@ -8,6 +8,7 @@ import urllib.request
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,6 +124,11 @@ def test_a_pytorch_that_cannot_export_is_named(bridge, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.__version__", "2.6.0+debian")
     with pytest.raises(UserError, match="PyTorch 2.6.0.debian cannot export the bridge .*install a newer one"):
         export_onnx(bridge.backbones.encoder, bridge.stage1, bridge.stage2, tmp_path)
+
+
+def test_only_a_bridge_to_an_opt_runs_in_a_browser(bridge, tmp_path):
+    with pytest.raises(UserError, match="a bridge to an OPT, not to a Identity"):
+        export_onnx(bridge.backbones.encoder, bridge.stage1, SimpleNamespace(lm=torch.nn.Identity()), tmp_path)
 
 
 @pytest.fixture(scope="module")

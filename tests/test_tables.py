@@ -112,6 +112,20 @@ def test_splits_of_tables(tmp_path):
     (tmp_path / "val.csv").write_text("b 1.png,z\n")
     assert captions(CocoCaptions(tmp_path, "val")) == {"b 1.png": ("z",)}
     assert captions(CocoCaptions(tmp_path, "train")) == {"a.jpg": ("x",)}
+    with pytest.raises(UserError, match="no split 'train' in .*val.csv: there are val;"):
+        CocoCaptions(tmp_path / "val.csv", "train")
+
+
+def test_a_caption_in_quotes_may_stand_behind_a_blank(tmp_path):
+    (pictures(tmp_path) / "my.csv").write_text('image, caption, split\na.jpg, "a dog, brown", train\n')
+    assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {"a.jpg": ("a dog, brown",)}
+    (tmp_path / "my.csv").write_text('a.jpg, "a dog, brown"\n')
+    assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {"a.jpg": ("a dog, brown",)}
+
+
+def test_a_picture_may_be_named_by_its_full_path(tmp_path):
+    (pictures(tmp_path) / "my.csv").write_text(f"{tmp_path.resolve() / 'a.jpg'},a dog\n")
+    assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {"a.jpg": ("a dog",)}
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -122,6 +136,8 @@ def test_splits_of_tables(tmp_path):
     (b"a.jpg a dog\n\nb.jpg\n", "line 3 has no file name"), (b"x,y\n1,2\n", "line 1 has no file name"),
     (b"image,caption\n/etc/a.jpg,a dog\n", "names the picture '/etc/a.jpg', which is outside"),
     (b"image,caption\n../a.jpg,a dog\n", "names the picture '../a.jpg', which is outside"),
+    (b"image,caption,split\na.jpg,a dog,train\na.jpg,a cat\n", "line 3 names no split"),
+    (b"a.jpg," + b"x" * 140_000, "line 1 is no line of a table"),
     (b"image,caption\nz.jpg,a dog\n", "no usable image"), (b"image,caption\na.jpg,\n", "no usable image")])
 def test_bad_tables_are_refused(tmp_path, text, message):
     (pictures(tmp_path) / "my.csv").write_bytes(text)

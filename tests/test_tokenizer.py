@@ -76,6 +76,17 @@ def test_a_folder_with_cls_is_bert_unless_it_names_an_end(small, tmp_path):
     assert (read.bos_ids, read.eos_id, read.dec_id) == ([small.eos_id], small.eos_id, None), "it has no line end"
 
 
+def test_an_opt_ends_a_text_as_its_folder_says_and_else_with_a_line(tmp_path):
+    """BLIP-2's own folders name the line end, too; one that `Blip2.save` wrote names the end that was trained."""
+    words = tokenizers.ByteLevelBPETokenizer()
+    words.train_from_iterator(["a dog"], vocab_size=300, special_tokens=["<s>", "</s>"])
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": "</s>"}')
+    for stated, end in (({}, "Ċ"), ({"eos_token_id": words.token_to_id("</s>")}, "</s>")):
+        (tmp_path / "config.json").write_text(json.dumps({"text_config": {"model_type": "opt"} | stated}))
+        assert Tokenizer.from_folder(tmp_path).eos_id == words.token_to_id(end)
+
+
 @pytest.mark.parametrize("max_length", [2, 3, 5, 12])
 def test_truncation_keeps_start_and_end(small, max_length):
     ids = small.encode("a blue square", prompt="two green stars", max_length=max_length)

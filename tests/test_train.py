@@ -59,6 +59,13 @@ def test_trained_state_has_the_buffers_of_what_trains_and_nothing_frozen():
                                          ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
 
 
+def test_trained_state_has_what_trains_beside_a_frozen_weight(tmp_path):
+    model = nn.Linear(3, 2)
+    model.weight.requires_grad_(False)
+    model.low_rank = nn.Parameter(torch.ones(1, 3))
+    assert set(trained_state(model)) == {"bias", "low_rank"}
+
+
 def test_training_learns_logs_and_is_not_repeated(tmp_path):
     torch.manual_seed(0)
     model = Toy()

@@ -171,30 +171,13 @@ def interrupted(stop: KeyboardInterrupt) -> str:
     return f"stopped in {line.name}, line {line.lineno}: {line.line}. Does what you wrote come to an end?"
 
 
-@functools.cache
-def sections(lesson: str) -> dict[str, str]:
-    """Exercise -> the heading under which its lesson calls it; nothing where there is no such lesson."""
-    from minblip2.course.exercises import calls_in, notebook_of  # only what is wrong needs it
-
-    try:
-        return {call.number: call.section for call in calls_in(notebook_of(lesson))}
-    except (OSError, ValueError):
-        return {}
-
-
 class Exercise:
     """A check under the number and name of its exercise, such as 02.1 bidirectional; call it with the answer."""
 
     def __init__(self, check: Callable[[Any], None], number: str, reads: str):
         functools.update_wrapper(self, check)
-        self.check, self.number, self.explained = check, number, reads
+        self.check, self.number, self.reads = check, number, reads
         self.name = f"{number} {check.__name__}"
-
-    @property
-    def reads(self) -> str:
-        """Where to read again: the section in which the lesson calls the exercise, else where its idea is explained."""
-        section = sections(self.number[:2]).get(self.number, "")
-        return f"lesson {self.number[:2]}, section {section}" if section else self.explained
 
     def verdict(self, answer: Any) -> Verdict:
         """Judge an answer; whatever it does, this returns."""
@@ -237,8 +220,7 @@ class Exercise:
 
 
 def exercise(number: str, reads: str) -> Callable[[Callable[[Any], None]], Exercise]:
-    """Make a function the check of exercise `number`; `reads` says where in the course its idea is explained, for as
-    long as its lesson does not call it."""
+    """Make a function the check of exercise `number`; `reads` says where in the course its idea is explained."""
     return lambda check: Exercise(check, number, reads)
 
 
@@ -369,7 +351,7 @@ def number(value: Any, what: str = "your function gives") -> int | float:
     if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
     expect(isinstance(value, Real) and not isinstance(value, bool),
-           f"{what} a {type(value).__name__} and should give a number.")
+           f"{what} a {type(value).__name__}; it should be a number.")
     value = value if isinstance(value, int) else float(value)
     expect(not math.isnan(value), f"{what} nan, which is no number.")
     return value

@@ -445,7 +445,7 @@ def _explain(cases: list[tuple], case: str) -> None:
            "context, each head its slice, then out.")
 
 
-@exercise("01.5", "lesson 01, sections 4 and 12")
+@exercise("01.5", "lesson 01, sections 2 and 4")
 def mended(weights_of: Callable) -> None:
     """The weights of attention, without the two faults of the given function."""
     _weights(weights_of, *(first := sizes()))

@@ -161,8 +161,8 @@ def multimodal_causal(mask_of: Callable) -> None:
                "are swapped.")
         expect(not bool(future.any()), "a word looks at words that come after it: it would copy them instead of "
                "predicting them.")
-        expect(bool(own.all()), "some word does not look at itself: then it takes no part in its own answer, and the "
-               "first, [DEC], has nothing but the queries.")
+        expect(bool(own.all()), "some word does not look at itself: then its attention passes it over, and the "
+               "first, [DEC], reads only the queries.")
         expect(bool(past.all()), "some word does not see all the words before it.")
         expect(bool(among(~is_text[:, None] & ~is_text[None, :]).all()), "queries cannot all see each other: only the "
                "text is causal, queries have no order.")
@@ -201,7 +201,7 @@ def allowed(count: Callable[[int, int], int]) -> None:
             slips = {meaning: [slip(*case) for case in given] for meaning, slip in COUNTS.items()}
             meaning = named(output, slips, lambda one, other: one == other)
             expect(False, f"with {queries} queries and {words} words you count {said:g}; "
-                   f"{meaning or 'count the four quarters of the picture one by one.'}")
+                   f"{meaning or 'count the four quarters of the mask one by one.'}")
 
 
 @exercise("02.5", "lesson 02, sections 2 and 4")

@@ -204,8 +204,8 @@ def turned(turn: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     for kind in (torch.bfloat16, torch.float16):
         coarse = expect_tensor(turn(x.to(kind), far, theta), x.shape, f"with x in {kind} the result", "(b h s d)", kind)
         expect(close(coarse.float(), rotated(x.to(kind).float(), far, speeds), 0.03), f"with x in {kind} and positions "
-               "beyond 600 the result is far off: half precision cannot count that far, so the angles need a more "
-               "precise dtype.")
+               "beyond 600 the result is far off: half precision rounds such angles too coarsely: they need a "
+               "more precise dtype.")
     expect_tensor(turn(x.double(), far, theta), x.shape, "with x in float64 the result", "(b h s d)", torch.float64)
 
 
@@ -533,7 +533,7 @@ def write_on(write: Callable[[OPT, list[list[int]], int, int], Tensor]) -> None:
     expect(not any(wrong for _, (wrong, _) in tried), "one prompt, no padding: the first word is right, a later one is "
            "not. Does the model get back what it has written, and may it see that?")
     expect(not any(rows_wrong(one, held)[0] for one in ones[:6]), "a single prompt goes on differently if it holds a "
-           "token whose id is also that of padding. OPT's texts do: an id does not tell what is padding.")
+           "token whose id is also that of padding: an id does not tell what is padding.")
     expect(not any(rows_wrong(one, alone(one[0], 1)[0])[0] for one in ones[:6]), "a single prompt goes on differently "
            "if the id of padding is that of a word which is written: an id does not tell what is padding.")
     expect(not rows_wrong(prompts(4, 4, 4), pad)[0], "prompts of equal length, which need no padding, go on "

@@ -46,7 +46,7 @@ class Parts(SimpleNamespace):
 
         def self_attention(x: Tensor, mask: Tensor | None = None) -> Tensor:
             note("self_attention", x)
-            expect(mask is not None, "self-attention got no mask: then padding is seen, and the answer of every task.")
+            expect(mask is not None, "self-attention got no mask: then padding is seen, and what ITG is asked for.")
             self.under.append(mask.clone())
             shares = mask[:, 0].to(x.dtype)
             return shares / shares.sum(dim=2, keepdim=True).clamp(min=1) @ x @ draw["self"]

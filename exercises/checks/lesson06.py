@@ -158,7 +158,7 @@ ITC_SLIPS = {
     PROBABILITIES + " And it is the rows' softmax that you have transposed.": {"twice": "rows"},
     "that is CLIP's log-scale, which grows by exp: here the temperature is a plain number to divide by.":
         {"scale": "logarithm"},
-    CUT_OFF + " (LAVIS cuts it at 0.5 in training.)": {"scale": "at most a half"},
+    CUT_OFF + " (Yours ends at 0.5.)": {"scale": "at most a half"},
     CUT_OFF: {"scale": "at most one"},
 }
 # Two at once, where they do not meet in one part of the formula.

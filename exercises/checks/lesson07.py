@@ -370,9 +370,9 @@ def match_triple(triple: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor
                    "numbers of texts.")
             expect(not (torch.equal(second[1], wrong_text) and torch.equal(third[0], wrong_image)
                         and torch.equal(second[0], own) and torch.equal(third[1], own)), "the second block "
-                   "holds wrong texts and the third wrong images: it is the other way round.")
+                   "holds wrong texts and the third wrong images: exchange these two.")
             expect(not (torch.equal(second[1], wrong_image) and torch.equal(third[0], wrong_text)), "images and texts "
-                   "are exchanged: you give images first, then texts, then labels?")
+                   "are exchanged: images come first, then texts, then labels.")
         expect(torch.equal(second[1], own), "in the second block the texts are not in the batch's own order: only the "
                "image is wrong there.")
         expect(torch.equal(third[0], own), "in the third block the images are not in the batch's own order: only the "

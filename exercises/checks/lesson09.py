@@ -189,7 +189,7 @@ def accumulated(predict: Callable[[int, int, int], tuple[int, float, int]]) -> N
     names = "the number of steps", "the chance line", "the number of pictures"
     answers = []
     for draw in draws:
-        output = parts(predict(*draw), 3, "three numbers: steps, chance and candidates")
+        output = parts(predict(*draw), 3, "three numbers: steps, chance and wrong pictures")
         answers.append([quantity(value, what) for value, what in zip(output, names, strict=True)])
     for output, (rule, slips), (unit, question) in zip(zip(*answers, strict=True), rules, asks, strict=True):
         right = [float(rule(*draw)) for draw in draws]

@@ -251,7 +251,7 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
         output = nucleus_of(scores, top_p)
         large = isinstance(output, Tensor) and output.shape == (n, k) and bool(output.isnan().any())
         expect(not large or abs(float(scores.mean())) < 50, f"where scores are about {scores.mean():.0f} your result "
-               "holds nan: is the exponential of such a number still one? Only differences of scores count.")
+               "holds nan: is e to such a power still finite? Only differences of scores count.")
         expect_tensor(output, (n, k), "the result", "(n k)", scores.dtype)
         expect(torch.equal(scores, given), "your function changed the scores that it was given.")
         kept = kept_rows(output)
@@ -415,7 +415,7 @@ def beam_step(step_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Ten
     truth = scored(lambda score, log_p: score + log_p)
     strange = [not all(map(math.isfinite, said)) for said in levels]
     expect(not strange[-1] or any(strange[:-1]), f"where the beams' scores are about {draws[-1][1].mean():.0f} you "
-           f"give {levels[-1]}: is the exponential of such a number still one? Log-probabilities are added.")
+           f"give {levels[-1]}: what is e to such a power in float32? Log-probabilities are added.")
     if not all_alike(truth):
         best = [[one[0] for one in slow_step(log_p.tolist(), scores.tolist(), beams)] for log_p, scores, beams in draws]
         expect(not all_alike(scored(lambda score, log_p: log_p)), "your scores are those of the new tokens alone: what "

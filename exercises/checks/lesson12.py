@@ -106,7 +106,7 @@ def clear_places(bidirectional: bool, buckets: int, max_distance: int) -> list[i
     return clear
 
 
-@exercise("12.1", "lesson 12, section 2, Distances instead of positions")
+@exercise("12.1", "lesson 12, section 2, 'Distances instead of positions'")
 def bucket(bucket_of: Bucket) -> None:
     """Near distances one by one, far ones in buckets that grow."""
     drawn = (random.choice((True, False)), random.choice((8, 12, 20)), random.randint(40, 90))
@@ -132,7 +132,7 @@ def bucket(bucket_of: Bucket) -> None:
     side = buckets // 2 if bidirectional else buckets
     distance = abs(ahead) if bidirectional else max(0, -ahead)
     expect(distance >= side // 2, f"{at}half of the buckets of a side are for single steps, beginning with the "
-           "distance 0, and only what is ahead is in the second half of all buckets.")
+           "distance 0. At which distance does this key count?")
     expect(distance < max_distance,
            f"{at}what stands as far as `max_distance`, or farther, is in the last bucket of its side.")
     expect(False, f"{at}a side's far half of buckets begins where single steps end, and reaches `max_distance` in "
@@ -311,7 +311,7 @@ def cut(cut_of: Cut) -> None:
 Given = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-@exercise("12.4", "lesson 12, section 2, Distances instead of positions, and section 7")
+@exercise("12.4", "lesson 12, section 2, 'Distances instead of positions', and section 7")
 def encoder_input(input_of: Given) -> None:
     """Soft prompt and words, what of it may be seen, and places that padding does not take."""
     plain = True  # whether padding takes places in all draws

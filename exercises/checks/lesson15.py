@@ -96,7 +96,7 @@ PLAN_SLIPS: dict[str, Planner] = {
     "a tenth of what the weights leave is kept free: the exercise asks for a tenth of the memory.": tenth_of_the_rest,
     "a tenth is added to what is needed: the exercise asks for a tenth of the memory.":
         lambda *game: plan_of(*game, room=1 / 1.1),
-    "what is there whatever the batch is forgotten.":
+    "`fixed` is forgotten: it is there with any batch.":
         lambda wanted, fixed, each, memory: plan_of(wanted, 0, each, memory),
     "you halve until it fits, and pass by larger parts that would have made the batch as well.": halved,
     "the two numbers are exchanged: first the pairs of a part, then how many parts.":

@@ -183,7 +183,7 @@ def split_fused(split: Splitter) -> None:
         for name, both in found.items():
             expect(isinstance(both, tuple | list) and len(both) == 2, f"{name} is not a weight and a bias.")
             expect(both[1] is not None, f"the bias of {name} is None: the file has none for the keys, and the model's "
-                   "layer has one. Which bias changes nothing?")
+                   "layer has one. Which bias adds nothing?")
             expect_tensor(both[0], (e, e), f"the weight of {name}", "(e e)", torch.float32)
             expect_tensor(both[1], (e,), f"the bias of {name}", "(e)", torch.float32)
         output.append({name: tuple(found[name]) for name in ("query", "key", "value")})
@@ -200,7 +200,7 @@ def split_fused(split: Splitter) -> None:
                        for one, other in zip(output, right, strict=True)),
                    f"the {what} of {name} is not what stands for it in the file: which rows are its own?"
                    if place == 0 else f"the bias of {name} is not the one in the file, or, where there is none, "
-                   "not what changes nothing.")
+                   "adds something.")
 
 
 # --- the first place where numbers part -------------------------------------------------------------------------------

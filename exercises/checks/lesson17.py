@@ -69,7 +69,7 @@ def same_seen(one: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor
                                            for a, b in zip(one[1], other[1], strict=True))
 
 
-@exercise("17.1", "lesson 17, section 2, 'One rule'")
+@exercise("17.1", "lesson 17, section 2")
 def gather(gather_of: Gather) -> None:
     """Rows of all processes; the own ones carry W times their gradient, the others none."""
     output, right, made = [], [], {why: [] for why in GATHER_SLIPS}
@@ -84,7 +84,7 @@ def gather(gather_of: Gather) -> None:
         right.append(seen_by(right_of, parts, rank, line))
         for why, slip in GATHER_SLIPS.items():
             made[why].append(seen_by(slip, parts, rank, line))
-    # the own rows are used elsewhere as well, as in ITG: there their gradient must stay what it is
+    # the own rows may be used elsewhere as well: there their gradient must stay what it is
     parts = [torch.randn(3, 4), torch.randn(2, 4)]
     own = parts[0].clone().requires_grad_()
     mine = own * 1.0

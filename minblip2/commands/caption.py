@@ -20,11 +20,9 @@ from .. import UserError
 from ..data.pictures import EXTENSIONS, load_image
 from ..data.transforms import Transform
 from ..data.workers import prefetch
-from ..training.bridge import load_bridge
-from ..training.shipping import usual_run
 from ..weights.blip2 import Blip2
 from ..weights.retriever import Retriever
-from .models import note, note_unknown
+from .models import note, note_unknown, open_blip2, open_retriever
 from .options import add_model_choice, command, positive, seed, share
 
 BATCH = 8  # pictures at a time: what is said of many takes no more memory than of these
@@ -59,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         paths = [path for path in paths if str(path) not in table.known]
     if not paths:
         return 0
-    writer = open_writer(args)
+    writer = open_retriever(args) if args.stage1 else open_blip2(args)
     torch.manual_seed(args.seed)  # here, for loading draws, too
     choice = dict(beams=args.beams) if args.top_p is None else dict(beams=1, top_p=args.top_p)
     if args.prompt is not None:
@@ -81,14 +79,6 @@ def run(args: argparse.Namespace) -> int:
     if broken:
         note(f"{len(broken)} of {len(paths)} pictures could not be read")
     return SOME_BROKEN if broken else 0
-
-
-def open_writer(args: argparse.Namespace) -> Blip2 | Retriever:
-    """What writes the captions."""
-    if args.model:
-        return Blip2.from_folder(args.model)
-    bridge = load_bridge(args.run or usual_run(), args.parts)
-    return bridge.retriever if args.stage1 else bridge.blip2
 
 
 def find_pictures(names: Iterable[str]) -> list[Path]:

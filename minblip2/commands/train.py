@@ -76,6 +76,7 @@ def go_on(args: argparse.Namespace) -> None:
     from ..evaluation import handover
     from ..training import finetune
 
+    finetune.check_one_process()
     if args.data is None:
         raise UserError("--from needs pictures and captions: name a CSV of file name and caption, a folder with a "
                         "captions.txt, or one in COCO layout with --data")

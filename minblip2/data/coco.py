@@ -183,7 +183,7 @@ class CocoCaptions:
         spelt = dict.fromkeys((name, name.replace("\\", "/")))
         base, path = next(((base, base / one) for one in spelt for base in (folder, self._base)
                            if os.path.isfile(base / one)), (folder, folder / name))
-        if "\0" in name or Path(name).is_absolute() or ".." in Path(name.replace("\\", "/")).parts or \
+        if "\0" in name or ".." in Path(name.replace("\\", "/")).parts or \
                 not _real(path).is_relative_to(base):  # a link may climb, too
             raise UserError(f"{file} names the picture {name!r}, which is outside {folder}: put it inside")
         return path
@@ -196,7 +196,7 @@ class CocoCaptions:
 
 def has_word(text: str) -> bool:
     """Whether a text holds a letter or a digit: without one, as `...` or a zero-width space, it says nothing."""
-    return bool(re.search(r"\w", text))
+    return bool(re.search(r"[^\W_]", text))
 
 
 def _real(path: Path) -> Path:

@@ -169,6 +169,13 @@ def to_rgb(image: Image.Image, path: Source = "in memory", raw: str = "", invert
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _nearly_black(image: Image.Image) -> bool:
+    """Whether no colour is above a quarter of the range. Mere black beside an alpha channel is a drawing."""
+    brightest = [channel.getextrema()[1] for band, channel in zip(image.getbands(), image.split(), strict=True)
+                 if band != "A"]
+    return max(brightest) < 64 and (any(brightest) or len(brightest) == len(image.getbands()))
+
+
 def load_image(path: Source) -> Image.Image:
     """Decode a picture to RGB: upright (EXIF), transparency over white, values beyond 8 bits as in `to_8_bits`.
 
@@ -181,15 +188,15 @@ def load_image(path: Source) -> Image.Image:
         inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF's WhiteIsZero, which Pillow minds in 8 bits only
         image.load()
         image = ImageOps.exif_transpose(image)
-        if image.mode not in BEYOND_8_BITS and ";16" in raw and max(
-                channel.getextrema()[1] for channel in image.split()) < 64:
+        if image.mode not in BEYOND_8_BITS and ";16" in raw and _nearly_black(image):
             raise UserError(f"image {path} holds colours of 16 bits, none of them above a quarter of the range, so it "
                             "would be nearly black: save it with 8 bits a channel")
         return to_rgb(image, path, raw, inverted)
 
 
 def check_image(path: str | Path, decode: bool = True) -> tuple[int, int]:
-    """Width and height in pixels, as stored, of a picture that decodes to its end. Raises UserError as `load_image`.
+    """Width and height in pixels, as stored, of a picture that decodes to its end. Raises UserError as `load_image`,
+    but for what that says of values.
 
     Without `decode` only its header is read.
     """

@@ -85,12 +85,13 @@ def keywords(scene: Scene, rng: random.Random) -> str:
 
 
 def write_texts(count: int, seed: int) -> list[list[str]]:
-    """Five captions and a list of keywords of each of `count` scenes that nobody draws: what a language model may read.
+    """Five captions and a list of keywords of each of `count` scenes: what a language model may read.
 
-    Every colour occurs with every shape here, as in any large corpus; only the captioned pictures lack some pairs.
+    The scenes' pictures are thrown away. Every colour occurs with every shape here, as in any large corpus; only the
+    captioned pictures lack some pairs.
     """
-    undrawn = draw_scenes(count, f"{seed} text")
-    return [write_captions(scene, rng) + [keywords(scene, rng)] for rng, _, scene in undrawn]
+    scenes = draw_scenes(count, f"{seed} text")
+    return [write_captions(scene, rng) + [keywords(scene, rng)] for rng, _, scene in scenes]
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 from .. import UserError
 from .pictures import EXTENSIONS
 
+SPLITS = ("train", "val", "validation", "valid", "test")  # what a file of one split is called after
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")  # of a table that is looked for in a folder
 IMAGE = f"(?:{'|'.join(map(re.escape, EXTENSIONS))})"
 COLUMNS = {  # what a column may be called; of several that are there, the first in this order counts
@@ -69,12 +70,14 @@ def read_table(path: Path, split: str) -> dict[str, Any]:
     """
     rows = list(_json_rows(path) if path.suffix.lower() in (".json", ".jsonl") else _rows(path))
     if any("split" in row for _, row in rows):
-        there = sorted({str(row.get("split")) for _, row in rows})
-        rows = [(line, row) for line, row in rows if row.get("split") == split]
+        if blank := next((line for line, row in rows if not row.get("split")), None):
+            raise UserError(f"{path}, line {blank} names no split, where others do: fill it in")
+        there = sorted({str(row["split"]) for _, row in rows})
+        rows = [(line, row) for line, row in rows if row["split"] == split]
     else:
-        named = path.stem in (split, f"captions_{split}") or path.parent.name == split
-        there = ["train"]
-        rows = rows if named or split == "train" else []
+        called = path.stem.removeprefix("captions_")
+        there = [called if called in SPLITS else "train"]
+        rows = rows if split in (*there, called, path.parent.name) else []
     if not rows:
         raise NoSplit(f"no split {split!r} in {path}: there are {', '.join(there)}; a third column 'split' can name "
                       "others")
@@ -102,7 +105,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     text = read_text(path)
     first = next((line for line in _lines(text) if line.strip()), "")
     for delimiter in ("\t", "|", ";", ","):
-        cells = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))
+        _, cells = next(_cells(path, first, delimiter), (0, [""]))
         columns = _columns(cells)
         if columns or (len(cells) > 1 and re.fullmatch(rf".*{IMAGE}(#\d+)?", cells[0].strip(), re.IGNORECASE)):
             break
@@ -131,7 +134,8 @@ def _cells(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[st
                 cells = (cell.strip() for cell in content.split(delimiter))
                 yield line, [cell[1:-1].replace('""', '"') if re.fullmatch('".*"', cell) else cell for cell in cells]
         return
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    behind_blanks = bool(re.search(rf'{delimiter} +"', text))  # quotes; without any, a caption's own blanks are kept
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=behind_blanks)
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):

@@ -103,7 +103,7 @@ class Tokenizer:
         if source != folder / "tokenizer.json":  # which would tell that these are no words
             backend.add_special_tokens([token for i in {end, begin, pad} - {None} if (token := backend.id_to_token(i))])
         if text.get("model_type") == "opt" and (line_end := backend.encode("\n", add_special_tokens=False).ids):
-            end = line_end[-1]
+            end = text.get("eos_token_id") or line_end[-1]
         prompt_end = [end] if (text or settings).get("model_type") == "t5" else []
         return cls(backend, [] if begin is None else [begin], end, end if pad is None else pad, prompt_end=prompt_end)
 

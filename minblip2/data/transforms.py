@@ -74,6 +74,8 @@ class Transform:
                 raise ValueError(f"'size', which is {size}")
             mean, std = _normalisation(config)
             return cls(sides["height"], mean, std, "crop" if resize_to else "square", resize_to)
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} lacks or garbles {error}: give size, image_mean and image_std") from error
 

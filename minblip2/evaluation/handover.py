@@ -159,6 +159,8 @@ def export_run(run: Path, folder: Path, data: Path | None = None, parts: Path | 
             target = folder / part / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             write_beside(target, lambda partial, path=path: shutil.copyfile(path, partial))
+    for path in folder.glob("results-*.json"):
+        path.unlink()  # of a run that was copied here before
     for path in run.glob("results-*.json"):
         write_beside(folder / path.name, lambda partial, path=path: shutil.copyfile(path, partial))
     write_json(folder / "run.json", carried_record(run, record.data.name if record.data else None))

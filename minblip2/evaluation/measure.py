@@ -136,7 +136,7 @@ def evaluate_photos(bridge: Bridge, train: CocoCaptions | None, data: CocoCaptio
 
 def measure_run(out: Path, bridge: Bridge, split: str, top: int = TOP, begun: Callable[[], None] | None = None,
                 data: Path | None = None) -> dict[str, float]:
-    """Measure a run on a split of its own data, or of other `data`. Nothing is written but features.
+    """Measure a run on a split of its own data, or of other `data`. Nothing is written but caches.
 
     `begun` is called when it is known that all can be read, before the long part. Of other `data`, photographs are
     measured without the nearest training picture where the run's own are not there any more.

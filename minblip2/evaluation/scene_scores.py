@@ -62,7 +62,8 @@ def pointing(retriever: Retriever, data: CocoCaptions, features: Tensor, truths:
 
 
 def foil_accuracy(retriever: Retriever, features: Tensor, data: CocoCaptions, spoil) -> float:
-    """Percent of captions that ITM scores above their spoiled version (50 is chance); `spoil(caption)` may decline."""
+    """Percent of captions that ITM scores above their spoiled version (50 is chance): of the first 1,000 that have one,
+    as `spoil(caption)` may decline."""
     pairs = [(row, caption, foil) for row, record in enumerate(data.images) for caption in record.captions
              if (foil := spoil(caption)) is not None][:1000]
     rows = torch.tensor([row for row, _, _ in pairs])

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-COPIES = WeakTensorKeyDictionary()  # frozen matrix -> {(version, dtype): the same in oneDNN's order}, the last alone
+# frozen matrix -> {(version, address, dtype): the same in oneDNN's order}, the last alone
+COPIES = WeakTensorKeyDictionary()
 
 
 class PackedLinears(TorchFunctionMode):

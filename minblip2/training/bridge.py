@@ -164,11 +164,12 @@ def load_bridge(out: Path, parts: Path | None = None) -> Bridge:
     record = read_record(out)
     recipe = record.recipe
     parts = find_parts(recipe, parts or recorded_parts(record))
+    for name in (*recipe.experts, "stage1"):  # `build` would train what is missing
+        if not (out / name / "model.safetensors").exists():
+            raise UserError(f"{out} holds no finished {name}: run `python -m minblip2 train --recipe {recipe.name} "
+                            f"--out {out}` again")
     backbones = recipe.build(recipe, record.data, parts, out)
     bridge = Bridge(recipe, backbones, recipe.new_stage1(backbones))
-    if not (out / "stage1" / "model.safetensors").exists():
-        raise UserError(f"{out} stopped before the end of stage 1: run `python -m minblip2 train "
-                        f"--recipe {recipe.name} --out {out}` again")
     load_weights(bridge.stage1, out / "stage1" / "model.safetensors")
     bridge.stage1.to(bridge.device).eval()
     if (out / "stage2" / "model.safetensors").exists():

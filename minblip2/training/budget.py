@@ -40,7 +40,7 @@ from .shipping import SHIPPED
 
 CAPTION = 15  # tokens of an average COCO caption, with its start and end
 CAPTIONS = 5  # of each picture
-SAVED = 34  # values that a transformer layer keeps for its gradient, per token and channel (arXiv 2205.05198 §4)
+SAVED = 34  # bytes that a layer keeps for its gradient per token and channel, two for a number (arXiv 2205.05198 §4)
 
 
 def sizes_of_scenes() -> tuple[nn.Module, nn.Module, QFormerConfig]:
@@ -140,8 +140,8 @@ def outlines(recipe: Recipe, parts: Path, lm_dtype: torch.dtype = torch.float32
 def estimate(recipe: Recipe, parts: Path | None = None, value: int = 4) -> Estimate:
     """The costs of a recipe on pretrained models when a number is computed with in `value` bytes.
 
-    Nothing is loaded: models that are not among `parts` have their known sizes. Memory is an estimate from what the
-    layers keep, and the logits.
+    No pretrained model is loaded: those that are not among `parts` have their known sizes. Memory is an estimate from
+    what the layers keep, and the logits.
     """
     vit, lm, config = outlines(recipe, parts or FETCHED_PARTS)
     first, second = trained_parameters(config, recipe.embed_dim, lm.width)

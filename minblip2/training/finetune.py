@@ -32,7 +32,7 @@ from ..weights.names import QFORMER
 from ..weights.official import empty_blip2
 from .budget import free_memory, kept_by_stage2, parameters
 from .checks import long_captions
-from .distributed import rank_and_size
+from .distributed import env_rank
 from .loop import TrainConfig, train
 from .stages import cut_prompt, prompt_of
 
@@ -145,14 +145,19 @@ def load_for_training(folder: str | Path, pictures: int, batch_size: int, dtype:
     return Blip2.from_folder(folder, dtype, device)
 
 
+def check_one_process() -> None:
+    """Raises UserError where torchrun has started several."""
+    if env_rank()[1] > 1:
+        raise UserError("going on from a hub folder runs in one process: start it without torchrun")
+
+
 def finetune(blip2: Blip2, folder: str | Path, data: CocoCaptions, features: np.ndarray, out: Path,
              config: TrainConfig, prompt: str = "", resume: bool = True) -> list[dict]:
     """Train stage 2 of a BLIP-2 from `folder` in place and write it to `out`, a hub folder again. Returns the log.
 
     features (n v e) are those of the data's pictures. A stopped run goes on where it was. Raises UserError as `train`.
     """
-    if rank_and_size()[1] > 1:
-        raise UserError("going on from a hub folder runs in one process: start it without torchrun")
+    check_one_process()
     prompt_ids, first = prompt_of(blip2.tokenizer, prompt)
     ids = caption_ids(blip2, [caption for _, caption in data.pairs], prompt)
     batches = PairBatches([features], [index for index, _ in data.pairs], ids, [record.id for record in data.images],

@@ -92,10 +92,10 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """What training changes, by name: parameters that require a gradient, and buffers outside frozen modules."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    frozen_modules = {name.rpartition(".")[0] for name in frozen}
+    trains = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
+    frozen_modules = {name.rpartition(".")[0] for name, does in trains.items() if not does}
     return {name: tensor.detach() for name, tensor in model.state_dict().items()
-            if name not in frozen and name.rpartition(".")[0] not in frozen_modules}
+            if trains.get(name, name.rpartition(".")[0] not in frozen_modules)}
 
 
 def save_weights(model: nn.Module, path: Path, fingerprint: str) -> None:
@@ -136,7 +136,7 @@ def read_log(path: str | Path) -> list[dict]:
 
 
 def run_fingerprint(config: TrainConfig, settings: Mapping[str, Any] | None = None) -> str:
-    """What identifies a run's result: its settings, but for those that say how it is computed."""
+    """What identifies a run's result: its settings, but for two that say how it is computed."""
     chosen = {key: value for key, value in asdict(config).items() if key not in ("compile", "checkpoint_blocks")}
     return json.dumps({"train": chosen, **(settings or {})}, sort_keys=True, default=str)
 

@@ -172,10 +172,11 @@ LAPTOP = Recipe(
     prompt="assistant\n",
     question="user\n{}<|im_end|>\n<|im_start|>assistant\n",  # the whole turn; asked "Question: ...", it does not answer
     keep_tokens=129, beams=3,
-    match_weight=0.75,  # chosen on photographs that were held out of training: benchmarks/results/ranking.json
+    match_weight=0.75,  # chosen on photographs that an earlier run had held out: benchmarks/results/ranking.json
 )
 
-# The paper's settings (§3.4), for ten passes over as many pictures as it takes hours, not days, to train on.
+# The paper's rate and warm-up (§3.4), for ten passes of stage 1 and five of stage 2 over as many pictures as it takes
+# hours, not days, to train on.
 GPU = Recipe(
     name="gpu", build=build_pretrained, models=RECIPE_MODELS["gpu"], images=10_000,
     qformer=dict(num_queries=32),

@@ -109,7 +109,7 @@ def ship(run: Path, to: Path = SHIPPED) -> None:
 
 
 def main() -> int:
-    """Ship a run and measure it on each split; 2 when it cannot be."""
+    """Ship a run; 2 when it cannot be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", default=OWN, help="a finished run (default %(default)s)")
     args = parser.parse_args()

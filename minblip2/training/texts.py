@@ -146,8 +146,8 @@ class SceneTexts:
 
 
 def text_tokenizer() -> Tokenizer:
-    """The words of captions, as the Q-Former reads them."""
-    return Tokenizer.from_texts(caption for five in write_texts(300, seed=0) for caption in five)
+    """The words of captions and keywords, as the Q-Former reads them."""
+    return Tokenizer.from_texts(text for six in write_texts(300, seed=0) for text in six)
 
 
 def lm_tokenizer() -> Tokenizer:

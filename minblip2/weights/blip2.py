@@ -24,7 +24,7 @@ from .export import save_pretrained
 from .official import load_blip2
 from .reader import CAPTION, ImageReader, Images, is_single, with_beams
 
-# LAVIS `Blip2OPT.predict_answers`, with the length penalty of the paper (§4.2): short ones win
+# LAVIS `Blip2OPT.predict_answers`, with the length penalty of the paper (§4.1): short ones win
 ANSWER = dict(max_length=10, min_length=1, length_penalty=-1.0)
 BEAMS = 5
 IMAGE = "<image>"  # stands for an image in transformers' texts, and never in ours
@@ -102,7 +102,8 @@ class Blip2(ImageReader):
 
     def require_positions(self, prompts: Sequence[str], max_length: int) -> None:
         """Raise UserError where prompt and text go beyond the positions that the language model has learned."""
-        most = getattr(self.stage2.lm.config, "max_positions", None)  # none where positions are only relative
+        config = getattr(self.stage2.lm, "config", None)  # a language model of somebody's own may have none
+        most = getattr(config, "max_positions", None)  # nor has one whose positions are only relative
         longest = max((len(self.tokenizer.encode_prompt(prompt)) for prompt in prompts), default=0)
         queries = self.stage2.qformer.config.num_queries
         if most is not None and queries + longest + max_length > most:

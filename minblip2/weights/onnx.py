@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .. import UserError, masks
 from ..attention import capture_attention
+from ..lm.opt import OPT
 from ..stage1 import Stage1
 from ..stage2 import Stage2
 from ..vit import ViT
@@ -83,13 +84,15 @@ class Compare(nn.Module):
 def export_onnx(vit: ViT, stage1: Stage1, stage2: Stage2, folder: Path) -> dict[str, Path]:
     """Write look.onnx, write.onnx and compare.onnx into a folder; their paths by name. Needs onnx and onnxscript.
 
-    Raises UserError on PyTorch 2.6, whose exporter stops at batch norm.
+    Raises UserError for a language model that is no OPT, and on PyTorch 2.6, whose exporter stops at batch norm.
     """
+    if not isinstance(stage2.lm, OPT):
+        raise UserError(f"a browser runs a bridge to an OPT, not to a {type(stage2.lm).__name__}: train the scenes'")
     if torch.__version__.startswith("2.6."):
         raise UserError(f"PyTorch {torch.__version__} cannot export the bridge for a browser: install a newer one")
     folder.mkdir(parents=True, exist_ok=True)
     side, width = vit.config.image_size, stage2.lm.width
-    q, v = stage2.qformer.config.num_queries, vit.config.grid**2
+    q, v = stage2.qformer.config.num_queries, vit.config.grid**2 + vit.config.class_token
     pixels, ids = torch.zeros(1, 3, side, side), torch.ones(2, 3, dtype=torch.long)
     n, t = (torch.export.Dim(name, min=1, max=limit) for name, limit in (("n", 8), ("t", 40)))
     parts = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Retriever(ImageReader):
     """A frozen image encoder and stage 1. Images are given as `ImageReader` says; `max_length` counts a text's ids.
 
     Wherever texts are asked for, one alone is a list of one. Raises UserError for no text, or one without a word.
-    `match_weight` says how `rerank` adds up ITC and ITM; None: as LAVIS does.
+    `match_weight` says how `rerank` adds up ITC and ITM; None: as LAVIS does. `writes`: whether its LM head is trained.
     """
 
     stage1: Stage1
@@ -64,6 +65,7 @@ class Retriever(ImageReader):
     max_length: int = 32
     beams: int = 1
     match_weight: float | None = None
+    writes: bool = True
 
     @classmethod
     def from_folder(cls, folder: str | Path, dtype: torch.dtype | None = None,
@@ -81,7 +83,8 @@ class Retriever(ImageReader):
             raise UserError(f"{folder} has a tokenizer that is no BERT's: copy tokenizer.json from the model's own "
                             "folder")
         vit = load_vit(folder, dtype or compute_dtype(device))
-        return cls(vit=vit.to(device).eval(), transform=transform, stage1=stage1.to(device).eval(), tokenizer=tokenizer)
+        return cls(vit=vit.to(device).eval(), transform=transform, stage1=stage1.to(device).eval(), tokenizer=tokenizer,
+                   writes=False)
 
     def text_ids(self, texts: Texts) -> tuple[Tensor, Tensor]:
         """Texts as the Q-Former reads them: ids and mask (b t). Raises UserError for no text, or one without a word."""
@@ -182,11 +185,18 @@ class Retriever(ImageReader):
         if len(features) > 1:
             raise UserError(f"maps are drawn over one image, not {len(features)}: give one at a time")
         maps = self.stage1.match_map(features.expand(len(ids), -1, -1), ids, mask)
-        return to_grid(maps, self.vit.config.class_token).cpu()
+        tokens = maps.shape[-1]  # of a square grid, and perhaps a class token
+        return to_grid(maps, math.isqrt(tokens) ** 2 != tokens).cpu()
 
     @torch.no_grad()
     def caption(self, images: Images, batch_size: int = 50, **decoding) -> list[str]:
-        """What the Q-Former alone, without a language model, says of each image; see `generation.generate`."""
+        """What the Q-Former alone, without a language model, says of each image; see `generation.generate`.
+
+        Raises UserError for one from a hub folder, whose files leave the LM head out.
+        """
+        if not self.writes:
+            raise UserError("a hub folder for retrieval holds no LM head to write captions with: load the stage 1 of a "
+                            "LAVIS file (`load_stage1`), or a BLIP-2 with a language model (`Blip2.from_folder`)")
         self.stage1.eval()
         most = self.stage1.qformer.config.max_positions
         decoding = with_beams({"max_length": min(CAPTION["max_length"], most)} | decoding, self.beams)

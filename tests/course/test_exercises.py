@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -288,13 +289,14 @@ def test_what_a_notebook_has_set_does_not_reach_a_check():
         assert not torch.is_grad_enabled()
 
 
-def test_where_to_read_is_where_the_lesson_calls_the_exercise(monkeypatch):
-    assert two.reads == "nothing"  # there is no lesson 99
-    monkeypatch.setattr(exercises, "notebook_of", lambda lesson: Path(f"{lesson}_thing.ipynb"))
-    monkeypatch.setattr(exercises, "calls_in", lambda path: [exercises.Call(f"{path.name[:2]}.1", 5, "3 · Twos")])
-    checks.sections.cache_clear()
-    assert two.verdict(lambda x: 3).message == "it is not 2. Read again: lesson 99, section 3 · Twos."
-    checks.sections.cache_clear()
+@pytest.mark.parametrize("exercise", [each for exercises in LESSONS.values() for each in exercises],
+                         ids=lambda each: each.number)
+def test_where_to_read_is_there(exercise):
+    for lesson, where in re.findall(r"lesson (\d\d), ((?:(?!lesson).)+)", exercise.reads):
+        headings = re.findall(r"^#{2,3} (.+)$", "\n".join(exercises.prose(exercises.notebook_of(lesson))), re.MULTILINE)
+        numbers = {heading.split(" · ")[0] for heading in headings}
+        assert (named := set(re.findall(r"\d+", where))) and named <= numbers
+        assert set(re.findall(r"'(.+?)'", where)) <= set(headings)
 
 
 # --- what is remembered -----------------------------------------------------------------------------------------------

@@ -501,7 +501,7 @@ ANSWERS = {
          (turning(place=lambda p: p[:1].expand_as(p)), "positions of the first"),
          (turning(place=lambda p: p.flip(1)), "does the batch meet the batch"),
          (lambda x, positions, theta: turning()(x.float(), positions, theta).float(), "torch.bfloat16"),
-         (turning(coarse=True), "cannot count that far")]),
+         (turning(coarse=True), "rounds such angles")]),
     "next_word_loss": Answers(
         [by_masking,
          by_selection, by_ignoring, by_gather, by_loop],

@@ -435,7 +435,7 @@ ANSWERS = {
         [(triple(lambda images, texts, labels: (images.int(), texts.int(), labels.int())), "int32"),
          (triple(lambda images, texts, labels: (images, texts, 1 - labels)), "other way round"),
          (both_wrong, "only the image is wrong"), (triple(side_by_side), "blocks"),
-         (triple(third_first), "other way round"),
+         (triple(third_first), "exchange these two"),
          (lambda wrong_image, wrong_text: by_blocks(wrong_text, wrong_image), "in each other's place"),
          (triple(lambda images, texts, labels: (images, texts, labels.float())), "int64"),
          (triple(lambda images, texts, labels: (images, texts, labels.roll(len(labels) // 3))), "beside their pairs"),

@@ -375,7 +375,7 @@ ANSWERS = {
           "what should be kept is gone")]),
     "beam_step": Answers(
         [step(), by_sorting, by_each_beam, by_unravelling],
-        [(by_products, "is the exponential of such a number still one"),
+        [(by_products, "what is e to such a power"),
          (step(longer=lambda log_p, scores: log_p), "is forgotten"),
          (step(apart=lambda place, n, k: (place // n, place % n)), "taken apart"),
          (step(apart=lambda place, n, k: (place % k, place // k)), "are exchanged"),

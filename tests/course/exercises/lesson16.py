@@ -208,7 +208,7 @@ ANSWERS = {
          (lambda file, model: (by_sets(file, model)[0] * 2, *by_sets(file, model)[1:]), "stands twice")]),
     "split_fused": Answers(
         [by_chunks, by_unflatten, by_rows],
-        [(lambda *given: by_chunks(*given) | {"key": (by_chunks(*given)["key"][0], None)}, "changes nothing"),
+        [(lambda *given: by_chunks(*given) | {"key": (by_chunks(*given)["key"][0], None)}, "adds nothing"),
          (split(cut=heads_first), "head by head"),
          (split(cut=lambda weight, heads: [weight[i::3] for i in range(3)]), "every third row"),
          (split(order="kqv"), "[k ; q ; v]"), (split(order="vkq"), "[v ; k ; q]"), (split(order="qvk"), "[q ; v ; k]"),
@@ -217,7 +217,7 @@ ANSWERS = {
          (split(biases="v0q"), "are exchanged"),
          (split(cut=lambda weight, heads: [part.flip(0) for part in weight.chunk(3)]), "which rows are its own"),
          (lambda *given: {**by_chunks(*given), "key": (by_chunks(*given)["key"][0], given[1] * 0 + 1)},
-          "what changes nothing"),
+          "adds something"),
          (lambda *given: list(by_chunks(*given).values()), "a dictionary"),
          (split(cut=lambda weight, heads: weight.chunk(3, dim=1)), "it should be (e e)")]),
     "first_wrong": Answers(
