@@ -1,6 +1,7 @@
 """The public interface as a researcher uses it: models from folders, images or features, a training of her own."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,20 @@ def test_no_image_at_all_is_refused(retriever, none):
 def test_weights_for_retrieval_write_no_captions(retriever):
     with pytest.raises(mb.UserError, match="holds no LM head to write captions with"):
         retriever.caption(images())
+
+
+@pytest.mark.parametrize("nothing", [None, 3])
+def test_what_is_no_image_is_refused(model, nothing):
+    with pytest.raises(mb.UserError, match=f"{type(nothing).__name__} is no Pillow image"):
+        model.caption(nothing)
+
+
+def test_features_of_another_precision_are_kept_apart(retriever, tmp_path):
+    images(1)[0].save(tmp_path / "a.png")
+    kept = [replace(retriever, precision=precision).cached_features([tmp_path / "a.png"], tmp_path / "cache")
+            for precision in ("float32", "bfloat16", "float32")]
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+    assert (kept[0] == kept[2]).all() and not (kept[0] == kept[1]).all()
 
 
 def test_models_of_your_own_need_no_config(model, retriever, monkeypatch):

@@ -47,8 +47,9 @@ def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | 
     sub.set_defaults(execute=run)
     sub.add_argument("--device", help="where to compute: cpu, cuda, cuda:1, mps (default: what MINBLIP2_DEVICE "
                                       "says, else the CPU for the scenes, else a GPU if there is one)")
-    sub.add_argument("--dtype", choices=DTYPES, help="of the frozen parts (default: what MINBLIP2_DTYPE says, else "
-                                                     "bfloat16 where the device computes in it, else float32)")
+    sub.add_argument("--dtype", choices=DTYPES, help="of frozen pretrained weights, and in bfloat16 of the arithmetic "
+                                                     "(default: what MINBLIP2_DTYPE says, else bfloat16 where the "
+                                                     "device computes in it, else float32)")
     return sub
 
 

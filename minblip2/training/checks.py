@@ -47,7 +47,7 @@ def check_precision(recipe: Recipe) -> None:
     """Raise UserError for a precision that training does not have."""
     if compute_dtype(best_device(recipe.device)) == torch.float16:
         raise UserError("training in float16 needs scaled gradients, which this loop does not have: choose bfloat16 or "
-                        "float32 (a finished bridge can be used in float16)")
+                        "float32 (a finished bridge's frozen language model can be in float16)")
 
 
 def check_own_gpu() -> None:

@@ -68,8 +68,10 @@ class ImageReader:
 
         `view` changes the transform: flip=True for mirrored images, crop=3 for the third random crop of each.
         """
+        with autocast(self.device, self.precision):
+            low = torch.is_autocast_enabled(self.device.type)  # rounded otherwise, though the weights are the same
         return feature_cache(self.encode_pixels, replace(self.transform, **view), paths, cache,
-                             weights_checksum(self.vit))
+                             weights_checksum(self.vit) + "-bfloat16" * low)
 
     def chunks(self, images: Images, batch_size: int = 8) -> Iterator[Tensor]:
         """Frozen features (b v e) of at most `batch_size` images at a time, in float32 on the encoder's device.
@@ -79,7 +81,8 @@ class ImageReader:
         if isinstance(images, Tensor | np.ndarray):
             yield from (chunk.to(self.device).float() for chunk in self.encode_images(images).split(batch_size))
             return
-        rest = iter([images] if isinstance(images, Image.Image | str | Path) else images)
+        one = isinstance(images, Image.Image | str | Path) or not isinstance(images, Iterable)
+        rest = iter([images] if one else images)
         if not (first := list(islice(rest, 1))):
             raise UserError(NO_IMAGE)
         rest = chain(first, rest)
