@@ -674,7 +674,7 @@ ANSWERS = {
          (column_by_column, "along a row"), (lambda *given: by_divmod(*given)[:2], "four numbers"),
          (lambda *given: (0, 0, 1, 1), "how many patches"), (by_largest, "class token"), (by_parity, ""),
          (by_root, ""), (lambda *given: by_divmod(*given, drop=1), "not every encoder"),
-         (lambda *given: [str(edge) for edge in by_divmod(*given)], "should give a number"),
+         (lambda *given: [str(edge) for edge in by_divmod(*given)], "should be a number"),
          (lambda *given: tuple(by_divmod(*given)[i] for i in (0, 2, 1, 3)), "another order"),
          (lambda *given: tuple(by_divmod(*given)[i] + (i > 1) for i in range(4)), "left and top are right"),
          (lambda weights, *given: by_divmod(-weights[-(given[0] // given[2]) * (given[1] // given[2]):], *given),

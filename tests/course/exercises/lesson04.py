@@ -556,7 +556,7 @@ ANSWERS = {
          (starting(lambda flat, spread: 1e6, lambda loss: 1.0), "gives every word the same"),
          (starting(lambda flat, spread: math.nan, lambda loss: 1.0), "nan"),
          (lambda vocabulary, width, std: (10.98, math.exp(10.98)), ""),
-         (lambda vocabulary, width, std: ("10.98", 1.0), "should give a number"),
+         (lambda vocabulary, width, std: ("10.98", 1.0), "should be a number"),
          (lambda vocabulary, width, std: math.log(vocabulary), "two numbers")]),
     "write_on": Answers(
         [in_groups,

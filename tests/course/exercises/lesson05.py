@@ -452,7 +452,7 @@ ANSWERS = {
          (lambda q, v, e, wide, heads: 2 * e * (v * e + q * e + q * v), "as the encoder makes them"),
          (lambda q, v, e, wide, heads: 4 * q * e * e + 2 * q * v * e, "not of queries"),
          (lambda q, v, e, wide, heads: 2 * wide * e + 2 * e * e, "how often"),
-         (lambda q, v, e, wide, heads: str(q), "should give a number"),
+         (lambda q, v, e, wide, heads: str(q), "should be a number"),
          (lambda q, v, e, wide, heads: 2 * e * (q * e + q * v), "projecting the patches"),
          (lambda q, v, e, wide, heads: 2 * q * v * e, "the projections are missing"),
          (lambda q, v, e, wide, heads: 2 * e * (v * wide + q * e) + 2 * q * v * e // heads, "but there are several"),

@@ -361,7 +361,7 @@ ANSWERS = {
           "changes the target"),
          (lambda batch, smoothing: (math.log(batch), 0.6365), "candidate by candidate"),
          (floor(lambda batch, smoothing: by_list(batch, 0.1)[1]), "candidate by candidate"),
-         (lambda batch, smoothing: ("3.4", "0.6"), "should give a number"),
+         (lambda batch, smoothing: ("3.4", "0.6"), "should be a number"),
          (floor(lambda batch, smoothing: 0.1 + by_list(batch, smoothing)[1]), "entropy of its target")]),
     "which_bug": Answers(
         [lambda box: np.str_(by_hand(box)),
