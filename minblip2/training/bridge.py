@@ -156,6 +156,13 @@ def remove_stages(out: Path) -> None:
             left.unlink()
 
 
+def check_finished(out: Path, part: str, recipe: Recipe) -> None:
+    """Raises UserError where a run has not trained a part to its end."""
+    if not (out / part / "model.safetensors").exists():
+        raise UserError(f"{out} holds no finished {part}: run `python -m minblip2 train --recipe {recipe.name} "
+                        f"--out {out}` again")
+
+
 def load_bridge(out: Path, parts: Path | None = None) -> Bridge:
     """The bridge that `train_bridge` left in `out`, on its own frozen models or those in the folder `parts`.
 
@@ -164,12 +171,11 @@ def load_bridge(out: Path, parts: Path | None = None) -> Bridge:
     record = read_record(out)
     recipe = record.recipe
     parts = find_parts(recipe, parts or recorded_parts(record))
-    for name in (*recipe.experts, "stage1"):  # `build` would train what is missing
-        if not (out / name / "model.safetensors").exists():
-            raise UserError(f"{out} holds no finished {name}: run `python -m minblip2 train --recipe {recipe.name} "
-                            f"--out {out}` again")
+    for name in recipe.experts:  # `build` would train what is missing
+        check_finished(out, name, recipe)
     backbones = recipe.build(recipe, record.data, parts, out)
     bridge = Bridge(recipe, backbones, recipe.new_stage1(backbones))
+    check_finished(out, "stage1", recipe)
     load_weights(bridge.stage1, out / "stage1" / "model.safetensors")
     bridge.stage1.to(bridge.device).eval()
     if (out / "stage2" / "model.safetensors").exists():
