@@ -123,6 +123,11 @@ def test_a_caption_in_quotes_may_stand_behind_a_blank(tmp_path):
     assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {"a.jpg": ("a dog, brown",)}
 
 
+def test_quotes_within_a_caption_stay(tmp_path):
+    (pictures(tmp_path) / "my.csv").write_text('a.jpg,a sign says, "stop", in red\n')
+    assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {"a.jpg": ('a sign says, "stop", in red',)}
+
+
 def test_a_picture_may_be_named_by_its_full_path(tmp_path):
     (pictures(tmp_path) / "my.csv").write_text(f"{tmp_path.resolve() / 'a.jpg'},a dog\n")
     assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {"a.jpg": ("a dog",)}

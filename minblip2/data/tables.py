@@ -134,7 +134,8 @@ def _cells(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[st
                 cells = (cell.strip() for cell in content.split(delimiter))
                 yield line, [cell[1:-1].replace('""', '"') if re.fullmatch('".*"', cell) else cell for cell in cells]
         return
-    behind_blanks = bool(re.search(rf'{delimiter} +"', text))  # quotes; without any, a caption's own blanks are kept
+    # A caption's own blanks and quotes are kept, unless the file puts a blank before the quotes of its second column.
+    behind_blanks = bool(re.search(rf'^[^{delimiter}"\r\n]*{delimiter} +"', text, re.MULTILINE))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=behind_blanks)
     try:
         for cells in reader:
