@@ -82,7 +82,9 @@ def test_an_opt_ends_a_text_as_its_folder_says_and_else_with_a_line(tmp_path):
     words.train_from_iterator(["a dog"], vocab_size=300, special_tokens=["<s>", "</s>"])
     words.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": "</s>"}')
-    for stated, end in (({}, "Ċ"), ({"eos_token_id": words.token_to_id("</s>")}, "</s>")):
+    named = words.token_to_id("</s>")
+    for stated, end in (({}, "Ċ"), ({"eos_token_id": None}, "Ċ"), ({"eos_token_id": named}, "</s>"),
+                        ({"eos_token_id": [named, 7]}, "</s>")):  # a list, as some files have
         (tmp_path / "config.json").write_text(json.dumps({"text_config": {"model_type": "opt"} | stated}))
         assert Tokenizer.from_folder(tmp_path).eos_id == words.token_to_id(end)
 

@@ -89,7 +89,7 @@ class Tokenizer:
         text = text if isinstance(text, dict) else {}
         settings = {k: v for k, v in text.items() if v is not None} | settings
 
-        def special(name: str) -> int | None:
+        def special(name: str, settings: dict = settings) -> int | None:
             token = settings.get(f"{name}_token", settings.get(f"{name}_token_id"))
             token = token.get("content") if isinstance(token, dict) else token
             token = token[0] if isinstance(token, list) and token else token  # Llama 3 has several: first a text's
@@ -103,7 +103,8 @@ class Tokenizer:
         if source != folder / "tokenizer.json":  # which would tell that these are no words
             backend.add_special_tokens([token for i in {end, begin, pad} - {None} if (token := backend.id_to_token(i))])
         if text.get("model_type") == "opt" and (line_end := backend.encode("\n", add_special_tokens=False).ids):
-            end = text.get("eos_token_id") or line_end[-1]
+            stated = special("eos", text)
+            end = line_end[-1] if stated is None else stated
         prompt_end = [end] if (text or settings).get("model_type") == "t5" else []
         return cls(backend, [] if begin is None else [begin], end, end if pad is None else pad, prompt_end=prompt_end)
 
