@@ -84,7 +84,8 @@ def beam_search(step: Step, logits: Tensor, attention_mask: Tensor, cache: KVCac
     best running beginning, so divided, falls behind its worst finished text. Source: transformers `_beam_search`.
     """
     batch, vocab_size = logits.shape
-    rows = repeat(torch.arange(batch, device=logits.device), "b -> (b n)", n=beams)
+    image = torch.arange(batch, device=logits.device)[:, None]  # tensor[image, index] takes each image's own beams
+    rows = repeat(image, "b 1 -> (b n)", n=beams)
     given = attention_mask.shape[1]
     logits, attention_mask, cache = logits[rows], attention_mask[rows], cache.select(rows)
     written = torch.full((batch, beams, max_length), eos_id, device=logits.device)
@@ -94,9 +95,6 @@ def beam_search(step: Step, logits: Tensor, attention_mask: Tensor, cache: KVCac
     scores[:, 0] = 0.0  # all beams begin alike: only one may branch at the first step
     unfinished = torch.ones(batch, 1, dtype=torch.bool, device=logits.device)
 
-    def gather_beams(tensor: Tensor, index: Tensor) -> Tensor:
-        return tensor[torch.arange(batch, device=index.device)[:, None], index]
-
     for length in range(1, max_length + 1):
         log_p = process_logits(logits.float().log_softmax(dim=1),
                                rearrange(written[..., : length - 1], "b n t -> (b n) t"),
@@ -105,24 +103,23 @@ def beam_search(step: Step, logits: Tensor, attention_mask: Tensor, cache: KVCac
         # Twice as many candidates as beams: if all the best ones end here, as many are left to go on.
         best, index = rearrange(log_p, "b n k -> b (n k)").topk(2 * beams)
         parent, token = index // vocab_size, index % vocab_size
-        candidates = gather_beams(written, parent)
+        candidates = written[image, parent]
         candidates[..., length - 1] = token
         ends = (token == eos_id) | (length == max_length)
 
         newly = ends & (torch.arange(2 * beams, device=ends.device) < beams) & unfinished
         final = torch.where(newly, best / length**length_penalty, IMPOSSIBLE)
         text_scores, kept = torch.cat([text_scores, final], dim=1).topk(beams)
-        texts = gather_beams(torch.cat([texts, candidates], dim=1), kept)
-        is_text = gather_beams(torch.cat([is_text, newly], dim=1), kept)
+        texts = torch.cat([texts, candidates], dim=1)[image, kept]
+        is_text = torch.cat([is_text, newly], dim=1)[image, kept]
 
         scores, kept = torch.where(ends, best + IMPOSSIBLE, best).topk(beams)
-        written, parent, token = gather_beams(candidates, kept), gather_beams(parent, kept), gather_beams(token, kept)
+        written, parent, token = candidates[image, kept], parent[image, kept], token[image, kept]
         worst = torch.where(is_text, text_scores.min(dim=1, keepdim=True).values, IMPOSSIBLE)
         unfinished = unfinished & (scores[:, :1] / length**length_penalty > worst).any(dim=1, keepdim=True)
         if length == max_length or not unfinished.any():
             break
-        rows = rearrange(parent + torch.arange(batch, device=parent.device)[:, None] * beams, "b n -> (b n)")
-        cache.reorder(rows, given)
+        cache.reorder(rearrange(parent + image * beams, "b n -> (b n)"), given)
         attention_mask = F.pad(attention_mask, (0, 1), value=True)
         logits = step(rearrange(token, "b n -> (b n) 1"), attention_mask, cache)
     return texts[:, 0, :length]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 def bidirectional(num_queries: int, text_mask: Tensor) -> Tensor:
     """Everyone sees everyone: queries and text are fused, for matching (ITM). Returns (b 1 s s)."""
-    attention_mask = F.pad(text_mask, (num_queries, 0), value=True)
+    attention_mask = F.pad(text_mask.bool(), (num_queries, 0), value=True)
     return repeat(attention_mask, "b k -> b 1 s k", s=attention_mask.shape[1])
 
 

@@ -43,7 +43,7 @@ class ImageKV(tuple):
 
     def select(self, rows: Tensor) -> ImageKV:
         """Those of the images `rows` (n); one that is taken often is not projected again."""
-        return ImageKV(None if pair is None else tuple(kv[rows] for kv in pair) for pair in self)
+        return ImageKV([None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self])
 
 
 class QFormerOutput(NamedTuple):
@@ -132,8 +132,8 @@ class QFormer(nn.Module):
 
     def project_image(self, image_features: Tensor) -> ImageKV:
         """Keys and values of normalised image features (b v image_width) for each block that reads them."""
-        return ImageKV(None if block.cross_attention is None else block.cross_attention.project(image_features)
-                       for block in self.blocks)
+        return ImageKV([None if block.cross_attention is None else block.cross_attention.project(image_features)
+                        for block in self.blocks])
 
     def embed_text(self, text_ids: Tensor, first_position: int = 0) -> Tensor:
         """Word plus position embeddings (b t e) of text_ids (b t); positions count text only, from `first_position`."""

@@ -84,7 +84,7 @@ class Stage1(nn.Module):
         """Which visual tokens make these texts match their images: (b v).
 
         Cross-attention times the positive part of the gradient of the logit "match", summed over layers, heads and
-        queries: Grad-CAM as in ALBEF (arXiv 2107.07651, §5) and LAVIS `compute_gradcam`.
+        queries: Grad-CAM as in ALBEF (arXiv 2107.07651, §5). LAVIS's `compute_gradcam` takes one layer, of the text.
         """
         image_features = image_features.detach().requires_grad_()  # so that weights have a gradient, frozen or not
         with capture_attention(*self.qformer.cross_attentions) as weights:
@@ -133,7 +133,7 @@ class Stage1(nn.Module):
         num_queries = self.qformer.config.num_queries
         mask = masks.multimodal_causal(num_queries, text_mask)[:, :, num_queries:]  # the rows of the text
         states = self.qformer(text_ids=torch.cat([dec_id, text_ids[:, 1:]], dim=1), mask=mask, cache=cache).text
-        supervised = text_mask[:, 1:]  # each state predicts the next word
+        supervised = text_mask[:, 1:].bool()  # each state predicts the next word
         logits = self.qformer.lm_logits(states[:, :-1][supervised]).float()
         return F.cross_entropy(logits, text_ids[:, 1:][supervised], label_smoothing=self.label_smoothing), logits
 

@@ -66,8 +66,10 @@ class Stage2(nn.Module):
 
         image_features (b v image_width). What differs from image to image gets the spread of the word
         embeddings, around their mean. As PyTorch initialises it, the prompt is several times as long
-        as words.
+        as words. Measured and left in evaluation mode: dropout would be taken for what differs.
+        Raises UserError where the images' soft prompts are all alike.
         """
+        self.eval()
         words = self.lm.embed(torch.arange(self.lm.vocab_size, device=image_features.device)).float()
         soft = self.soft_prompt(image_features).float()
         scale = words.std() / (soft - soft.mean(dim=0)).std()
@@ -81,7 +83,7 @@ class Stage2(nn.Module):
         """What the language model is given: [soft prompt ; prompt] (b s e) and its mask (b s)."""
         prompt = self.lm.embed(prompt_ids)
         soft = self.soft_prompt(image_features).to(prompt.dtype)
-        return torch.cat([soft, prompt], dim=1), F.pad(prompt_mask, (soft.shape[1], 0), value=True)
+        return torch.cat([soft, prompt], dim=1), F.pad(prompt_mask.bool(), (soft.shape[1], 0), value=True)
 
     def forward(self, image_features: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, text_ids: Tensor,
                 text_mask: Tensor) -> Stage2Output:
@@ -91,6 +93,7 @@ class Stage2(nn.Module):
         text is learned: each is predicted from what was given and the words before it, and only these
         states meet the vocabulary.
         """
+        text_mask = text_mask.bool()
         given, given_mask = self.given(image_features, prompt_ids, prompt_mask)
         hidden = self.lm.teacher_forcing(given, given_mask, self.lm.embed(text_ids), text_mask)
         logits = self.lm.lm_logits(hidden[text_mask]).float()

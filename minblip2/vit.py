@@ -18,7 +18,8 @@ class ViTConfig:
     """Sizes of a vision transformer; the defaults are those of DINOv2-small (transformers `Dinov2Model`).
 
     image_size and patch_size in pixels. `embedding_norm` normalises before the first block, `final_norm` after the
-    last. `align_corners` is how positions are resized to another image: whether the outermost stay where they are.
+    last. `align_corners` is how positions are resized to another image: whether the outermost stay where they are
+    (so in LAVIS's CLIP, not in transformers').
     `stem` lists the widths of 3x3 convolutions of stride 2 that replace the one patch convolution: a small ViT on
     little data learns shapes far sooner with it (arXiv 2106.14881).
     """

@@ -127,3 +127,14 @@ def test_a_temperature_alone_draws_and_a_length_penalty_alone_does_not():
     drawn = generate(*given, eos_id=3, max_length=1, temperature=1.0, generator=torch.Generator().manual_seed(0))
     assert (torch.bincount(drawn[:, 0]) / 20_000 - logits[0].exp()).abs().max() < 0.015
     assert (generate(*given, eos_id=3, max_length=1, top_p=None, length_penalty=-1.0) == 0).all()
+
+
+def test_the_temperature_divides_before_the_nucleus_is_cut_and_the_draw_is_the_generators():
+    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(2000, 3)  # at temperature 4: 0.37, 0.33, 0.30
+
+    def drawn(seed):
+        return generate(None, logits, torch.ones(2000, 1, dtype=torch.bool), KVCache(1), eos_id=2, max_length=1,
+                        top_p=0.5, temperature=4.0, generator=torch.Generator().manual_seed(seed))
+
+    assert set(drawn(0).flatten().tolist()) == {0, 1}
+    assert torch.equal(drawn(0), drawn(0)) and not torch.equal(drawn(0), drawn(1))

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, OPTConfig, T5Config
 
-from minblip2.weights import official, pretrained
+from minblip2.lm import opt, t5
+from minblip2.qformer import QFormerConfig
+from minblip2.vit import CLIP_L, EVA_G
+from minblip2.weights import names, official, pretrained
 from minblip2.weights.checkpoint import Checkpoint
 from minblip2.weights.official import load_blip2, load_stage1
 from minblip2.weights.pretrained import load_vit
@@ -57,3 +61,16 @@ def test_every_tensor_for_retrieval_has_its_place(tmp_path, monkeypatch):
     config = Blip2Config(qformer_config=dict(vocab_size=30523, use_qformer_text_input=True))
     outline(Blip2ForImageTextRetrieval, config, tmp_path, monkeypatch)
     assert count(load_stage1(tmp_path)) == 186_705_470  # facts of the original: Q-Former, heads, norm, temperature
+
+
+@pytest.mark.parametrize("key_map, ours, theirs", [
+    (names.QFORMER, QFormerConfig(), transformers.Blip2QFormerConfig(vocab_size=30523)),
+    (names.EVA, EVA_G, transformers.Blip2VisionConfig()),
+    (names.CLIP, CLIP_L, transformers.CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23,
+                                                       num_attention_heads=16, patch_size=14)),
+    (names.OPT, opt.OPTConfig(embed_dim=768), transformers.OPTConfig()),
+    (names.T5_GATED, t5.T5Config(decoder_layers=6), transformers.T5Config())],
+    ids=["qformer", "eva", "clip", "opt", "t5"])
+def test_default_sizes_are_the_originals(key_map, ours, theirs):
+    for setting, name in key_map.settings.items():
+        assert getattr(ours, name) == getattr(theirs, setting), (setting, name)

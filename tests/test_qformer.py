@@ -1,5 +1,6 @@
 """The Q-Former: parameter counts of the paper's sizes, and hidden states equal to transformers' under every mask."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minblip2 import masks
+from minblip2.attention import MultiHeadAttention
 from minblip2.qformer import QFormer, QFormerConfig
 from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
@@ -122,3 +124,16 @@ def test_query_branch_is_an_independent_copy_that_reads_alike():
     assert torch.equal(branch(branch.project_image(image)).queries, model(model.project_image(image)).queries)
     assert {p.data_ptr() for p in branch.parameters()}.isdisjoint(p.data_ptr() for p in model.parameters())
     assert not any("text" in name or "token_embedding" in name for name, _ in branch.named_parameters())
+
+
+def test_dropout_stands_where_berts_does():
+    """After the embeddings, in every attention, and after each branch of a block, before its residual sum."""
+    assert QFormerConfig().dropout == 0.1
+    model, calls, images = QFormer(replace(TINY, dropout=0.25)), Counter(), torch.randn(1, 5, TINY.image_width)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout):
+            module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    model(model.project_image(images), torch.zeros(1, 3, dtype=torch.long))
+    assert calls == {"dropout": 1, "blocks.0.dropout": 4, "blocks.1.dropout": 3, "blocks.2.dropout": 4}
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.25}
+    assert [module.dropout for module in model.modules() if isinstance(module, MultiHeadAttention)] == [0.25] * 5

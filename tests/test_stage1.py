@@ -5,9 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from minblip2 import UserError, masks, reference
+from minblip2.data.batches import Batch
 from minblip2.stage1 import Stage1
+from minblip2.training.stages import stage1_losses
+from minblip2.vit import ViT, ViTConfig
 
 from .batches import SEP
 from .batches import stage1_batch as batch
@@ -147,3 +151,52 @@ def test_maps_need_no_parameter_that_learns(model):
     learning = model.match_map(image, ids, mask)
     frozen = model.requires_grad_(False).match_map(image, ids, mask)
     assert torch.equal(learning, frozen) and learning.shape == (4, 6) and (learning > 0).any()
+
+
+def test_a_fresh_models_first_values():
+    """LAVIS: ln_vision is a plain LayerNorm (eps 1e-5), labels are smoothed by 0.1, the temperature begins at 0.07."""
+    stage1 = Stage1(TINY)
+    assert stage1.vision_norm.eps == 1e-5 and stage1.label_smoothing == 0.1
+    assert stage1.temperature.item() == pytest.approx(0.07)
+    assert all((layer.bias == 0).all() for layer in stage1.qformer.modules() if isinstance(layer, nn.Linear))
+    torch.manual_seed(0)
+    vit = ViT(ViTConfig(width=48, layers=1, heads=2, mlp_width=8))
+    assert all(0.015 < table.std() < 0.025 for table in (vit.class_token, vit.position_embedding))
+    assert all((scale == 1).all() for scale in (vit.blocks[0].attention_scale, vit.blocks[0].mlp_scale))
+
+
+def test_torch_compile_computes_the_same():
+    model, negatives = randomise(Stage1(TINY, embed_dim=16)), (torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1]))
+    inputs = [part[:3] for part in batch()]
+    compiled = torch.compile(model, backend="eager")(*inputs, negatives=negatives)
+    assert torch.allclose(compiled.loss, model(*inputs, negatives=negatives).loss, atol=1e-5)
+
+
+def test_what_a_subclass_adds_to_the_loss_is_trained():
+    class Own(Stage1):
+        def forward(self, *inputs):
+            out = super().forward(*inputs)
+            return out._replace(loss=out.loss + 100)
+
+    model = randomise(Own(TINY, embed_dim=16))
+    image, ids, mask = batch()
+    given = Batch(image, ids, mask, torch.arange(len(image)))
+    torch.manual_seed(0)
+    values = stage1_losses(model, given, loss_weights=(0.5, 1.0, 2.0))
+    right = 0.5 * values["itc"] + values["itm"] + 2 * values["itg"] + 100
+    assert values["loss"].item() == pytest.approx(right.item(), rel=1e-5)
+
+
+def test_negatives_are_drawn_from_the_logits_of_itc(monkeypatch):
+    """Divided by the temperature, as in LAVIS."""
+    model, seen, draw = randomise(Stage1(TINY, embed_dim=16)), [], Stage1.sample_negatives
+    monkeypatch.setattr(model, "sample_negatives", lambda *args: seen.append(args[0]) or draw(model, *args))
+    assert torch.equal(model(*batch()).similarity, seen[0])
+
+
+def test_maps_are_of_the_logit_match():
+    model, (image, ids, mask) = randomise(Stage1(TINY, embed_dim=16)), batch()
+    with torch.no_grad():
+        whole = model.match_map(image, ids, mask)
+        model.itm_head.weight[0].zero_()  # "no match" has no say in it
+        assert torch.equal(model.match_map(image, ids, mask), whole) and (whole >= 0).all()

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import tokenizers
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from .. import UserError
@@ -153,6 +155,10 @@ class Blip2(ImageReader):
         ids |= dict(bos_token_id=tokenizer.bos_ids[0]) if tokenizer.bos_ids else {}
         save_pretrained(folder, self.vit, self.stage2, len(tokenizer) if image_token is None else image_token, **ids)
         names = {name.replace("_id", ""): backend.id_to_token(i) for name, i in ids.items()}
+        if tokenizer.bos_ids and backend.encode("").ids[:1] != tokenizer.bos_ids:  # so that others begin texts as we do
+            backend = tokenizers.Tokenizer.from_str(backend.to_str())
+            backend.post_processor = TemplateProcessing(single=f"{names['bos_token']} $A", special_tokens=[
+                (names["bos_token"], tokenizer.bos_ids[0])])
         square = dict(height=self.transform.size, width=self.transform.size)
         files = {"tokenizer.json": backend.to_str(), "tokenizer_config.json": json.dumps(names),
                  "preprocessor_config.json": json.dumps(dict(

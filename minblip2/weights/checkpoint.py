@@ -203,14 +203,16 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
               optional: tuple[str, ...] = ()) -> None:
     """Put translated tensors into `module`, which may be on the meta device and says of which dtype it wants them.
 
-    What is `optional` keeps its value when the file lacks it. A table of embeddings may have one row more here than in
-    the file, which keeps its values. Raises UserError naming any tensor that is unknown, missing or of the wrong shape.
+    What is `optional` keeps its value when the file lacks it, and so does the row that a `grown` tensor has more.
+    Raises UserError naming any tensor that is unknown, missing or of the wrong shape.
     """
     wanted = module.state_dict()
     filled: dict[str, Tensor] = {}
     for name, tensor in tensors:
         # the original BERT files still call a LayerNorm's parameters gamma and beta
         name = re.sub("LayerNorm.gamma$", "LayerNorm.weight", re.sub("LayerNorm.beta$", "LayerNorm.bias", name))
+        if name.endswith("rotary_emb.inv_freq"):  # a constant, which old files of Llamas hold
+            continue
         name = name.removeprefix(key_map.prefix)
         targets = translate(name, key_map.tensors)
         if not targets or any(target not in wanted for target in targets):
@@ -229,7 +231,7 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
         parts = tensor.chunk(len(targets)) if isinstance(targets, Fused) else [tensor] * len(targets)
         for target, part in zip(targets, parts, strict=True):
             here = wanted[target]
-            grown = target in ("token_embedding.weight", "lm_head.bias") and here.shape[0] == part.shape[0] + 1
+            grown = target in key_map.grown and here.shape[0] == part.shape[0] + 1
             if (1, *part.shape) == here.shape or (1, 1, *part.shape) == here.shape:  # a batch axis that files leave out
                 part = part.reshape(here.shape)
             if here.shape != part.shape and not grown:

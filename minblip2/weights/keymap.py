@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class Fused(tuple):
@@ -56,13 +57,16 @@ def spell_out(table: Table, layers: int) -> Iterator[tuple[str, tuple[str, ...]]
 class KeyMap:
     """How a kind of model is written elsewhere: settings, tensors, and which tensors are left aside for what reason.
 
-    `prefix` stands before all tensors in some files, and in others not.
+    `prefix` stands before all tensors in some files, and in others not. `only` are settings that may be this alone,
+    `grown` the tensors that may have a last row more here than in a file.
     """
 
     settings: Mapping[str, str]
     tensors: Table
     ignored: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
+    only: Mapping[str, Any] = field(default_factory=dict)
+    grown: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
         """The tensors as rows of a table, theirs and ours, in Markdown; at the end what is left aside, and why."""

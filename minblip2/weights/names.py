@@ -26,7 +26,7 @@ DINOV2 = KeyMap(
          "mlp.fc1": "mlp.up",
          "mlp.fc2": "mlp.down",
          "layer_scale2.lambda1": "mlp_scale"})},
-    {"embeddings.mask_token": "used only while DINOv2 itself was trained"})
+    {"embeddings.mask_token": "used only while DINOv2 itself was trained"}, only={"qkv_bias": True})
 
 EMBEDDINGS = {"embeddings.class_embedding": "class_token", "embeddings.patch_embedding": "patches"}
 MLP = {"layer_norm1": "attention_norm", "layer_norm2": "mlp_norm", "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}
@@ -61,7 +61,7 @@ EVA = KeyMap(
     dict.fromkeys(("post_layernorm", "query_tokens", "qformer", "embeddings.word_embeddings",
                    "embeddings.position_embeddings", "vision_projection", "text_projection", "itm_head",
                    "language_projection", "language_model"), "not the image encoder's"),
-    prefix="vision_model.")
+    prefix="vision_model.", only={"qkv_bias": True})
 
 # --- BERT and the Q-Former --------------------------------------------------------------------------------------------
 
@@ -99,11 +99,12 @@ BERT = KeyMap(
      "pooler": "the Q-Former has no pooler",
      "cls.predictions.decoder": "tied to the word embeddings",
      "cls.seq_relationship": "next-sentence prediction is not used"},
-    prefix="bert.")
+    prefix="bert.", grown=("token_embedding.weight", "lm_head.bias"))  # by [DEC]
 
 QFORMER = KeyMap({**BERT.settings, "cross_attention_frequency": "cross_attention_every",
                   "encoder_hidden_size": "image_width"},
-                 {"layernorm": "norm", **qformer_blocks("attention")})
+                 {"layernorm": "norm", **qformer_blocks("attention")},
+                 only={"hidden_act": "gelu", "position_embedding_type": "absolute"})
 
 # --- stage 1: transformers' Blip2ForImageTextRetrieval, and LAVIS's own files -----------------------------------------
 
@@ -156,7 +157,7 @@ OPT = KeyMap(
             "fc2": "mlp.down",
             "final_layer_norm": "mlp_norm"})}),
     {"lm_head": TIED},
-    prefix="model.")
+    prefix="model.", only={"enable_bias": True, "layer_norm_elementwise_affine": True})
 
 LLAMA = KeyMap(
     {**COUNTS, "vocab_size": "vocab_size", "intermediate_size": "mlp_width", "rms_norm_eps": "eps",
@@ -173,7 +174,7 @@ LLAMA = KeyMap(
              "mlp.gate_proj": "mlp.gate",
              "mlp.up_proj": "mlp.up",
              "mlp.down_proj": "mlp.down"})})},
-    {"lm_head": TIED})
+    {"lm_head": TIED}, only={"attention_bias": False, "mlp_bias": False})
 
 
 def t5_stack(stack: str, feed_forward: Table, layers: Table) -> Table:

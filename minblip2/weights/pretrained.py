@@ -24,11 +24,20 @@ from .keymap import KeyMap
 def rename_settings(hub: HubConfig, key_map: KeyMap) -> dict[str, Any]:
     """Their settings under our names. Raises UserError for one that is not there, or not what it should be."""
     found = {ours: setting(hub, theirs) for theirs, ours in key_map.settings.items()}
+    check_only(hub, key_map)
     width, heads = (hub.get(name) for name in ("hidden_size", "num_attention_heads"))
     if width and heads and width % heads:
         raise UserError(f"this model's config.json has num_attention_heads = {heads}, which does not divide its "
                         f"hidden_size = {width}: fetch it again")
     return found
+
+
+def check_only(hub: Mapping[str, Any], key_map: KeyMap) -> None:
+    """Raises UserError for a setting that would be ignored otherwise: this kind of model is read in one form of it."""
+    for name, value in key_map.only.items():
+        if hub.get(name) not in (None, value):
+            raise UserError(f"this model's config.json has {name} = {hub[name]!r}, and only {value!r} can be read: use "
+                            "a model of the usual form")
 
 
 def with_defaults(part: Mapping[str, Any], key_map: KeyMap, usual: Any) -> HubConfig:
@@ -113,6 +122,9 @@ def build_opt(hub: HubConfig, own_head: bool) -> tuple[OPT, KeyMap]:
     """OPT of any size (transformers `OPTForCausalLM`)."""
     if hub.get("activation_function", "relu") != "relu" or hub.get("_remove_final_layer_norm"):
         raise UserError("this OPT has another activation than ReLU or lacks its final norm: use one of Meta's own")
+    if own_head and not hub.get("tie_word_embeddings", True):
+        raise UserError("this OPT has a head of its own (tie_word_embeddings = false), which is not read here: use one "
+                        "that is tied, as Meta's are")
     return OPT(OPTConfig(**rename_settings(hub, names.OPT))), names.OPT
 
 
@@ -125,6 +137,7 @@ def build_llama(hub: HubConfig, own_head: bool) -> tuple[Llama, KeyMap]:
         raise UserError(f"this Llama scales its rotary positions ({rope}), which is not supported: use a plain one")
     hub = HubConfig({"num_key_value_heads": hub["num_attention_heads"], "tie_word_embeddings": False,
                      "rope_theta": rope.get("rope_theta", 10_000.0)} | hub)
+    check_only(hub, replace(names.LLAMA, only={"head_dim": hub["hidden_size"] // hub["num_attention_heads"]}))
     found = rename_settings(hub, names.LLAMA)
     if hub["num_attention_heads"] % hub["num_key_value_heads"]:
         raise UserError("this model's config.json has a num_key_value_heads that does not divide num_attention_heads: "
@@ -160,6 +173,8 @@ def empty_lm(source: object, hub: HubConfig, own_head: bool, dtype: torch.dtype)
         raise wrong_kind(source, kind, f"the language model must be one of {', '.join(LANGUAGE_MODELS)}")
     if kind in USUAL:
         hub = with_defaults(hub, *USUAL[kind])
+    if kind == "t5" and dtype == torch.float16:  # the sums of its feed-forwards do not fit
+        raise UserError(f"{source} holds a T5, which overflows in float16: take --dtype bfloat16 or float32")
     with torch.device("meta"):
         lm, key_map = LANGUAGE_MODELS[kind](hub, own_head)
         return lm.to(dtype), key_map

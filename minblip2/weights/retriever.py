@@ -84,7 +84,7 @@ class Retriever(ImageReader):
                             "folder")
         vit = load_vit(folder, dtype or compute_dtype(device))
         return cls(vit=vit.to(device).eval(), transform=transform, stage1=stage1.to(device).eval(), tokenizer=tokenizer,
-                   writes=False)
+                   max_length=35, writes=False)  # as LAVIS measures retrieval, `compute_sim_matrix`
 
     def text_ids(self, texts: Texts) -> tuple[Tensor, Tensor]:
         """Texts as the Q-Former reads them: ids and mask (b t). Raises UserError for no text, or one without a word."""
