@@ -8,7 +8,7 @@ import json
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,17 +124,15 @@ class Entries:
             return value
 
 
-def entries(archive: Path, member: str, *keys: str, wanted: Callable[[dict], bool] = lambda entry: True
-            ) -> Iterator[tuple[str, dict]]:
-    """(key, entry) of the lists `keys` in a member of an archive, those that are `wanted`."""
+def entries(archive: Path, member: str, *keys: str) -> Iterator[tuple[str, dict]]:
+    """(key, entry) of the lists `keys` in a member of an archive."""
     try:
         with zipfile.ZipFile(archive) as zipped, zipped.open(member) as file:
             for key, entry in Entries(file, f"{archive.name}, {member}"):
                 if key in keys:
                     if not isinstance(entry, dict):
                         raise UserError(f"{archive.name}, {member} has {str(entry)[:80]!r} among its {key}")
-                    if wanted(entry):
-                        yield key, entry
+                    yield key, entry
     except zipfile.BadZipFile as error:
         raise UserError(f"{archive} is damaged ({error}): remove it and run the same command again") from error
 

@@ -7,14 +7,13 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from annotations import check_archive, choose, entries, read_images, short_name
 from fetch import Fetcher, Item, sha256_of
 from minblip2 import UserError
-from minblip2.data.files import field, read_json, write_json
+from minblip2.data.files import field, one_at_a_time, read_json, write_json
 from minblip2.data.pictures import check_image
 from minblip2.data.progress import progress_bar
 from minblip2.data.workers import prefetch
@@ -44,7 +43,11 @@ def download(out: Path, splits: list[str], number: int | None = None, seed: int 
         raise UserError(f"--split is {' '.join(splits)}: name each once, and karpathy, which is made of both, alone")
     fetcher, base_url = fetcher or Fetcher(), base_url.rstrip("/")
     (out / "annotations").mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+
+    def busy() -> None:
+        raise UserError(f"another download writes into {out}: wait for its end or choose another --out")
+
+    with one_at_a_time(out / ".lock", busy):
         sources = SOURCES if "karpathy" in splits else splits
         members = {kind: [f"annotations/{kind}_{source}.json" for source in sources] for kind in KINDS}
         archive = _archive(fetcher, f"{base_url}/{ARCHIVE}", out, [*members["captions"], *members["instances"]],
@@ -220,19 +223,3 @@ def _is_there(item: Item) -> bool:
             item.check(item.path, False)
             return True
     return False
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One download per folder; the lock is the kernel's and dies with the process, so a kill leaves nothing behind."""
-    with open(out / ".lock", "w", encoding="utf-8") as file:
-        try:
-            if os.name == "nt":
-                import msvcrt
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another download writes into {out}: wait for its end or choose another --out") from None
-        yield

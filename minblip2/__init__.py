@@ -16,7 +16,8 @@ _HOMES = {
     "Stage1": "weights.official", "Stage2": "stage2", "QFormer": "qformer", "QFormerConfig": "qformer", "ViT": "vit",
     "Tokenizer": "data.tokenizer", "Transform": "data.transforms", "PairBatches": "data.batches",
     "load_vit": "weights.pretrained", "load_lm": "weights.pretrained", "load_stage1": "weights.official",
-    "train": "training.loop", "train_stage1": "training.stages", "TrainConfig": "training.loop",
+    "train": "training.loop", "TrainConfig": "training.loop",
+    "train_stage1": "training.stages", "train_stage2": "training.stages",
 }
 __all__ = ["UserError", *_HOMES]
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import minblip2 as mb
+from minblip2.lm.opt import OPT, OPTConfig
 
 from .parity import difference
 from .pictures import smooth
@@ -211,6 +212,13 @@ def test_features_of_your_own_train_a_stage_1_and_start_a_stage_2(tmp_path):
         mb.train_stage1(stage1, features, captions[:5], config)
     with pytest.raises(mb.UserError, match=r"captions\[5\] has '!', which holds no word"):
         mb.train_stage1(stage1, features, [*captions[:5], ["rain", "!"]], config)
+    lm = OPT(OPTConfig(vocab_size=len(words), width=24, layers=1, heads=2, mlp_width=32, max_positions=32))
+    stage2, untrained = mb.Stage2.from_stage1(stage1, lm), [p.clone() for p in lm.parameters()]
+    log = mb.train_stage2(stage2, features, captions, config, words, prompt="a")
+    assert log[-1]["loss"] < 0.97 * log[0]["loss"], "though nobody has trained this language model"
+    assert all(torch.equal(one, other) for one, other in zip(lm.parameters(), untrained, strict=True)), "frozen"
+    with pytest.raises(mb.UserError, match="this stage 2 reads"):
+        mb.train_stage2(stage2, features[:, :, :5], captions, config, words)
     again = mb.train_stage1(stage1, features, captions, mb.TrainConfig(steps=2, batch_size=4), tmp_path / "run")
     assert again == kept, "a finished run is not trained again"
     for images, texts in ((features, captions[::-1]), (features + 1, captions)):

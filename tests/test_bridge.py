@@ -270,8 +270,8 @@ def test_reranking_scores_are_logit_plus_cosine_and_order_matters_only_on_top(ru
     assert cold[~none].max() < -100 and cold[none].max() < cold[~none].min()
 
 
-def test_text_map_is_attention_times_positive_gradient(run):
-    """Against a second statement: weights from the recorded pass, gradients by moving each head's weights."""
+def test_maps_are_positive_and_each_texts_own(run):
+    """A text alone has the map that it has in a batch, beside padding; the queries' own maps each sum to one."""
     _, bridge = run
     stage1 = bridge.stage1.eval()
     image = torch.randn(2, 64, 128)

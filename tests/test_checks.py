@@ -117,10 +117,33 @@ def test_what_was_read_once_is_not_read_again_unless_it_has_changed(data, tmp_pa
     paths[7].write_bytes(b"no picture")
     (broken,) = broken_pictures(paths, tmp_path / "notes")
     assert broken == paths[7] and len(asked) == 80
-    assert list(broken_pictures(paths, tmp_path / "notes")) == [broken] and len(asked) == 80
+    assert list(broken_pictures(paths, tmp_path / "notes")) == [broken] and len(asked) == 81, "what was broken is"
     (note,) = [path for path in (tmp_path / "notes").iterdir() if json.loads(path.read_text())]
     note.write_text("{")  # a damaged note is no note
-    assert list(broken_pictures(paths, tmp_path / "notes")) == [broken] and len(asked) == 120
+    assert list(broken_pictures(paths, tmp_path / "notes")) == [broken] and len(asked) == 121
+
+
+def test_a_picture_that_can_be_read_after_all_is_broken_no_longer(data, tmp_path, monkeypatch):
+    """A decoder may be installed, or a right be given, while the file stays as it is."""
+    paths, read = CocoCaptions(data, "train").paths, checks.why_broken
+    monkeypatch.setattr(checks, "why_broken", lambda path: "no decoder" if path == paths[3] else read(path))
+    assert list(broken_pictures(paths, tmp_path / "notes")) == [paths[3]]
+    monkeypatch.setattr(checks, "why_broken", read)
+    assert broken_pictures(paths, tmp_path / "notes") == {}
+
+
+def test_pictures_that_are_measured_and_trained_on_are_told(tmp_path):
+    """The usual mistake: five captions of each picture, and the lines, not the pictures, are split."""
+    folder = tmp_path / "flickr"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (30, 20), (40 * i, 9, 9)).save(folder / f"{i}.jpg")
+    lines = [f"{i}.jpg,caption {k},{split}" for i, splits in enumerate((("train", "val"), ("train", "train"),
+             ("val", "train"), ("val", "val"))) for k, split in enumerate(splits)]
+    (folder / "captions.csv").write_text("\n".join(["file_name,caption,split", *lines]) + "\n")
+    train, val = (CocoCaptions(folder / "captions.csv", split) for split in ("train", "val"))
+    assert "2 of 3 pictures of the split 'val' are trained on as well" in checks.seen_before(train, val)
+    assert checks.seen_before(train, train) is None, "who asks for that knows"
 
 
 def test_a_batch_larger_than_the_data_names_its_option(train, data, tmp_path):

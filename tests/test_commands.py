@@ -26,6 +26,7 @@ from minblip2.data.coco import CocoCaptions
 from minblip2.data.scene_dataset import write_scenes
 from minblip2.data.transforms import Transform
 from minblip2.training import records
+from minblip2.training.bridge import train_bridge
 from minblip2.training.checks import foreign_group
 from minblip2.training.distributed import env_rank
 from minblip2.training.experts import SceneImages
@@ -210,6 +211,10 @@ def test_a_table_grows_and_goes_on(cli, drawings, option):
         table.write_text(content)
         code, out, err = cli("caption", drawings, option, table)
         assert code == 2 and out == "" and "name another file" in err and table.read_text() == content, content
+    shutil.copy(drawings / "blue.png", "a\u2028b.png")  # what cuts a text into lines elsewhere is no end of a line here
+    for _ in range(2):
+        assert cli("caption", "a\u2028b.png", option, "other.txt")[0] == 0
+    assert [row["file_name"] for row in rows("other.txt")] == ["a\u2028b.png"]
     code, _, err = cli("caption", drawings, option, "/dev/null")
     assert code == 2 and "no regular file" in err
 
@@ -353,6 +358,15 @@ def test_what_is_not_there_any_more_is_told_with_its_option(recorded, cli, monke
         assert code == 2 and "parts any more: name their folder with --parts" in err and err.count("\n") == 1, words
         code, _, err = cli(*words, "--parts", recorded)
         assert code == 2 and f"{recorded / 'dinov2-small'} does not exist" in err, words
+
+
+def test_what_a_fork_has_changed_of_a_recipe_is_read_again(tmp_path):
+    mine = replace(LAPTOP, prompt="a photo of", models=LAPTOP.models | {"lm": "another"},
+                   qformer=LAPTOP.qformer | {"num_queries": 16})
+    records.write_record(tmp_path, mine, tmp_path, None)
+    assert records.read_record(tmp_path).recipe == mine
+    with pytest.raises(UserError, match="there is no recipe 'mine'"):
+        train_bridge(replace(mine, name="mine"), tmp_path, None, tmp_path / "run")
 
 
 def test_the_scenes_take_no_parts(cli, drawings):

@@ -101,6 +101,10 @@ def test_without_image_ids_every_image_is_its_own(found):
     assert difference(found["no ids"]["temperature"], model.temperature.grad) <= 1e-5
 
 
+def test_features_of_your_own_are_shared_out(found):
+    assert found["own features"] == pytest.approx(one.on_own_features(), rel=1e-5)
+
+
 def test_only_what_is_trained_is_synchronised(found):
     numbers, trained = found["synchronised"]
     assert numbers == trained

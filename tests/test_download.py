@@ -24,6 +24,7 @@ import coco
 import download
 import fetch
 from minblip2.data.coco import CocoCaptions
+from minblip2.data.files import one_at_a_time
 
 from .coco_server import ARCHIVE, KARPATHY, CocoServer, coco_files, packed
 from .pictures import png_header
@@ -397,7 +398,7 @@ def test_a_folder_that_cannot_be_made_is_named(site, tmp_path, capsys):
 
 def test_two_at_once_in_one_folder(site, tmp_path, capsys):
     (tmp_path / "annotations").mkdir()
-    with coco._locked(tmp_path):
+    with one_at_a_time(tmp_path / ".lock"):
         assert few(site, tmp_path) == 2
     assert "another download writes into" in capsys.readouterr().err and not site.asked
     assert few(site, tmp_path) == 0
@@ -504,7 +505,7 @@ def test_hostile_archives_are_refused_by_name(site, files, quick, tmp_path, caps
     assert run(site, tmp_path / "out", "--split", "val2017") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("download: ")]
     assert message in line and "annotations_trainval2017.zip" in line, line
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def encoded(image, kind):

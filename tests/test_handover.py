@@ -69,10 +69,27 @@ def test_an_exported_run_is_the_run_wherever_it_lies(run, tmp_path, cli, monkeyp
     assert cli("export", tmp_path / "nowhere", tmp_path / "b")[0] == 2 and not (tmp_path / "b").exists()
 
 
+def test_an_export_that_was_stopped_can_be_done_again(run, tmp_path, monkeypatch):  # noqa: F811
+    written, kept = [], handover.write_beside
+
+    def stop(path, write):
+        written.append(path)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return kept(path, write)
+
+    monkeypatch.setattr(handover, "write_beside", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(run[0], tmp_path / "new")
+    monkeypatch.setattr(handover, "write_beside", kept)
+    export_run(run[0], tmp_path / "new")
+    assert load_bridge(tmp_path / "new").stage2 is not None
+
+
 def test_an_unfinished_run_is_not_exported(run, tmp_path):  # noqa: F811
     shutil.copytree(run[0], tmp_path / "half")
     shutil.rmtree(tmp_path / "half" / "stage2")
-    with pytest.raises(UserError, match="stopped before the end of stage 2"):
+    with pytest.raises(UserError, match="holds no finished stage2: run `python -m minblip2 train --recipe scenes"):
         export_run(tmp_path / "half", tmp_path / "out")
 
 

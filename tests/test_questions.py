@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -305,6 +306,14 @@ def test_answers_are_counted_for_each_kind_beside_their_controls(monkeypatch, to
     same = np.mean([len(truths[row].things) == len(truths[(row + 2) % 120].things) for row in range(120)])
     assert results["ask_count_another"] == pytest.approx(100 * same)
     assert all(prompt.count(texts.END) == 3 for prompt in told_prompts), "three captions are told first"
+    blip2.answers = [Knows() if scene.unseen else known for scene, known in zip(truths, blip2.answers, strict=True)]
+    results = asking.evaluate_questions(blip2, features, truths)
+    assert all((results[f"ask_{kind}_seen"], results[f"ask_{kind}_unseen"]) == (100, 0) for kind in KINDS)
+
+
+def test_each_epoch_has_an_order_of_its_own():
+    one, two = np.split(np.concatenate(list(islice(experts.draws(10, 5, seed=0, start=0), 4))), 2)
+    assert sorted(one) == sorted(two) == list(range(10)) and one.tolist() != two.tolist()
 
 
 def test_told_in_text_tells_everything(tokenizer):

@@ -265,6 +265,20 @@ def test_who_waits_goes_on_where_a_killed_process_stopped(pictures, tmp_path):
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
 
 
+def test_what_another_machine_writes_is_let_be(tmp_path, monkeypatch):
+    """On a disk that machines share, the name of one may be the beginning of another's."""
+    for host, survives in (("node-2", True), ("node", False)):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        monkeypatch.setattr("os.getpid", lambda: 999_999_999)  # nobody's
+        half = files._own(tmp_path / "run.json", "part")
+        half.write_text("half")
+        monkeypatch.undo()
+        monkeypatch.setattr("socket.gethostname", lambda: "node")
+        files.write_json(tmp_path / "run.json", {})
+        monkeypatch.undo()
+        assert half.exists() == survives, host
+
+
 def test_a_lock_is_held_by_one_at_a_time_and_left_by_what_it_raises(tmp_path):
     """Threads that ask again and again are never two inside, though each removes the file when it leaves."""
     inside, most, entered = 0, 0, 0

@@ -102,11 +102,12 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path):
         torch.manual_seed(0)
         model = Toy(dropout=0.0)
         config = replace(CONFIG, steps=5, grad_accum=accumulate)
-        train(model, toy_losses, Numbers(batch_size), config, tmp_path / folder)
-        return model.state_dict()
+        log = train(model, toy_losses, Numbers(batch_size), config, tmp_path / folder)
+        return model.state_dict(), [record["gradient"] for record in log]
 
-    one, two = trained("one", 1, 16), trained("two", 2, 8)
+    (one, lengths), (two, others) = trained("one", 1, 16), trained("two", 2, 8)
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    assert others == pytest.approx(lengths, rel=1e-4), "Adam does not see the scale, clipping does"
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_images(tmp_path):

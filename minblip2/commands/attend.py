@@ -47,4 +47,5 @@ def run(args: argparse.Namespace) -> None:
     args.to.parent.mkdir(parents=True, exist_ok=True)
     write_beside(args.to, lambda path: path.write_bytes(viz.png(figure)))
     print(plain_text(*((text, one) for text, one in zip(texts, said, strict=True))))
-    print(f"wrote {args.to}; each map is coloured up to its own maximum, so look first whether its text matches at all")
+    print(f"wrote {args.to}; each map is coloured up to its own maximum. A text that names only part of what is there "
+          "may match to 0%: compare maps, or name everything")

@@ -166,7 +166,7 @@ class Table:
         strange = UserError(f"{self.path} is there and holds no captions as they are written here: name another file")
         try:
             if self.lines:
-                return [[entry[name] for name in self.HEAD] for entry in map(json.loads, text.splitlines())]
+                return [[entry[name] for name in self.HEAD] for entry in map(json.loads, text.split("\n")[:-1])]
             rows = list(csv.reader(io.StringIO(text, newline="")))
         except (ValueError, KeyError, TypeError, csv.Error):
             raise strange from None

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> None:
         return
     bridge = load_bridge(folder, args.parts)
     # What is measured on other data than the run's own stands beside, not in place of it.
-    name = args.split if args.data is None else f"{args.split}-of-{args.data.resolve().stem}"
+    name = args.split if args.data is None else f"{args.split}-of-{args.data.resolve().name}"
+    name += "" if args.top in (None, TOP) else f"-top-{args.top}"  # other figures, which no page may take for the usual
     results = measure_run(folder, bridge, args.split, args.top or TOP, partial(announce, folder, name), args.data)
     print_figures(results)  # before they are written: the folder may be one that nobody may write to
     print(f"these and more in {keep_results(folder, name, results)}")

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
         args.run = folder
     retriever = open_retriever(args)
     note_unread(retriever, [args.text])
+    retriever.text_ids([args.text])  # which refuses what holds no word, before all pictures are encoded
     data = open_data(args, folder)
     features = torch.from_numpy(retriever.cached_features(data.paths, folder / "cache").copy())
     cosine = retriever.similarity(features, [args.text])

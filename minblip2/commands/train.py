@@ -11,7 +11,7 @@ from .. import UserError
 from ..evaluation.measure import keep_results, measure_run
 from ..training.bridge import train_bridge
 from ..training.budget import dry_run
-from ..training.checks import check_folder, check_run, foreign_group, open_split
+from ..training.checks import check_folder, check_run, foreign_group, open_split, seen_before
 from ..training.distributed import env_rank
 from ..training.recipes import RECIPES, find_recipe
 from ..training.records import with_batch_size
@@ -75,6 +75,7 @@ def go_on(args: argparse.Namespace) -> None:
     """Go on training a BLIP-2 of the model hub on pictures and captions of one's own."""
     from ..evaluation import handover
     from ..training import finetune
+    from ..weights.checkpoint import read_config, require_folder
 
     finetune.check_one_process()
     if args.data is None:
@@ -85,8 +86,11 @@ def go_on(args: argparse.Namespace) -> None:
     check_folder(out)
     if out.resolve() == args.model.resolve():
         raise UserError(f"{out} is the folder that training starts from: name another one with --out")
+    require_folder(args.model)
+    read_config(args.model)  # both before all pictures are read
     data = open_split(args.data, args.train_split, None if args.dry_run else out, args.skip_broken)
-    held_out = held_out_of(args)
+    if (held_out := held_out_of(args)) is not None and (said := seen_before(data, held_out)):
+        note(said)
     config = finetune.settings_for(len(data.pairs), args.batch_size, args.steps, args.learning_rate, args.seed)
     needed = finetune.cost(args.model, len(data), config.batch_size)
     print(needed)

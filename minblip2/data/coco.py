@@ -17,7 +17,7 @@ from .. import UserError
 from .files import field, read_json, whole
 from .pictures import check_image, load_image
 from .progress import progress_bar
-from .tables import NoSplit, find_table, read_table
+from .tables import SUFFIXES, NoSplit, find_table, read_table
 from .workers import prefetch
 
 YEARS = ("", "2017", "2014")  # behind a split's name, as COCO was published
@@ -125,9 +125,11 @@ class CocoCaptions:
             return table, _real(folder), read_table(table, self.split)
         if file is None:
             there = sorted(path.stem.removeprefix("captions_") for path in notes.glob("captions_*.json"))
+            tables = sorted(path.name for path in self.root.glob("*") if path.suffix in SUFFIXES)[:3]
             raise NoSplit(f"no split {self.split!r} in {self.root}: " + (
                 f"there are {', '.join(there)}" if there else
-                "it holds no annotations/captions_*.json at all, and no captions.csv or captions.txt"))
+                "it holds no annotations/captions_*.json at all, and no captions.csv or captions.txt")
+                + (f"; name {' or '.join(tables)} itself" if tables else ""))
         names.sort(key=lambda name: name != file.stem.removeprefix("captions_"))
         folder = next((path for name in ("images", *names) if (path := self.root / name).is_dir()), None)
         if folder is None:

@@ -65,7 +65,7 @@ def _own(path: Path, kind: str) -> Path:
 def _sweep(path: Path, kind: str) -> None:
     """Remove what processes of this machine were writing beside `path` when they were killed."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.{glob.escape(socket.gethostname())}-*.{kind}"):
-        if not _is_running(left.name.rpartition("-")[2].partition(".")[0]):
+        if not _is_running(left.name[len(f"{path.name}.{socket.gethostname()}-"):-len(f".{kind}")]):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 

@@ -15,7 +15,7 @@ import torch
 from .. import UserError, __version__
 from ..data.coco import CocoCaptions
 from ..data.files import read_json, write_beside, write_json
-from ..training.bridge import Bridge, load_bridge
+from ..training.bridge import Bridge, check_finished, load_bridge
 from ..training.finetune import Cost, finetune, load_for_training, measured_loss, settings_for
 from ..training.loop import TrainConfig, read_log
 from ..training.recipes import Recipe
@@ -151,9 +151,9 @@ def export_run(run: Path, folder: Path, data: Path | None = None, parts: Path | 
     if folder.resolve() == run.resolve():
         raise UserError(f"{folder} is the run itself: name another folder")
     bridge, record = load_bridge(run, parts), read_record(run)  # which say what is missing
-    if bridge.stage2 is None:
-        raise UserError(f"{run} stopped before the end of stage 2: run `python -m minblip2 train --recipe "
-                        f"{bridge.recipe.name} --out {run}` again")
+    check_finished(run, "stage2", bridge.recipe)
+    folder.mkdir(parents=True, exist_ok=True)  # first: by this file an export that was stopped is known and done again
+    write_json(folder / "run.json", carried_record(run, record.data.name if record.data else None))
     for part in PARTS:
         for path in sorted(found for kind in KEPT for found in (run / part).glob(kind)):
             target = folder / part / path.name
@@ -163,7 +163,6 @@ def export_run(run: Path, folder: Path, data: Path | None = None, parts: Path | 
         path.unlink()  # of a run that was copied here before
     for path in run.glob("results-*.json"):
         write_beside(folder / path.name, lambda partial, path=path: shutil.copyfile(path, partial))
-    write_json(folder / "run.json", carried_record(run, record.data.name if record.data else None))
     write_card(folder, f"minBLIP-2, recipe {bridge.recipe.name}", *_trained(run, bridge, data or record.data or run))
 
 

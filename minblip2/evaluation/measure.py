@@ -169,7 +169,7 @@ def measure_run(out: Path, bridge: Bridge, split: str, top: int = TOP, begun: Ca
 def keep_results(out: Path, name: str, results: dict[str, float]) -> Path:
     """Write what was measured to results-{name}.json, which is returned; name: the split, and more if need be."""
     path = out / f"results-{name}.json"
-    write_json(path, results)
+    write_json(path, {key: value for key, value in results.items() if value == value})  # JSON has no nan
     return path
 
 

@@ -117,7 +117,7 @@ def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> f
         for ngram, count in counts.items():
             vectors[len(ngram) - 1][ngram] = count * math.log(len(pairs) / max(1, images_with[ngram]))
         norms = [math.sqrt(sum(weight ** 2 for weight in vector.values())) for vector in vectors]
-        # the original measures length in pairs of words, not words; its numbers depend on it
+        # length in pairs of words, as in the original
         return vectors, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2)
 
     def similarity(candidate: tuple, text: tuple) -> float:

@@ -22,10 +22,10 @@ from ..stage1 import Stage1
 from ..stage2 import Stage2
 from ..weights.blip2 import Blip2
 from ..weights.retriever import Retriever
-from .checks import check_own_gpu, check_precision, find_parts, open_split
+from .checks import check_own_gpu, check_precision, open_split
 from .distributed import env_rank, prepare_once, process_group, rank_and_size, set_local_device
 from .loop import TrainConfig, load_weights, train
-from .recipes import Backbones, Recipe, default_data
+from .recipes import Backbones, Recipe, default_data, find_parts, find_recipe
 from .records import is_begun, read_record, recorded_parts, write_record
 from .stages import stage1_losses, stage2_losses
 
@@ -114,6 +114,7 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     trained anew, the small experts of the scenes as well. With `skip_broken` pictures that cannot be read are left out.
     Started by torchrun, all processes train together; `out`, data and parts must be folders that all of them see.
     """
+    find_recipe(recipe.name)  # under which the run will be read again
     check_precision(recipe)
     if best_device(recipe.device).type == "cuda":
         check_own_gpu()

@@ -31,11 +31,10 @@ from .checks import (
     check_same_data,
     check_settings,
     check_split,
-    find_parts,
     why_broken,
 )
 from .loop import TrainConfig
-from .recipes import FETCHED_DATA, FETCHED_PARTS, SCENES, Recipe
+from .recipes import FETCHED_DATA, FETCHED_PARTS, SCENES, Recipe, find_parts
 from .shipping import SHIPPED
 
 CAPTION = 15  # tokens of an average COCO caption, with its start and end

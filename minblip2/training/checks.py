@@ -28,7 +28,7 @@ from ..qformer import QFormer
 from ..weights import names, official, pretrained
 from ..weights.checkpoint import load_into, open_hub, read_config
 from .distributed import env_rank, rank_and_size
-from .recipes import FETCHED_PARTS, Recipe, default_data
+from .recipes import Recipe, default_data, find_part, find_parts
 from .records import is_begun, read_record
 
 SHOWN = 5  # broken pictures that are named; of more, only the number is told
@@ -120,7 +120,8 @@ def broken_pictures(paths: Sequence[Path], notes: Path | None = None) -> dict[Pa
     note = None if notes is None else notes / f"read-{name}.json"
     if note is not None:
         with contextlib.suppress(UserError):
-            return {Path(path): str(why) for path, why in read_json(note).items()}
+            # Looked at again: a decoder may have come, or the right to read, while size and date are the same.
+            return {path: why for path in map(Path, read_json(note)) if (why := why_broken(path)) is not None}
     found = prefetch(why_broken, paths, os.cpu_count() or 1, processes=len(paths) >= PROCESSES_FROM)
     bar = progress_bar(zip(paths, found, strict=True), total=len(paths), desc="read pictures", unit="image",
                        leave=False)
@@ -148,6 +149,15 @@ def open_split(root: Path, split: str, out: Path | None, skip_broken: bool = Fal
                     f"--skip-broken to go without ({first.partition('cannot be read')[2].strip(' (:') or first})")
 
 
+def seen_before(train: CocoCaptions, measured: CocoCaptions) -> str | None:
+    """What is to be said where a split that is measured shares pictures with the one that is trained on."""
+    both = set(train.paths) & set(measured.paths)
+    if not both or train.split == measured.split:
+        return None
+    return (f"{len(both):,} of {len(measured):,} pictures of the split {measured.split!r} are trained on as well, as "
+            f"{min(both)}: split pictures, not lines, or the figures say nothing of new pictures")
+
+
 def check_split(recipe: Recipe, root: Path, split: str) -> None:
     """Raise UserError where a recipe cannot be measured on a split: the scenes need the truth about each drawing."""
     if recipe.name != "scenes":
@@ -162,30 +172,15 @@ def check_split(recipe: Recipe, root: Path, split: str) -> None:
 # --- frozen models ----------------------------------------------------------------------------------------------------
 
 
-def find_parts(recipe: Recipe, parts: Path | None) -> Path | None:
-    """Where a recipe's frozen models lie; None for one that makes its own. Raises UserError without a folder."""
-    if not recipe.models:
-        if parts is not None:
-            raise UserError(f"the recipe {recipe.name} trains its frozen models itself: leave --parts out")
-        return None
-    if parts is None and not FETCHED_PARTS.is_dir():
-        raise UserError(f"the recipe {recipe.name} needs pretrained models: name their folder with --parts, or fetch "
-                        f"them with `python data/download.py weights {recipe.name}`")
-    return parts or FETCHED_PARTS
-
-
 def check_part(recipe: Recipe, parts: Path, role: str) -> None:
     """Ask of one frozen model what its loader will ask, but for the numbers. Raises UserError as the loader does."""
-    folder = parts / recipe.models[role]
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: put the model's hub folder there, name another with --parts, or "
-                        f"fetch it with `python data/download.py weights {recipe.name}`")
+    folder = find_part(recipe, parts, role)
     config, checkpoint = read_config(folder), open_hub(folder)
     shapes = ((name, torch.empty(shape, device="meta")) for name, shape in checkpoint.shapes.items())
     if role == "encoder":
         vit, key_map = pretrained.empty_encoder(folder, config, torch.float32)
         load_into(vit, shapes, key_map, str(folder))
-        if config["model_type"] != "clip":
+        if config["model_type"] not in ("clip", "clip_vision_model"):
             Transform.from_folder(folder)
         return
     tokenizer = Tokenizer.from_folder(folder)
@@ -249,7 +244,9 @@ def check_run(recipe: Recipe, data: Path | None, parts: Path | None, out: Path, 
     if resume:
         check_same_data(data, out)
     train = open_split(data, "train", out, skip_broken)
-    open_split(data, split, out, skip_broken)
+    measured = open_split(data, split, out, skip_broken)
+    if said := seen_before(train, measured):
+        note(said)
     check_batches(recipe, train)
     for said in cut_captions(recipe, train, parts):
         note(said)

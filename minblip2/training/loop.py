@@ -128,9 +128,8 @@ def read_log(path: str | Path) -> list[dict]:
     """
     path, packed = Path(path), Path(f"{path}.gz")
     found = gzip.decompress(packed.read_bytes()) if packed.exists() and not path.exists() else path.read_bytes()
-    lines = found.decode().split("\n")[:-1]  # what follows the last newline is unfinished
     try:
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in found.decode().split("\n")[:-1]]  # what follows the last one is unfinished
     except ValueError as error:
         raise UserError(f"{path} is no log of a training ({error}): remove its folder and train again") from None
 

@@ -114,6 +114,27 @@ def shrink_and_perturb(model: nn.Module, share: float, init_std: float) -> None:
             parameter.mul_(share).add_((1 - share) * init_std * torch.randn_like(parameter))
 
 
+def find_parts(recipe: Recipe, parts: Path | None) -> Path | None:
+    """Where a recipe's frozen models lie; None for one that makes its own. Raises UserError without a folder."""
+    if not recipe.models:
+        if parts is not None:
+            raise UserError(f"the recipe {recipe.name} trains its frozen models itself: leave --parts out")
+        return None
+    if parts is None and not FETCHED_PARTS.is_dir():
+        raise UserError(f"the recipe {recipe.name} needs pretrained models: name their folder with --parts, or fetch "
+                        f"them with `python data/download.py weights {recipe.name}`")
+    return parts or FETCHED_PARTS
+
+
+def find_part(recipe: Recipe, parts: Path, role: str) -> Path:
+    """The hub folder of one of a recipe's frozen models. Raises UserError where there is none."""
+    folder = parts / recipe.models[role]
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: put the model's hub folder there, name another with --parts, or "
+                        f"fetch it with `python data/download.py weights {recipe.name}`")
+    return folder
+
+
 def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path, resume: bool = True) -> Backbones:
     """Train the two small experts on the drawn scenes, or, to `resume`, load those that were trained before."""
     vit = experts.train_vit(out / "vit", recipe.experts["vit"], resume)
@@ -125,16 +146,12 @@ def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path, resu
 
 def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path, resume: bool = True) -> Backbones:
     """Load three pretrained models from hub folders below `parts`."""
-    fetch = f"fetch it with `python data/download.py weights {recipe.name}`"
-    if parts is None and not (parts := FETCHED_PARTS).is_dir():
-        raise UserError(f"the recipe {recipe.name} needs pretrained models: name their folder with --parts, or {fetch}")
-    vit, bert, lm = (parts / recipe.models[role] for role in ("encoder", "bert", "lm"))
-    for folder in (vit, bert, lm):
-        if not folder.is_dir():
-            raise UserError(f"{folder} does not exist: put the model's hub folder there, or {fetch}")
+    parts = find_parts(recipe, parts)
+    vit, bert, lm = (find_part(recipe, parts, role) for role in ("encoder", "bert", "lm"))
     encoder = pretrained.load_vit(vit)
     # BLIP-2 squeezes a picture into the square where CLIP would cut its sides off.
-    transform = Transform() if pretrained.read_config(vit)["model_type"] == "clip" else Transform.from_folder(vit)
+    is_clip = pretrained.read_config(vit)["model_type"] in ("clip", "clip_vision_model")
+    transform = Transform(size=encoder.config.image_size) if is_clip else Transform.from_folder(vit)
     config = official.bert_sizes(bert, pretrained.read_config(bert), image_width=encoder.width, **recipe.qformer)
     # The language model is never trained: where the device computes in bfloat16, its weights may be kept so as well.
     return Backbones(encoder, transform, Tokenizer.from_folder(bert),

@@ -12,6 +12,9 @@ from .. import UserError
 from ..data.files import field, read_json, write_json
 from .recipes import FETCHED_PARTS, RECIPES, Recipe, default_data, find_recipe
 
+# what of a recipe may differ from the one of its name (`dataclasses.replace`) and matters to whoever reads the run
+CHANGEABLE = ("models", "qformer", "embed_dim", "prompt", "question", "max_length", "beams", "match_weight")
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -38,9 +41,11 @@ def write_record(out: Path, recipe: Recipe, data: Path, parts: Path | None, skip
     record: dict[str, Any] = dict(recipe=recipe.name, seed=recipe.stage1.seed)
     record |= {name: str(path.resolve()) if path else None for name, path in folders.items()}
     record["from_here"] = {name: there for name, path in folders.items() if path and (there := _from(out, path))}
-    if len(sizes) == 1 and recipe.name in RECIPES and sizes != {RECIPES[recipe.name].stage1.batch_size,
-                                                                RECIPES[recipe.name].stage2.batch_size}:
+    usual = find_recipe(recipe.name)
+    if len(sizes) == 1 and sizes != {usual.stage1.batch_size, usual.stage2.batch_size}:
         (record["batch_size"],) = sizes
+    if changed := {name: value for name in CHANGEABLE if (value := getattr(recipe, name)) != getattr(usual, name)}:
+        record["changed"] = changed
     if skip_broken:
         record["skip_broken"] = True
     write_json(out / "run.json", record)
@@ -67,6 +72,8 @@ def read_record(out: Path) -> RunRecord:
                         "first")
     record = read_json(path)
     recipe = find_recipe(field(record, "recipe", str, path)).with_seed(field(record, "seed", int, path))
+    changed = field(record, "changed", dict, path) if "changed" in record else {}
+    recipe = replace(recipe, **{name: value for name, value in changed.items() if name in CHANGEABLE})
     batch_size = field(record, "batch_size", int, path) if "batch_size" in record else None
     near = record.get("from_here")
     data, parts = (_found(out, record, near if isinstance(near, dict) else {}, name) for name in ("data", "parts"))

@@ -1,10 +1,11 @@
-"""What one step of each stage computes on a batch; and stage 1 trained on frozen features of your own."""
+"""What one step of each stage computes on a batch; and both, trained on frozen features of your own."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..data.coco import has_word
 from ..data.tokenizer import Tokenizer, normalize_caption
 from ..stage1 import Stage1
 from ..stage2 import Stage2, split_prefix
-from .distributed import batch_mean
+from .distributed import batch_mean, rank_and_size
 from .loop import TrainConfig, train
 
 
@@ -27,7 +28,8 @@ def stage1_losses(model: Stage1, batch: Batch, loss_weights: tuple[float, float,
     gives 2/3).
     """
     out = model(batch.image_features, batch.text_ids, batch.text_mask, batch.image_ids)
-    loss = sum(weight * part for weight, part in zip(loss_weights, (out.itc, out.itm, out.itg), strict=True))
+    loss = out.loss + sum((weight - 1) * part  # what a subclass has added to the sum stays in it
+                          for weight, part in zip(loss_weights, (out.itc, out.itm, out.itg), strict=True))
     right = (out.itm_logits.argmax(dim=1) == out.itm_labels).float().mean()
     return dict(loss=loss, itc=out.itc, itm=out.itm, itg=out.itg, temperature=out.temperature,
                 itm_accuracy=batch_mean(right, len(batch.image_ids)))
@@ -74,10 +76,29 @@ def train_stage1(stage1: Stage1, features: np.ndarray | Tensor, captions: Sequen
     tokenizer = tokenizer or getattr(stage1, "tokenizer", None)
     if tokenizer is None:
         raise UserError("this stage 1 knows no tokenizer: make it with Stage1.for_features, or give tokenizer=")
-    sizes = stage1.qformer.config
+    longest = min(max_length, stage1.qformer.config.max_positions)
+    return _train_on(stage1, stage1_losses, features, captions, tokenizer, "", longest, config, folder, "stage 1")
+
+
+def train_stage2(stage2: Stage2, features: np.ndarray | Tensor, captions: Sequence[str | Sequence[str]],
+                 config: TrainConfig, tokenizer: Tokenizer, prompt: str = "", folder: str | Path | None = None,
+                 max_length: int = 32) -> list[dict]:
+    """Train stage 2 in place on features and captions as `train_stage1` takes them; returns the log.
+
+    The tokenizer is the language model's. Each caption stands behind the prompt, and `max_length` counts the ids of
+    both. Raises UserError as `train_stage1`.
+    """
+    losses = partial(stage2_losses, tokenizer=tokenizer, prompt=prompt)
+    return _train_on(stage2, losses, features, captions, tokenizer, prompt, max_length, config, folder, "stage 2")
+
+
+def _train_on(model: Stage1 | Stage2, losses: Callable[..., dict[str, Tensor]], features: np.ndarray | Tensor,
+              captions: Sequence[str | Sequence[str]], tokenizer: Tokenizer, prompt: str, max_length: int,
+              config: TrainConfig, folder: str | Path | None, name: str) -> list[dict]:
+    sizes = model.qformer.config
     features = features.detach().float().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
     if features.ndim != 3 or features.shape[2] != sizes.image_width:
-        raise UserError(f"features are {features.shape}, and this stage 1 reads (n v {sizes.image_width}): give all "
+        raise UserError(f"features are {features.shape}, and this {name} reads (n v {sizes.image_width}): give all "
                         "visual tokens of each image, from the encoder that it was made for")
     if len(features) != len(captions):
         raise UserError(f"there are features of {len(features)} images and captions of {len(captions)}: give as many")
@@ -85,12 +106,11 @@ def train_stage1(stage1: Stage1, features: np.ndarray | Tensor, captions: Sequen
     for row, text in texts:
         if not has_word(text):
             raise UserError(f"captions[{row}] has {text!r}, which holds no word: leave it out, or write one")
-    longest = min(max_length, sizes.max_positions)
-    ids = [tokenizer.encode(normalize_caption(text), max_length=longest) for _, text in texts]
-    batches = PairBatches([features], [row for row, _ in texts], ids, range(len(features)),
-                          config.batch_size, config.seed, tokenizer.pad_id)
+    ids = [tokenizer.encode(normalize_caption(text), prompt, max_length) for _, text in texts]
+    batches = PairBatches([features], [row for row, _ in texts], ids, range(len(features)), config.batch_size,
+                          config.seed, tokenizer.pad_id, None, *rank_and_size())
     settings = {} if folder is None else dict(  # what a run in the folder must have been trained on, to go on
         qformer=sizes, pairs=hashlib.sha256(repr((texts, ids)).encode()).hexdigest(),
         features=hashlib.sha256(np.ascontiguousarray(features)).hexdigest())
     with tempfile.TemporaryDirectory() as nowhere:
-        return train(stage1, stage1_losses, batches, config, folder or nowhere, settings, name="stage 1")
+        return train(model, losses, batches, config, folder or nowhere, settings, name=name)
