@@ -43,7 +43,7 @@ from minblip2.commands.options import positive  # noqa: E402
 
 ABSENT, STOPPED, FAILED = "no notebook", "stopped", "could not be graded"
 GRACE = 10  # seconds that a cell has to stop when it is told to
-SIGNATURE = re.compile(r"^(\d\d)_.*\.ipynb$")
+SIGNATURE = re.compile(r"^(\d\d)_.*\.ipynb$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def submissions(folder: Path) -> dict[str, dict[str, Path]]:
     known = solved()
     found: dict[str, dict[str, Path]] = {path.name: {} for path in sorted(folder.iterdir())
                                          if path.is_dir() and not path.name.startswith((".", "__"))}
-    for path in sorted(folder.rglob("*.ipynb")):
+    for path in sorted(path for path in folder.rglob("*") if ".ipynb" in path.name.lower()):
         inside = path.relative_to(folder)
         if any(part.startswith(".") for part in inside.parts):
             continue
@@ -149,6 +149,7 @@ def run_cells(job: dict) -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     shell, notes = InteractiveShell.instance(), Path(job["notes"])
+    sys.path.append(os.getcwd())  # as Jupyter does: modules of hers lie beside the notebook
     shell.showtraceback = lambda *_, **__: None  # nobody reads it, and to write one takes seconds
 
     def note(**what: object) -> None:
@@ -188,6 +189,7 @@ def read_notes(notes: Path) -> tuple[dict[str, Result], tuple[int, str | None] |
     """Results by name, and the cell in which the process ended, with its exercise, if it did not come to the end."""
     results: dict[str, Result] = {}
     running: tuple[int, str | None] | None = None
+    trouble = ""  # what stopped the last cell that is no check
     for line in notes.read_text(encoding="utf-8", errors="replace").splitlines() if notes.exists() else ():
         try:
             what = json.loads(line)
@@ -200,11 +202,19 @@ def read_notes(notes: Path) -> tuple[dict[str, Result], tuple[int, str | None] |
                 name = running[1] if running else None
                 if name and name not in results:
                     results[name] = Result(STOPPED if what["late"] else OPEN if "NameError" in what["error"] else WRONG,
-                                           "took too long" if what["late"] else what["error"])
+                                           "took too long" if what["late"] else what["error"] + (
+                                               f" (a cell above stopped with {trouble})" if trouble else ""))
+                trouble = "" if name else what["error"] or trouble
                 running = None
         except (ValueError, LookupError, TypeError, AttributeError):
             continue  # not a line of ours: what a learner runs may write there
     return results, running
+
+
+def late_cells(notes: Path) -> set[int]:
+    """The cells that were told to stop, as they took too long."""
+    lines = notes.read_text(encoding="utf-8", errors="replace").splitlines() if notes.exists() else ()
+    return {int(found[1]) for line in lines if (found := re.match(r'\{"ends": (\d+), "late": true,', line))}
 
 
 def ends_in_time(process: subprocess.Popen, notes: Path, cell_limit: float, limit: float) -> bool:
@@ -229,7 +239,7 @@ def grade_notebook(path: Path, official: Sequence[Asked], cell_limit: float, lim
     """Run a notebook where it lies; name -> result for each of its exercises, but for those in `without`."""
     wanted = [one.name for one in official if one.number not in without]
     try:
-        submitted = nbformat.read(path, as_version=4)
+        submitted = nbformat.reads(path.read_text(encoding="utf-8-sig"), as_version=4)  # with or without a BOM
     except Exception as error:  # whatever somebody has handed in
         return {name: Result(ABSENT, f"{path.name} is no notebook: {type(error).__name__}") for name in wanted}
     found: dict[str, Result] = {}
@@ -250,6 +260,9 @@ def grade_notebook(path: Path, official: Sequence[Asked], cell_limit: float, lim
         if ended_in is None:
             break
         number, name = ended_in
+        if slow and (others := late_cells(notes) - skip):  # they used up the time of this one: run again without them
+            skip |= others
+            continue
         skip.add(number)
         if name and (name not in found or found[name].status == DONE):  # judged, and ended: nothing is earned by that
             found[name] = Result(STOPPED, "took too long" if slow else "your code ended the process")
@@ -298,6 +311,8 @@ def grade(handed_in: dict[str, dict[str, Path]], lessons: Sequence[str], cell_li
             home.mkdir()
             for path in notebooks.values():  # all of hers: 10.6 reads what she wrote in the others
                 try:
+                    for module in path.parent.glob("*.py"):  # which her notebooks may import
+                        shutil.copyfile(module, home / module.name)
                     shutil.copyfile(path, home / path.name)
                 except OSError as error:
                     print(f"{path} cannot be read: {error.strerror}", file=sys.stderr)
@@ -352,10 +367,12 @@ def main() -> int:
     if not any(handed_in.values()):
         print(f"grade: no notebook named like 06_itc.ipynb lies in {args.folder}", file=sys.stderr)
         return 2
+    messages = args.out.with_name(f"{args.out.stem}-messages.csv")
     try:
+        for path in (args.out, messages):  # before the hours, not after them
+            path.open("a", encoding="utf-8").close()
         exercises, results = grade(handed_in, args.lessons, args.cell_limit, args.limit, args.jobs, args.without)
         write_table(args.out, exercises, results)
-        messages = args.out.with_name(f"{args.out.stem}-messages.csv")
         write_messages(messages, exercises, results)
     except OSError as error:
         print(f"grade: {error.filename} cannot be written: {error.strerror}", file=sys.stderr)

@@ -302,7 +302,7 @@ class OwnStage2(Stage2):
 
 # --- the world in which it learns -------------------------------------------------------------------------------------
 
-EXAM = 200  # pictures that nobody has trained on
+EXAM = 200  # pictures, drawn for this alone
 # half of the course's blocks, each of which reads: minutes, not a quarter hour
 SIZES = dict(layers=2, cross_attention_every=1)
 

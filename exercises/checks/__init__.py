@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from minblip2 import UserError
-from minblip2.data.files import read_json, write_json
+from minblip2.data.files import one_at_a_time, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRESS = ROOT / "runs" / "progress.json"
@@ -236,12 +236,12 @@ def remember(name: str, status: str) -> None:
     """Keep how an exercise stands; what was done once stays done. Where nothing can be kept, that is said."""
     if not recorded():
         return
-    known = progress()
-    if known.get(name) in (DONE, status):
+    if progress().get(name) in (DONE, status):
         return
     try:
         PROGRESS.parent.mkdir(exist_ok=True)
-        write_json(PROGRESS, known | {name: status})
+        with one_at_a_time(PROGRESS.with_suffix(".lock")):  # another notebook may be writing its own
+            write_json(PROGRESS, progress() | {name: status})
     except OSError as error:
         print(f"  (make progress will not know: {PROGRESS} cannot be written, {error.strerror or error})")
 

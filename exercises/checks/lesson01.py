@@ -465,14 +465,17 @@ def _weights(weights_of: Callable, b: int, h: int, s: int, k: int, d: int) -> No
     mask[0, 0, :, 1] = True
     before = query.clone(), key.clone(), mask.clone()
     weights = weights_of(query, key, mask)
+    closed = (~mask.any(dim=2, keepdim=True)).expand(b, h, s, k)
     if isinstance(weights, Tensor) and weights.shape == (b, h, s, k):
-        closed = (~mask.any(dim=2, keepdim=True)).expand(b, h, s, k)
         expect(not torch.equal(weights.isnan(), closed), "a fault is left: there is nan where no query may look at a "
                "key. Every row sees some key, so only a column can be empty, and it is not columns that have to "
                "sum to one.")
     expect_tensor(weights, (b, h, s, k), "your matrix of weights", "(b h s k)", torch.float32)
     unchanged(before, (query, key, mask))
     steady(weights_of(query, key, mask), weights)
+    if not weights.masked_select(~mask & ~closed).any():
+        expect(not bool((weights[closed] > 0).all()), "a fault is left: a key that no query may look at gets "
+               "weight, and no other forbidden key does. Over which axis do your weights sum to one?")
     expect(not bool(weights.masked_select(~mask).any()), "some weight falls on a forbidden key.")
     for row in range(s):
         alone = expect_tensor(weights_of(query[:, :, row:row + 1], key, mask[:, :, row:row + 1]), (b, h, 1, k),

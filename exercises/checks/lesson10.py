@@ -152,7 +152,7 @@ def labels(labels_of: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]) -
             prompt = words(b, p, end, "left", pad) if p else (torch.empty(b, 0).long(), torch.empty(b, 0).bool())
             if p == 5:  # as where all batches are padded to one length: no prompt fills its row
                 prompt = [torch.nn.functional.pad(part, (1, 0)) for part in prompt]
-            drawn.append((queries, *prompt, *words(b, t, end, pad=pad)))
+            drawn.append((queries, *prompt, *words(b, t, end, "left" if pad == 7 else "right", pad)))
         return drawn
 
     draws = telling(make, whole_labels, LABEL_SLIPS)

@@ -286,6 +286,9 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
                "less when any is taken away.")
     expect(same, "the tokens that stay have other scores than before: softmax makes probabilities later; here you only "
            "decide which tokens stay.")
+    expect({len(row) for row in kept_rows(nucleus_of(torch.zeros(2, 8), 0.5))} <= {4, 8}, "of 8 tokens that are "
+           "equally likely 4 hold 0.5, and you keep neither 4 nor all that tie: is more than top_p asked for where "
+           "top_p is enough?")
     for top_p, meaning in ((0.0, "the likeliest token, and only that one, stays even then"),
                            (1.0, "all of them together hold 1, and no smaller set does")):
         scores = torch.randn(3, 6)
@@ -543,6 +546,10 @@ def text_scores(scores_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
             raise Wrong(f"where log_p is {anything:g} at the places of padding, which may hold anything, you give "
                         f"{said}, and should give {wanted}: what is 0 times such a number?")
         expect_tensor(output, (3,), "the scores", "(b)")
+    log_p, mask = torch.full((2, 40), -4.0), torch.ones(2, 40, dtype=torch.bool)
+    expect(agree(scores_of(log_p, mask, 1.0), right_scores(log_p, mask, 1.0)), "of a text of 40 tokens, each with the "
+           "log-probability -4, your score is wrong: the product of so many probabilities is 0 in float32. Logarithms "
+           "are added.")
     one, power = torch.full((1, 4), -0.7), 1.0
     output = scores_of(one.double(), torch.ones(1, 4, dtype=torch.bool), power)
     expect(output.dtype == torch.float64, f"numbers of float64 give {output.dtype}: keep the dtype that comes in.")

@@ -283,6 +283,9 @@ def points(points_of: Points) -> None:
                "or False.")
         said.append(bool(output))
     if said == right:
+        heat = 1e-9 * torch.arange(4.0).reshape(2, 2)
+        expect(bool(points_of(heat, (50.0, 50.0, 50.0, 50.0), (100, 100))), "in a map of numbers as small as 1e-9 "
+               "cells tie for you that do not: only what equals the maximum does.")
         return
     for meaning, made in slips.items():
         expect(said != made, meaning)

@@ -266,7 +266,9 @@ def twins(fault: str, width: int) -> tuple[Net, Net, Tensor]:
             theirs.wide.weight.copy_(ours.wide.weight.flip(0))
             theirs.square.weight.copy_(ours.square.weight.T)
     first = fault not in ("same", "norm", "wide")  # each of the two trains where the other does not
-    return ours.train(first), theirs.train(not first), x
+    ours.train(first), theirs.train(not first)
+    (ours if first else theirs).norm.eval()  # a frozen layer in a model that trains
+    return ours, theirs, x
 
 
 Finder = Callable[[nn.Module, nn.Module, Tensor], str | None]
@@ -374,6 +376,10 @@ def first_wrong(find: Finder) -> None:
             handle.remove()
         output.append(name)
     if output == right:
+        ours, theirs, x = twins("same", 6)
+        theirs.narrow.bias.data[0] = torch.nan
+        expect(find(ours, theirs, x) == "narrow", "where a layer gives nan you do not name it: every comparison with "
+               "nan is False. Ask whether the difference is small, not whether it is large.")
         return
     slip = slip_of(output, right, made, lambda one, two: one == two)
     expect(not slip, slip)

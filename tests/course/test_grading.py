@@ -22,6 +22,7 @@ import grade
 import make
 import progress
 from minblip2 import UserError
+from minblip2.course.exercises import asked_in
 
 ROOT = Path(__file__).resolve().parents[2]
 SOLUTIONS = sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))
@@ -59,6 +60,12 @@ def handed_in(path, how):
         elif name == "own_bridge":
             cell.source = LOOKED_UP
     return solution
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_an_exercise_is_worth_as_many_points_as_its_difficulty_has_dots(path):
+    dots = {one.number: one.difficulty for one in asked_in(path)}
+    assert {one.number: one.points for one in grade.asked_in(nbformat.read(path, as_version=4))} == dots
 
 
 def points_of(path):
@@ -180,6 +187,46 @@ def test_a_clock_that_is_set_ends_nobody(below_runs):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)]), file)
     results = grade.grade_notebook(file, [grade.Asked("x", "06.1", "raise ValueError('judged')", 1)], 30, 600)
     assert results == {"x": grade.Result(checks.WRONG, "ValueError: judged")}
+
+
+def test_what_uses_up_the_time_of_a_notebook_costs_the_others_nothing(below_runs):
+    """A loop that stops when it is told to, twice, and then an honest cell that needs more than is left."""
+    loop, honest = "import time\ntime.sleep(60)", "import time\ntime.sleep(15)\nmy_y = 1"
+    cells = [nbformat.v4.new_code_cell(source) for source in (loop, loop, honest)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), below_runs / "06_itc.ipynb")
+    asked = [grade.Asked("y", "06.2", "raise ValueError(f'judged {my_y}')", 1)]
+    results = grade.grade_notebook(below_runs / "06_itc.ipynb", asked, cell_limit=20, limit=45)
+    assert results == {"y": grade.Result(checks.WRONG, "ValueError: judged 1")}
+
+
+def test_what_lies_beside_a_notebook_and_how_it_was_saved_do_not_matter(tmp_path, monkeypatch):
+    """A module of the learner's own, a mark at the beginning of the file, a name in capitals."""
+    (tmp_path / "class" / "mia").mkdir(parents=True)
+    (tmp_path / "class" / "mia" / "my_parts.py").write_text("answer = 7\n", encoding="utf-8")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("from my_parts import answer")])
+    (tmp_path / "class" / "mia" / "06_ITC.IPYNB").write_text(nbformat.writes(notebook), encoding="utf-8-sig")
+    monkeypatch.setattr(grade, "asked_in", lambda notebook: [grade.Asked("x", "06.1", "raise ValueError(answer)", 1)])
+    _, results = grade.grade(grade.submissions(tmp_path / "class"), ["06"], 60, 120, 1)
+    assert results["mia"]["06.1"] == grade.Result(checks.WRONG, "ValueError: 7")
+
+
+def test_a_table_that_cannot_be_written_is_told_before_anybody_is_graded(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mia").mkdir()
+    (tmp_path / "mia" / "06_itc.ipynb").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(grade, "grade", lambda *given: pytest.fail("it has begun"))
+    monkeypatch.setattr("sys.argv", ["grade.py", str(tmp_path), "--out", str(tmp_path / "no" / "grades.csv")])
+    assert grade.main() == 2 and "cannot be written: No such file" in capsys.readouterr().err
+
+
+def test_a_cell_that_failed_is_named_where_its_answer_is_missed(below_runs):
+    notes = below_runs / "notes.jsonl"
+    lines = [dict(begins=0, of=None), dict(ends=0, late=False, error="SyntaxError: expected ':'"),
+             dict(begins=1, of="x"), dict(ends=1, late=False, error="NameError: name 'my_x' is not defined"),
+             dict(begins=2, of="y"), dict(ends=2, late=False, error="NameError: name 'my_y' is not defined")]
+    notes.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found, _ = grade.read_notes(notes)
+    assert found["x"].message.endswith("not defined (a cell above stopped with SyntaxError: expected ':')")
+    assert found["y"].message.endswith("not defined") and found["y"].status == checks.OPEN
 
 
 def marked(source, name="x"):

@@ -1,5 +1,11 @@
 """The course runs: every notebook in a kernel of its own, executed copies stamped with a hash of their code."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
@@ -43,3 +49,23 @@ def test_runner_goes_on_after_a_failure_and_tells_all(tmp_path, monkeypatch, cap
     said = capsys.readouterr().err
     assert "ZeroDivisionError" in said and "IndexError" in said and "2 of 3 notebooks failed" in said
     assert len(list((tmp_path / "runs" / "course").iterdir())) == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_ctrl_c_stops_what_runs_and_begins_nothing_else(tmp_path):
+    for name in ("00_a", "01_b"):
+        code = f"import time\nopen('{name}.begun', 'w').close()\ntime.sleep(600)"
+        run.write_notebook(new_notebook(cells=[new_code_cell(code)]), tmp_path / f"{name}.ipynb")
+    command = [sys.executable, "-m", "minblip2.course.run", "--folder", str(tmp_path), "--jobs", "1"]
+    course = subprocess.Popen(command, cwd=run.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for _ in range(1200):
+            if (tmp_path / "00_a.begun").exists():
+                break
+            time.sleep(0.1)
+        course.send_signal(signal.SIGINT)
+        said, _ = course.communicate(timeout=60)
+    finally:
+        course.kill()
+    assert course.returncode == 130 and "stopped" in said and "failed" not in said, said
+    assert not (tmp_path / "01_b.begun").exists()

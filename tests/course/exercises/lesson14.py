@@ -62,8 +62,8 @@ def all_seeds(base, changed):
 
 
 def differing(base, changed):
-    names = set(base["settings"]) | set(changed["settings"])
-    return {name for name in names if base["settings"].get(name) != changed["settings"].get(name)}
+    names, missing = set(base["settings"]) | set(changed["settings"]), object()
+    return {name for name in names if base["settings"].get(name, missing) != changed["settings"].get(name, missing)}
 
 
 def read(base, changed):
@@ -85,7 +85,7 @@ def read_by_words(base, changed):
                      + by_statistics(base["values"], changed["values"])[0] for sign in (-1, 1))
     except (statistics.StatisticsError, KeyError):
         return "undecided"
-    return {(True, True): "better", (False, False): "worse"}.get((low > 0, high > 0), "undecided")
+    return {(True, False): "better", (False, True): "worse"}.get((low > 0, high < 0), "undecided")
 
 
 def common(base, changed):

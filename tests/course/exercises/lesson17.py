@@ -35,7 +35,7 @@ def by_hook(parts, rank):
 
 def by_difference(parts, rank):
     own, size = parts[rank], len(parts)
-    return torch.cat([*[part.detach() for part in parts[:rank]], size * own - (size - 1) * own.detach(),
+    return torch.cat([*[part.detach() for part in parts[:rank]], own.detach() + size * (own - own.detach()),
                       *[part.detach() for part in parts[rank + 1:]]])
 
 
