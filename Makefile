@@ -3,6 +3,8 @@ PYTHON ?= python3
 WORKERS ?= 2
 # cpu: PyTorch without CUDA, which is most of what is fetched; or another name that `uv pip --torch-backend` knows
 TORCH ?=
+# options for JupyterLab, such as LAB="--no-browser --port 8890"
+LAB ?=
 BIN := .venv/bin
 NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/bonus/*.ipynb solutions/*.ipynb exercises/*.ipynb)
 
@@ -46,7 +48,7 @@ progress: .venv/stamp
 
 lab: .venv/stamp
 	@echo "lab: open lesson 00 in JupyterLab; stop it with Ctrl-C"
-	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_the_bridge.ipynb
+	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/00_the_bridge.ipynb $(LAB)
 
 # The lock is the shell's and dies with it, so two makes at once are safe and a killed one leaves nothing to clean up.
 # uv knows where PyTorch keeps its builds for each device, and takes all else from where pip would.

@@ -14,6 +14,7 @@ import hashlib
 import os
 import platform
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -22,6 +23,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from ..commands.options import positive
 from ..data.entry import run_command
 from ..data.files import write_beside, write_json
 from ..data.progress import progress_bar
@@ -33,6 +35,7 @@ from .results import columns, results_table
 
 STAMP = "minblip2_source_sha256"
 BRIDGE = "minblip2_bridge_sha256"  # which bridge the outputs are of
+RUNNING: set[NotebookClient] = set()  # those that run a notebook now
 
 
 def source_hash(notebook: nbformat.NotebookNode) -> str:
@@ -63,6 +66,14 @@ def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
     write_beside(path, lambda partial: nbformat.write(notebook, partial))
 
 
+def stop_all(pool: ThreadPoolExecutor) -> None:
+    """Begin no further notebook, and end the kernels of those that run: they do not hear of Ctrl-C."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    for client in list(RUNNING):
+        if client.km is not None and client.km.provisioner is not None and client.km.provisioner.process is not None:
+            client.km.provisioner.process.kill()
+
+
 def execute(path: Path, copy: Path) -> nbformat.NotebookNode:
     """Run a notebook in its own folder and keep the executed copy, of a failed run too; the notebook may be written.
 
@@ -73,12 +84,14 @@ def execute(path: Path, copy: Path) -> nbformat.NotebookNode:
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
                             resources={"metadata": {"path": str(path.parent)}},
                             extra_arguments=["--log-level=ERROR"])
+    RUNNING.add(client)
     try:
         client.execute()
         notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
                              "language_info": {"name": "python"}, STAMP: source_hash(notebook),
                              BRIDGE: run_checksum(lesson.RUN)}
     finally:
+        RUNNING.discard(client)
         write_notebook(notebook, copy)
     return notebook
 
@@ -88,7 +101,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", metavar="NN", help="beginnings of names, such as 00 (default: all)")
     parser.add_argument("--write", action="store_true", help="put the outputs into the notebooks themselves")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="notebooks that run at once (default: 2)")
+    parser.add_argument("--jobs", type=positive, default=2, metavar="N", help="notebooks that run at once (default: 2)")
     parser.add_argument("--folder", type=Path, default=ROOT / "notebooks", help="where they are (default: notebooks)")
     args = parser.parse_args()
     os.environ.setdefault("MINBLIP2_SCALE", "fast")  # the form for a CPU; "full" wants a GPU
@@ -107,11 +120,15 @@ def main() -> int:
     # Kernels that share cores are fastest with a share of them each.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
 
+    stopped = threading.Event()
+
     def run_one(path: Path) -> str | None:
         started, copy = time.perf_counter(), ROOT / "runs" / "course" / path.name
         try:
             notebook = execute(path, copy)
         except (CellExecutionError, DeadKernelError) as error:
+            if stopped.is_set():
+                return None
             bar.write(f"{path.stem}: failed after {time.perf_counter() - started:.0f} s; see {copy.relative_to(ROOT)}")
             return str(error)
         if args.write:
@@ -121,9 +138,14 @@ def main() -> int:
 
     with ThreadPoolExecutor(args.jobs) as pool, progress_bar(total=len(chosen), unit="notebook", leave=False) as bar:
         failures = []
-        for future in as_completed([pool.submit(run_one, path) for path in chosen]):
-            failures += filter(None, [future.result()])
-            bar.update()
+        try:
+            for future in as_completed([pool.submit(run_one, path) for path in chosen]):
+                failures += filter(None, [future.result()])
+                bar.update()
+        except KeyboardInterrupt:
+            stopped.set()
+            stop_all(pool)
+            raise
     if failures:
         print(*failures, f"course: {len(failures)} of {len(chosen)} notebooks failed", sep="\n", file=sys.stderr)
         return 1
