@@ -35,6 +35,7 @@ from minblip2.stage1 import Stage1
 from minblip2.stage2 import Stage2
 from minblip2.training.bridge import Bridge, train_bridge
 from minblip2.training.recipes import SCENES, Backbones, Recipe, build_scenes
+from minblip2.training.records import recorded_data
 
 RESULTS = Path(__file__).parent / "results" / "ablations.jsonl"
 # The base on the machine, and with the experts, of the lines of 4, 8 and 32 queries.
@@ -279,7 +280,7 @@ def main() -> None:
     options = parser.parse_args()
     if strange := [group for group in options.groups if group not in GROUPS]:
         raise UserError(f"there is no group {strange[0]!r}: choose among {', '.join(GROUPS)}")
-    start, data = base(STEPS, options.experts_of), Path(read_json(options.experts_of / "run.json")["data"])
+    start, data = base(STEPS, options.experts_of), recorded_data(options.experts_of)
     done = {(line["name"], line["seed"]) for line in known(options.results)}
     runs = list(wanted(options.groups or list(GROUPS), options.seeds))
     with progress_bar(runs, desc="ablations", unit="run") as bar:

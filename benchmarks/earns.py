@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TypeVar
 
 import numpy as np
@@ -349,6 +350,13 @@ def differences(lines: Sequence[dict], measure: str, arm: str = BOTH, other: str
                        if {(setting, arm, seed, seconds), (setting, other, seed, seconds)} <= set(values)]
              for setting in (*SETTINGS, PHOTOGRAPHS)}
     return {setting: [one - two for one, two in some] for setting, some in pairs.items() if some}
+
+
+def spent(lines: Sequence[dict], arm: str, seconds: float = SECONDS) -> list[float]:
+    """Seconds of processor time that an arm took in each of the `SETTINGS`, on average over its seeds."""
+    return [fmean(sum(line["cpu_seconds"]) for line in lines
+                  if (line["setting"], line["arm"], line["seconds"]) == (setting, arm, seconds))
+            for setting in SETTINGS]
 
 
 def by_seconds(lines: Sequence[dict], measure: str, arm: str, setting: str = "plain") -> dict[float, list[float]]:

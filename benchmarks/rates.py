@@ -22,10 +22,10 @@ from benchmarks.earns import word_loss
 from benchmarks.provenance import machine
 from minblip2.data.coco import CocoCaptions
 from minblip2.data.entry import run_command
-from minblip2.data.files import read_json
 from minblip2.stage2 import Stage2
 from minblip2.training.bridge import Bridge, load_bridge, stage2_losses
 from minblip2.training.loop import train
+from minblip2.training.records import recorded_data
 
 RESULTS = Path(__file__).parent / "results" / "rates.jsonl"
 PROJECTION = 2e-3  # its rate
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=70)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the lines (default: those of the repository)")
     options = parser.parse_args()
-    bridge, data = load_bridge(options.run), Path(read_json(options.run / "run.json")["data"])
+    bridge, data = load_bridge(options.run), recorded_data(options.run)
     done = {(one["rate"], one["loudness"], one["steps"]) for one in known(options.results)}
     for rate, loudness in WAYS:
         if (rate, loudness, options.steps) not in done:

@@ -1,7 +1,7 @@
-"""How long a step waits for its data: python -m benchmarks.road [--pictures 2500] [--step 0.1] [--threads 1]
+"""How long a step waits for its data: python -m benchmarks.road [--pictures 2500] [--step 0.1]
 
-A cache of the laptop recipe's form (two views, 257 x 384 in float16, 129 tokens kept, batches of 64) feeds a step that
-computes for so many seconds, on all but one core. A real step of that recipe takes seconds on a CPU.
+A cache of the laptop recipe's form (one view, 257 x 384 in float16, 129 tokens kept, batches of 64) feeds a step that
+computes for so many seconds, in one thread. A real step of that recipe takes seconds on a CPU.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from minblip2.data.files import read_json
 from minblip2.evaluation.measure import evaluate_run
 from minblip2.training.bridge import train_bridge
 from minblip2.training.recipes import Recipe, find_recipe
+from minblip2.training.records import recorded_data
 
 RESULTS = Path(__file__).parent / "results" / "warm_start.jsonl"
 
@@ -44,7 +45,7 @@ def main() -> None:
         recipe, done = find_recipe(record["recipe"]).with_seed(record["seed"]), known(options.results)
         for share in (recipe.warm_start, 1.0):
             if not any((one["warm_start"], one["seed"]) == (share, record["seed"]) for one in done):
-                add(options.results, line(run, recipe, Path(record["data"]), share))
+                add(options.results, line(run, recipe, recorded_data(run), share))
 
 
 if __name__ == "__main__":

@@ -136,8 +136,8 @@ def test_a_warm_start_is_compared_with_the_whole_one_on_the_same_stage_1(tmp_pat
 
 
 def test_each_beginning_of_stage_2_is_tried_once(tmp_path, monkeypatch):
-    (tmp_path / "run.json").write_text(json.dumps({"data": "D"}), encoding="utf-8")
     monkeypatch.setattr(rates, "load_bridge", lambda run: None)
+    monkeypatch.setattr(rates, "recorded_data", lambda run: run)
     monkeypatch.setattr(rates, "line", lambda bridge, data, cache, rate, loudness, steps:
                         {"rate": rate, "loudness": loudness, "steps": steps, "own": 3.0, "other": 3.1})
     for steps in (5, 5, 6):

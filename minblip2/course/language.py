@@ -32,7 +32,7 @@ def decoder_figure() -> Figure:
         "ids": (15, 12, 11, 7, "tokenizer:\nids (b t)", viz.TEXT),
         "table": (30, 12, 11, 7, "word table E", viz.TEXT), "vectors": (45, 12, 11, 7, "vectors\n(b t e)", None),
         "blocks": (60, 12, 14, 7, "+ positions,\nmasked blocks:\nstates h (b t e)", viz.TEXT),
-        "logits": (78, 12, 13, 7, "word table Eᵀ:\nlogits (b t n)", viz.TEXT),
+        "logits": (78, 12, 13, 7, "word table Eᵀ:\nlogits (b t V)", viz.TEXT),
         "chances": (95, 12, 13, 7, "softmax:\nprobabilities of\nthe next word", viz.TEXT),
         "soft": (45, 1, 11, 6, "soft prompt\n(b q e)", viz.QUERY)}
     line = ["text", "ids", "table", "vectors", "blocks", "logits", "chances"]

@@ -93,6 +93,11 @@ class Questions(NamedTuple):
         rows = [[colour in {thing.colour for thing in scene.things} for colour in colours] for _, scene in self.drawn]
         return torch.tensor(rows)
 
+    def touched(self, grid: int) -> Tensor:
+        """Which patches of each scene cut into grid x grid any of its things touches: (b v), boolean."""
+        return torch.stack([patches_on(torch.tensor([thing.box for thing in scene.things]), grid).any(dim=0)
+                            for _, scene in self.drawn])
+
 
 def colour_questions(count: int, grid: int) -> Questions:
     """Draw `count` scenes, always the same ones, cut into grid x grid, and ask what has one answer about them."""

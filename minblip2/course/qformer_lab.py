@@ -47,7 +47,7 @@ def one_thing(lab: Lab) -> OneThing:
              for row, truth in enumerate(scene_dataset.load_scenes(lesson.DATA, "train")) if len(truth.things) == 1
              for thing in truth.things if (thing.colour, thing.shape) in scenes.SEEN]
     rows, kinds = zip(*found, strict=True)
-    return OneThing(lab.known[list(rows)].float(), torch.tensor(kinds),
+    return OneThing(lab.train_features[list(rows)].float(), torch.tensor(kinds),
                     *lab.encode([scene_captions.phrase(*pair) for pair in scenes.SEEN]))
 
 

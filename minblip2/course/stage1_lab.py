@@ -30,7 +30,7 @@ PLACES = {"top", "bottom", "left", "right", "middle", "above", "below"}
 
 
 class Lab(NamedTuple):
-    """A trained bridge on the CPU and the scenes: `known` and `seen` are frozen features (n v i) of train and val."""
+    """A trained bridge on the CPU and the scenes: `train_features` and `val_features` (n v i) are frozen."""
 
     bridge: Bridge
     stage1: Stage1
@@ -38,8 +38,8 @@ class Lab(NamedTuple):
     train: CocoCaptions
     val: CocoCaptions
     truths: list[Scene]
-    known: Tensor
-    seen: Tensor
+    train_features: Tensor
+    val_features: Tensor
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts as the Q-Former reads them: ids and mask (b t)."""
@@ -62,7 +62,7 @@ class Lab(NamedTuple):
         rows = list(rows)
         ids, mask = self.encode([self.train.images[row].captions[place]
                                  for row, place in zip(rows, places, strict=True)])
-        return self.known[rows].float(), ids, mask, torch.tensor(rows)
+        return self.train_features[rows].float(), ids, mask, torch.tensor(rows)
 
     def drawn(self, step: int, seed: int = 0, images: int | None = None, size: int = 32
               ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,7 +110,7 @@ def costs_by_kind(lab: Lab, texts: Sequence[str], shift: int) -> dict[str, list[
     found: dict[str, list[float]] = {"colours and shapes": [], "places": [], "all others": []}
     for row, text in enumerate(texts):
         ids, mask = lab.encode([text])
-        costs = cost_of_words(lab.stage1, lab.seen[[(row + shift) % len(texts)]], ids, mask)
+        costs = cost_of_words(lab.stage1, lab.val_features[[(row + shift) % len(texts)]], ids, mask)
         for cost, number in zip(costs.tolist(), ids[0, 1:].tolist(), strict=True):
             word = lab.tokenizer.backend.id_to_token(number)
             kind = ("colours and shapes" if word in scenes.COLOURS or word in scenes.SHAPES

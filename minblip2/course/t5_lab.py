@@ -91,7 +91,7 @@ def image_batch(lab: Lab, tokenizer: Tokenizer, step: int, size: int = 32) -> tu
     rows, captions = zip(*rng.sample(known, size), strict=True)
     ids, mask = tokenizer.pad([tokenizer.encode(text) for text in captions])
     cut = split_prefix(ids, mask, tokenizer.eos_id, torch.Generator().manual_seed(step))
-    return lab.known[list(rows)].float(), *cut
+    return lab.train_features[list(rows)].float(), *cut
 
 
 def train_bridge(stage2: Stage2, batch: Callable[[int], tuple[Tensor, ...]], steps: int = 250, rate: float = 1e-3,

@@ -38,9 +38,11 @@ def between(log: Sequence[Mapping[str, float]], chance: Mapping[str, float], flo
         panel.plot(steps, mean, color=TEXT, linestyle="-", label=f"mean of {smooth} steps")
         panel.axhline(chance[name], color=INK, linewidth=1.4, linestyle=(0, (4, 2)), label="chance")
         panel.axhline(floor[name], color=IMAGE, linewidth=1.6, linestyle=(0, (1, 1)), label="floor")
-        panel.set(xlabel="step", ylabel="nats", ylim=(floor[name] - 0.07 * chance[name], 1.15 * chance[name]),
+        panel.set(xlabel="step (logarithmic)", xscale="log", ylabel="nats",
+                  ylim=(floor[name] - 0.07 * chance[name], 1.15 * chance[name]),
                   title=f"{NAMES[name]}: chance {chance[name]:.3g}, floor {floor[name]:.3g}")
         panel.axvline(leaves, color=WRONG, linewidth=1.4, linestyle="-.", label="a tenth of ITM's way down")
+        panel.xaxis.set_major_formatter("{x:g}")
     known: dict[str, Artist] = {}
     for panel in panels:
         handles, labels = panel.get_legend_handles_labels()
