@@ -1,12 +1,14 @@
 """From a photograph to words as in transformers: preprocessing, prompts, stop token, settings; and the command line."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from PIL import Image
-from transformers import Blip2ForConditionalGeneration
+from transformers import Blip2ForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from minblip2 import UserError
@@ -87,6 +89,17 @@ def test_saved_folders_load_here_and_there(original, tmp_path):
     blip2.transform = Transform(size=42, mode="crop", resize_to=50)
     with pytest.raises(UserError, match="square"):
         blip2.save(tmp_path / "cut")
+
+
+def test_who_reads_a_saved_folder_elsewhere_begins_texts_as_we_do(tmp_path):
+    """Some tokenizers name a start token and never add it (SmolLM2's); a bridge on such a model has learned with it."""
+    official_folder("opt", tmp_path)
+    blip2 = Blip2.from_folder(tmp_path, torch.float32, torch.device("cpu"))
+    plain = json.loads(blip2.tokenizer.backend.to_str()) | {"post_processor": None}
+    blip2.tokenizer.backend = tokenizers.Tokenizer.from_str(json.dumps(plain))
+    blip2.save(tmp_path / "saved")
+    there = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "saved" / "tokenizer.json"))
+    assert there("a bus")["input_ids"] == blip2.tokenizer.encode_prompt("a bus") != blip2.tokenizer.token_ids("a bus")
 
 
 def test_commands(original, tmp_path, monkeypatch, capsys):

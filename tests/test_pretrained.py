@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -23,6 +24,9 @@ from minblip2.attention import KVCache
 from minblip2.data.tokenizer import Tokenizer
 from minblip2.generation import generate
 from minblip2.qformer import QFormer
+from minblip2.weights import names as key_maps
+from minblip2.weights import pretrained
+from minblip2.weights.checkpoint import HubConfig
 from minblip2.weights.official import bert_sizes, init_from_bert
 from minblip2.weights.pretrained import load_lm, load_vit, read_config
 
@@ -218,3 +222,36 @@ def test_what_would_compute_something_else_is_refused(tmp_path, kind, change, na
     configure(**change)(tmp_path)
     with pytest.raises(UserError, match=names):
         LOADERS[kind](tmp_path)
+
+
+LLAMA = dict(vocab_size=40, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+
+
+@pytest.mark.parametrize("config, changes", [
+    (LlamaConfig(**LLAMA), dict(attention_bias=True)), (LlamaConfig(**LLAMA), dict(mlp_bias=True)),
+    (LlamaConfig(**LLAMA), dict(head_dim=7)), (transformers.OPTConfig(), dict(enable_bias=False)),
+    (transformers.OPTConfig(), dict(layer_norm_elementwise_affine=False)),
+    (transformers.OPTConfig(), dict(tie_word_embeddings=False))])
+def test_a_language_model_of_another_form_is_refused_by_the_setting(config, changes):
+    """Otherwise the setting would be ignored, or the file called damaged."""
+    pretrained.empty_lm("folder", HubConfig(config.to_dict()), True, torch.float32)
+    with pytest.raises(UserError, match=next(iter(changes))):
+        pretrained.empty_lm("folder", HubConfig(config.to_dict() | changes), True, torch.float32)
+
+
+@pytest.mark.parametrize("config, key_map, name, value", [
+    (transformers.Dinov2Config(), key_maps.DINOV2, "qkv_bias", False),
+    (transformers.Blip2VisionConfig(), key_maps.EVA, "qkv_bias", False),
+    (transformers.Blip2QFormerConfig(), key_maps.QFORMER, "hidden_act", "relu")])
+def test_a_model_of_another_form_is_refused_by_the_setting(config, key_map, name, value):
+    pretrained.rename_settings(HubConfig(config.to_dict()), key_map)
+    with pytest.raises(UserError, match=f"has {name} = {value!r}, and only"):
+        pretrained.rename_settings(HubConfig(config.to_dict() | {name: value}), key_map)
+
+
+def test_a_t5_is_refused_in_float16():
+    """Its feed-forwards overflow there (transformers keeps one of their matrices in float32)."""
+    config = HubConfig(transformers.T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2).to_dict())
+    pretrained.empty_lm("folder", config, True, torch.bfloat16)
+    with pytest.raises(UserError, match="overflows in float16"):
+        pretrained.empty_lm("folder", config, True, torch.float16)

@@ -200,3 +200,13 @@ def test_maps_are_of_the_logit_match():
         whole = model.match_map(image, ids, mask)
         model.itm_head.weight[0].zero_()  # "no match" has no say in it
         assert torch.equal(model.match_map(image, ids, mask), whole) and (whole >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.uint8, torch.float32])
+def test_a_mask_of_ones_and_zeros_counts_as_a_boolean_one(dtype):
+    """As tokenizers return them; a float mask would be added to the scores."""
+    model, (image, ids, mask) = randomise(Stage1(TINY, embed_dim=16)), batch()
+    negatives = torch.tensor([1, 2, 3, 0]), torch.tensor([3, 0, 1, 2])
+    right, other = (model(image, ids, one, negatives=negatives) for one in (mask, mask.to(dtype)))
+    assert right.loss == other.loss
+    assert torch.equal(model.match_map(image, ids, mask), model.match_map(image, ids, mask.to(dtype)))

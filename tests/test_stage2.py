@@ -167,7 +167,7 @@ def test_generation_with_prompts_of_different_lengths_equals_one_by_one_and_tran
 def test_calibrated_prompts_spread_like_words_around_their_mean(pair):
     stage2, _ = pair
     image = batch(lengths=(5,) * 12)[0]
-    stage2.eval().match_embedding_scale(image)
+    stage2.train().match_embedding_scale(image)  # in evaluation mode, whatever it was in: dropout is no difference
     soft, words = stage2.soft_prompt(image), stage2.lm.embed(torch.arange(stage2.lm.vocab_size))
     assert torch.allclose((soft - soft.mean(dim=0)).std(), words.std(), rtol=1e-4)
     assert torch.allclose(soft.mean(dim=(0, 1)), words.mean(dim=0), atol=1e-4)
