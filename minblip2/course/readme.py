@@ -136,7 +136,7 @@ def headlines(scenes: dict[str, float], photographs: dict[str, float], runs: Seq
         "**Questions that the bridge was never trained on**, answered right: "
         + ", ".join(f"{kind} {scenes[f'ask_{kind}_own']:.0f} %" for kind in ASKED) + "; shown a wrong picture "
         + ", ".join(f"{scenes[f'ask_{kind}_another']:.0f}" for kind in ASKED)
-        + f" % (validation). The mean of {len(runs)} bridges, one for each seed, on the test split: "
+        + f" % (validation). On the test split, the mean of {len(runs)} seeds: "
         + ", ".join(f"{fmean(run[f'ask_{kind}_own'] for run in runs):.0f}" for kind in ASKED) + " %.",
         f"**Photographs** (Flickr8k), {photographs['minutes_stage1'] + photographs['minutes_stage2']:.0f} minutes of "
         f"training without a GPU: CIDEr-D {photographs['stage2_cider']:.0f}, another picture's caption "
