@@ -15,6 +15,7 @@ no grade; who means to deceive the checks can.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,14 +186,21 @@ class Result:
     message: str = ""
 
 
+def noted(notes: Path) -> Iterator[dict]:
+    """What stands in the notes, line by line; not only our lines: what a learner runs may write there."""
+    for line in notes.read_text(encoding="utf-8", errors="replace").splitlines() if notes.exists() else ():
+        with contextlib.suppress(ValueError):
+            if isinstance(what := json.loads(line), dict):
+                yield what
+
+
 def read_notes(notes: Path) -> tuple[dict[str, Result], tuple[int, str | None] | None]:
     """Results by name, and the cell in which the process ended, with its exercise, if it did not come to the end."""
     results: dict[str, Result] = {}
     running: tuple[int, str | None] | None = None
     trouble = ""  # what stopped the last cell that is no check
-    for line in notes.read_text(encoding="utf-8", errors="replace").splitlines() if notes.exists() else ():
+    for what in noted(notes):
         try:
-            what = json.loads(line)
             if "begins" in what:
                 running = what["begins"], what["of"]
             elif "status" in what and running and running[1]:
@@ -207,14 +215,13 @@ def read_notes(notes: Path) -> tuple[dict[str, Result], tuple[int, str | None] |
                 trouble = "" if name else what["error"] or trouble
                 running = None
         except (ValueError, LookupError, TypeError, AttributeError):
-            continue  # not a line of ours: what a learner runs may write there
+            continue  # not a line of ours
     return results, running
 
 
 def late_cells(notes: Path) -> set[int]:
     """The cells that were told to stop, as they took too long."""
-    lines = notes.read_text(encoding="utf-8", errors="replace").splitlines() if notes.exists() else ()
-    return {int(found[1]) for line in lines if (found := re.match(r'\{"ends": (\d+), "late": true,', line))}
+    return {what["ends"] for what in noted(notes) if what.get("late") is True and isinstance(what.get("ends"), int)}
 
 
 def ends_in_time(process: subprocess.Popen, notes: Path, cell_limit: float, limit: float) -> bool:

@@ -255,3 +255,12 @@ def test_a_t5_is_refused_in_float16():
     pretrained.empty_lm("folder", config, True, torch.bfloat16)
     with pytest.raises(UserError, match="overflows in float16"):
         pretrained.empty_lm("folder", config, True, torch.float16)
+
+
+def test_constants_in_old_files_of_llamas_are_left_aside(tmp_path):
+    build("lm", tmp_path)
+    before, weights = load_lm(tmp_path).state_dict(), load_file(tmp_path / "model.safetensors")
+    weights["model.layers.1.self_attn.rotary_emb.inv_freq"] = torch.ones(2)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    after = load_lm(tmp_path).state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)

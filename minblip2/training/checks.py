@@ -21,14 +21,13 @@ from ..data.pictures import check_image, load_image
 from ..data.progress import progress_bar
 from ..data.scene_dataset import load_scenes
 from ..data.tokenizer import Tokenizer, normalize_caption
-from ..data.transforms import Transform
 from ..data.workers import prefetch
 from ..device import best_device, compute_dtype
 from ..qformer import QFormer
 from ..weights import names, official, pretrained
 from ..weights.checkpoint import load_into, open_hub, read_config
 from .distributed import env_rank, rank_and_size
-from .recipes import Recipe, default_data, find_part, find_parts
+from .recipes import Recipe, default_data, find_part, find_parts, transform_for
 from .records import is_begun, read_record
 
 SHOWN = 5  # broken pictures that are named; of more, only the number is told
@@ -180,8 +179,7 @@ def check_part(recipe: Recipe, parts: Path, role: str) -> None:
     if role == "encoder":
         vit, key_map = pretrained.empty_encoder(folder, config, torch.float32)
         load_into(vit, shapes, key_map, str(folder))
-        if config["model_type"] not in ("clip", "clip_vision_model"):
-            Transform.from_folder(folder)
+        transform_for(folder, vit.config.image_size)
         return
     tokenizer = Tokenizer.from_folder(folder)
     if role == "lm":

@@ -135,6 +135,12 @@ def find_part(recipe: Recipe, parts: Path, role: str) -> Path:
     return folder
 
 
+def transform_for(folder: Path, image_size: int) -> Transform:
+    """How an encoder's images are prepared: as its folder says; but where CLIP would cut sides off, BLIP-2 squeezes."""
+    is_clip = pretrained.read_config(folder)["model_type"] in ("clip", "clip_vision_model")
+    return Transform(size=image_size) if is_clip else Transform.from_folder(folder)
+
+
 def build_scenes(recipe: Recipe, data: Path, parts: Path | None, out: Path, resume: bool = True) -> Backbones:
     """Train the two small experts on the drawn scenes, or, to `resume`, load those that were trained before."""
     vit = experts.train_vit(out / "vit", recipe.experts["vit"], resume)
@@ -149,9 +155,7 @@ def build_pretrained(recipe: Recipe, data: Path, parts: Path | None, out: Path, 
     parts = find_parts(recipe, parts)
     vit, bert, lm = (find_part(recipe, parts, role) for role in ("encoder", "bert", "lm"))
     encoder = pretrained.load_vit(vit)
-    # BLIP-2 squeezes a picture into the square where CLIP would cut its sides off.
-    is_clip = pretrained.read_config(vit)["model_type"] in ("clip", "clip_vision_model")
-    transform = Transform(size=encoder.config.image_size) if is_clip else Transform.from_folder(vit)
+    transform = transform_for(vit, encoder.config.image_size)
     config = official.bert_sizes(bert, pretrained.read_config(bert), image_width=encoder.width, **recipe.qformer)
     # The language model is never trained: where the device computes in bfloat16, its weights may be kept so as well.
     return Backbones(encoder, transform, Tokenizer.from_folder(bert),

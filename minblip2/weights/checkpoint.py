@@ -211,12 +211,10 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
     for name, tensor in tensors:
         # the original BERT files still call a LayerNorm's parameters gamma and beta
         name = re.sub("LayerNorm.gamma$", "LayerNorm.weight", re.sub("LayerNorm.beta$", "LayerNorm.bias", name))
-        if name.endswith("rotary_emb.inv_freq"):  # a constant, which old files of Llamas hold
-            continue
         name = name.removeprefix(key_map.prefix)
         targets = translate(name, key_map.tensors)
         if not targets or any(target not in wanted for target in targets):
-            if any(name == known or name.startswith(known + ".") for known in key_map.ignored):
+            if key_map.leaves_aside(name):
                 continue
             if QUANTISED.fullmatch(name):
                 raise UserError(f"{source} holds {name}, which belongs to quantised weights: {UNQUANTISED}")

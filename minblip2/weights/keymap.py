@@ -35,11 +35,15 @@ def spelt(ours: Targets, layer: str, ending: str) -> tuple[str, ...]:
     return renamed((ours,) if isinstance(ours, str) else ours, lambda one: one.replace("{i}", layer) + ending)
 
 
+def pattern(theirs: str) -> str:
+    """What matches their name, whatever the layer's number, which is a group."""
+    return re.escape(theirs).replace(r"\{i\}", r"(\d+)")
+
+
 def translate(name: str, table: Table) -> tuple[str, ...]:
     """Our names for one of theirs; none when the table does not know it."""
     for theirs, ours in table.items():
-        pattern = re.escape(theirs).replace(r"\{i\}", r"(\d+)") + r"(\.weight|\.bias)?"
-        if found := re.fullmatch(pattern, name):
+        if found := re.fullmatch(pattern(theirs) + r"(\.weight|\.bias)?", name):
             *layer, ending = found.groups(default="")
             return spelt(ours, "".join(layer), ending)
     return ()
@@ -67,6 +71,10 @@ class KeyMap:
     prefix: str = ""
     only: Mapping[str, Any] = field(default_factory=dict)
     grown: tuple[str, ...] = ()
+
+    def leaves_aside(self, name: str) -> bool:
+        """Whether a tensor, or the part that it belongs to, is ignored."""
+        return any(re.fullmatch(pattern(theirs) + r"(\..+)?", name) for theirs in self.ignored)
 
     def rows(self) -> list[tuple[str, str]]:
         """The tensors as rows of a table, theirs and ours, in Markdown; at the end what is left aside, and why."""

@@ -174,7 +174,9 @@ LLAMA = KeyMap(
              "mlp.gate_proj": "mlp.gate",
              "mlp.up_proj": "mlp.up",
              "mlp.down_proj": "mlp.down"})})},
-    {"lm_head": TIED}, only={"attention_bias": False, "mlp_bias": False})
+    {"lm_head": TIED, **dict.fromkeys(("model.rotary_emb.inv_freq", "model.layers.{i}.self_attn.rotary_emb.inv_freq"),
+                                      "a constant, in old files only")},
+    only={"attention_bias": False, "mlp_bias": False})
 
 
 def t5_stack(stack: str, feed_forward: Table, layers: Table) -> Table:

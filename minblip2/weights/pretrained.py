@@ -24,7 +24,7 @@ from .keymap import KeyMap
 def rename_settings(hub: HubConfig, key_map: KeyMap) -> dict[str, Any]:
     """Their settings under our names. Raises UserError for one that is not there, or not what it should be."""
     found = {ours: setting(hub, theirs) for theirs, ours in key_map.settings.items()}
-    check_only(hub, key_map)
+    check_only(hub, key_map.only)
     width, heads = (hub.get(name) for name in ("hidden_size", "num_attention_heads"))
     if width and heads and width % heads:
         raise UserError(f"this model's config.json has num_attention_heads = {heads}, which does not divide its "
@@ -32,9 +32,9 @@ def rename_settings(hub: HubConfig, key_map: KeyMap) -> dict[str, Any]:
     return found
 
 
-def check_only(hub: Mapping[str, Any], key_map: KeyMap) -> None:
+def check_only(hub: Mapping[str, Any], only: Mapping[str, Any]) -> None:
     """Raises UserError for a setting that would be ignored otherwise: this kind of model is read in one form of it."""
-    for name, value in key_map.only.items():
+    for name, value in only.items():
         if hub.get(name) not in (None, value):
             raise UserError(f"this model's config.json has {name} = {hub[name]!r}, and only {value!r} can be read: use "
                             "a model of the usual form")
@@ -137,7 +137,7 @@ def build_llama(hub: HubConfig, own_head: bool) -> tuple[Llama, KeyMap]:
         raise UserError(f"this Llama scales its rotary positions ({rope}), which is not supported: use a plain one")
     hub = HubConfig({"num_key_value_heads": hub["num_attention_heads"], "tie_word_embeddings": False,
                      "rope_theta": rope.get("rope_theta", 10_000.0)} | hub)
-    check_only(hub, replace(names.LLAMA, only={"head_dim": hub["hidden_size"] // hub["num_attention_heads"]}))
+    check_only(hub, {"head_dim": hub["hidden_size"] // hub["num_attention_heads"]})
     found = rename_settings(hub, names.LLAMA)
     if hub["num_attention_heads"] % hub["num_key_value_heads"]:
         raise UserError("this model's config.json has a num_key_value_heads that does not divide num_attention_heads: "
