@@ -156,6 +156,25 @@ def test_pixels_are_those_of_transformers(tmp_path, settings, file):
     assert difference(Transform.from_folder(tmp_path)(image), expected) < 1e-6
 
 
+def test_of_two_files_the_newer_counts(tmp_path):
+    """As in transformers, which writes the newer one only, and leaves the other where it is."""
+    BlipImageProcessorPil(size=dict(height=28, width=28)).save_pretrained(tmp_path)
+    Blip2Processor(BlipImageProcessorPil(size=dict(height=42, width=42), image_mean=[0.1] * 3), model_of("opt")[1],
+                   num_query_tokens=5).save_pretrained(tmp_path)
+    found = Transform.from_folder(tmp_path)
+    assert found.size == 42 and found.mean == (0.1,) * 3
+    edit(tmp_path, "processor_config.json", image_processor=None)
+    json_file = tmp_path / "processor_config.json"
+    json_file.write_text(json.dumps({"num_query_tokens": 5}))  # as the official folders have it
+    assert Transform.from_folder(tmp_path).size == 28
+
+
+def test_pictures_that_no_patches_fit_are_refused_when_the_folder_is_read(tmp_path):
+    edit(folder_of("opt", tmp_path), "preprocessor_config.json", size=dict(height=43, width=43))
+    with pytest.raises(UserError, match="pictures of 43 pixels are no whole number of patches of 14"):
+        Blip2.from_folder(tmp_path, torch.float32, CPU)
+
+
 def test_the_usual_settings_are_exactly_those_of_the_file(tmp_path):
     BlipImageProcessorPil(size=dict(height=42, width=42)).save_pretrained(tmp_path)
     assert Transform.from_folder(tmp_path) == Transform(size=42)
@@ -166,6 +185,10 @@ def test_the_usual_settings_are_exactly_those_of_the_file(tmp_path):
     dict(size=[42, 42]),
     dict(image_mean=None), dict(image_mean=[0.5, 0.5]), dict(image_mean=["0.5"] * 3), dict(image_std=[0.0] * 3),
     dict(rescale_factor=0), dict(rescale_factor="1/255"), dict(rescale_factor=None), dict(resample=2),
+    dict(do_center_crop=True, crop_size=28), dict(do_pad=True, pad_size=dict(height=56, width=56)),
+    dict(image_processor_type="LevitImageProcessor"), dict(size=dict(height=True, width=True)),
+    dict(size=dict(shortest_edge=42, longest_edge=60), crop_size=42, do_center_crop=True),
+    dict(size=dict(shortest_edge=42), crop_size=28),  # BLIP's does not cut unless it is told to
     dict(resample="nearest"), dict(size=dict(longest_edge=42)), dict(size=0), dict(size=dict(height=42.5, width=42.5))])
 def test_other_preprocessing_is_refused(tmp_path, changes):
     BlipImageProcessorPil(size=dict(height=42, width=42)).save_pretrained(tmp_path)

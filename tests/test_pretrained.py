@@ -215,13 +215,59 @@ def test_dinov2_variants(tmp_path, change, names):
 
 @pytest.mark.parametrize("kind, change, names", [
     ("lm", {"hidden_act": "gelu"}, "'gelu', not SiLU"), ("bert", {"hidden_act": "relu"}, "relu"),
-    ("bert", {"position_embedding_type": "relative_key"}, "relative_key positions")], ids=str)
+    ("bert", {"position_embedding_type": "relative_key"}, "relative_key positions"),
+    ("bert", {"is_decoder": True}, "is_decoder = True"), ("mlm", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+], ids=str)
 def test_what_would_compute_something_else_is_refused(tmp_path, kind, change, names):
     """All weights fit: nothing else would notice."""
     build(kind, tmp_path)
     configure(**change)(tmp_path)
     with pytest.raises(UserError, match=names):
         LOADERS[kind](tmp_path)
+
+
+@pytest.mark.parametrize("changes", [
+    dict(rope_parameters=dict(rope_type="default", rope_theta=1e4), rope_theta=50.0),
+    dict(rope_scaling=dict(rope_type="default", rope_theta=50.0), rope_theta=500.0),
+    dict(rope_parameters=None, rope_theta=50.0), dict(num_key_value_heads=None, num_attention_heads=3)], ids=str)
+@torch.no_grad()
+def test_rotary_settings_count_as_in_transformers(tmp_path, changes):
+    build("lm", tmp_path)
+    configure(**changes)(tmp_path)
+    if "num_key_value_heads" in changes:
+        LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=50)).save_pretrained(tmp_path)
+        configure(**changes)(tmp_path)
+    ids = torch.randint(50, (2, 9))
+    expected = LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits
+    lm = load_lm(tmp_path)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    ours = lm.lm_logits(lm(lm.embed(ids), masks.causal(mask), masks.token_positions(mask)))
+    assert difference(ours, expected) < 1e-5
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_tied_head_is_the_word_embeddings(tmp_path, other):
+    """A file may hold it twice; where it is another, transformers of different versions read different models."""
+    LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=50, tie_word_embeddings=True)).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + float(other)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    if not other:
+        load_lm(tmp_path)
+        return
+    with pytest.raises(UserError, match="lm_head.weight is not the word embeddings, to which config.json ties it"):
+        load_lm(tmp_path)
+
+
+@torch.no_grad()
+def test_older_clips_have_settings_in_two_places(tmp_path):
+    vision = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, image_size=28,
+                  patch_size=14)
+    config = transformers.CLIPVisionConfig(**vision, hidden_act="gelu")
+    transformers.CLIPVisionModel(config).save_pretrained(tmp_path)
+    hub = dict(model_type="clip", vision_config=vision, vision_config_dict=vision | dict(hidden_act="gelu"))
+    (tmp_path / "config.json").write_text(json.dumps(hub))
+    assert load_vit(tmp_path).config.activation == "gelu"
 
 
 LLAMA = dict(vocab_size=40, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)

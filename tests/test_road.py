@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import download
 from minblip2 import UserError
@@ -80,8 +80,14 @@ def test_a_crop_is_the_pictures_own():
 
 @pytest.mark.parametrize("size", [(900, 20), (20, 900), (1, 1), (3, 2)])
 def test_no_picture_is_too_long_for_a_crop(size):
-    for crop in range(5):
-        assert Transform(32, crop=crop).crop_and_resize(smooth(*size)).size == (32, 32)
+    crops = [np.asarray(Transform(32, crop=crop).crop_and_resize(smooth(*size))) for crop in range(5)]
+    assert {crop.shape for crop in crops} == {(32, 32, 3)}
+    if max(size) == 900:  # the largest part in the middle, mirrored or not
+        long = round(20 * 4 / 3)
+        box = [(side - min(side, long)) // 2 for side in size]
+        middle = smooth(*size).crop((*box, *(left + min(side, long) for left, side in zip(box, size, strict=True))))
+        right = middle.resize((32, 32), Image.Resampling.BICUBIC)
+        assert all(any(np.array_equal(crop, one) for one in (right, ImageOps.mirror(right))) for crop in crops)
 
 
 # ---------------------------------------------------------------- pictures are checked whole
@@ -341,8 +347,8 @@ def test_the_whole_road_from_the_site_to_an_epoch_of_stage_1(coco_mini, tmp_path
         assert made.shape == (len(paths), 17, 48) and np.isfinite(made).all()
         caches.append(made)
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 4
-    ids = [tokenizer.encode(caption) for _, caption in data.pairs]
-    batches = PairBatches(caches[:2], [row for row, _ in data.pairs], ids, [image.id for image in data.images], 16, 0,
+    ids = [tokenizer.encode(caption) for caption in data.texts]
+    batches = PairBatches(caches[:2], data.rows, ids, data.ids, 16, 0,
                           tokenizer.pad_id)
     config = QFormerConfig(width=48, layers=2, heads=4, mlp_width=96, num_queries=4, max_positions=32, dropout=0.0,
                            image_width=48, vocab_size=len(tokenizer))

@@ -6,6 +6,7 @@ import re
 import pytest
 import tokenizers
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import BertTokenizerFast
 
 from minblip2 import UserError
@@ -84,9 +85,13 @@ def test_an_opt_ends_a_text_as_its_folder_says_and_else_with_a_line(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": "</s>"}')
     named = words.token_to_id("</s>")
     for stated, end in (({}, "Ċ"), ({"eos_token_id": None}, "Ċ"), ({"eos_token_id": named}, "</s>"),
-                        ({"eos_token_id": [named, 7]}, "</s>")):  # a list, as some files have
+                        ({"eos_token_id": [named]}, "</s>")):  # a list, as some files have
         (tmp_path / "config.json").write_text(json.dumps({"text_config": {"model_type": "opt"} | stated}))
         assert Tokenizer.from_folder(tmp_path).eos_id == words.token_to_id(end)
+    several = {"text_config": {"model_type": "opt", "eos_token_id": [named, 7]}}
+    (tmp_path / "config.json").write_text(json.dumps(several))
+    with pytest.raises(UserError, match="leave one eos_token_id"):
+        Tokenizer.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 5, 12])
@@ -160,9 +165,36 @@ def folder(path, **files):
 
 def test_an_encoder_reads_a_closed_prompt(tmp_path):
     files = {"tokenizer_config": {"eos_token": "<end>", "bos_token": "é"}}
-    for kind, ids in (("t5", [1, 0, 2]), ("opt", [1, 0])):
+    for kind, ids in (("t5", [0, 2]), ("opt", [1, 0])):  # a T5 reads no start token, though BLIP-2's files name one
         tokenizer = Tokenizer.from_folder(folder(tmp_path, config={"model_type": kind}, **files))
-        assert tokenizer.encode_prompt("a") == ids and tokenizer.encode("a") == [1, 0, 2]
+        assert tokenizer.encode_prompt("a") == ids and tokenizer.encode("a") == [*tokenizer.bos_ids, 0, 2]
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_in_a_blip2_texts_begin_and_end_as_its_parts_say(tmp_path, writes):
+    """The tokenizer says whether there is a start token, the language model where a text ends."""
+    words = {"a": 0, "<s>": 1, "<end>": 2, "<turn>": 3}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
+    if writes:
+        backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    named = {"eos_token": "<end>", "bos_token": "<s>"}
+    text = {"model_type": "llama", "eos_token_id": 3, "bos_token_id": 1}
+    whole = Tokenizer.from_folder(folder(tmp_path, config={"text_config": text}, tokenizer=backend.to_str(),
+                                         tokenizer_config=named))
+    assert whole.encode("a") == [1, 0, 3][not writes:] and whole.encode_prompt("a") == [1, 0][not writes:]
+    part = Tokenizer.from_folder(folder(tmp_path, config=text, tokenizer=backend.to_str(), tokenizer_config=named))
+    assert part.encode("a") == [1, 0, 2], "alone, as the laptop recipe takes it"
+
+
+def test_a_bert_is_known_by_its_kind_and_has_one_dec(tmp_path):
+    small = Tokenizer.from_texts(["a dog"])
+    for more in ({}, {"eos_token": "[SEP]", "tokenizer_class": "BertTokenizer"}):
+        files = dict(tokenizer=small.backend.to_str(), tokenizer_config=more)
+        found = Tokenizer.from_folder(folder(tmp_path, config={}, **files))
+        assert found.encode("a dog") == small.encode("a dog") and found.dec_id == small.dec_id == len(small) - 1
+    small.backend.add_special_tokens(["[DEC]"])
+    again = Tokenizer.bert(small.backend)
+    assert again.dec_id == small.dec_id == len(again) - 1, "not a second time"
 
 
 def test_opts_vocabulary_and_merges_are_gpt2s_form(tmp_path):

@@ -35,7 +35,7 @@ LMS = {
                              bos_token_id=2, pad_token_id=1),
     "t5": lambda: T5Config(vocab_size=40, d_model=24, d_kv=5, d_ff=28, num_layers=2, num_heads=3, dense_act_fn="gelu",
                            relative_attention_num_buckets=8, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-                           decoder_start_token_id=0, eos_token_id=END),
+                           decoder_start_token_id=0, eos_token_id=END, bos_token_id=1),  # as the hub's has it
     "t5 1.0": lambda: T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=28, num_layers=2, num_decoder_layers=1,
                                num_heads=2, decoder_start_token_id=0, eos_token_id=END),
     "llama": lambda: LlamaConfig(vocab_size=40, hidden_size=24, intermediate_size=28, num_hidden_layers=2,

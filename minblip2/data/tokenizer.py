@@ -33,15 +33,15 @@ class Tokenizer:
 
     def __len__(self) -> int:
         """Size of the vocabulary, [DEC] included."""
-        return self.backend.get_vocab_size() + (self.dec_id is not None)
+        return max(self.backend.get_vocab_size(), 1 + (self.dec_id or 0))
 
     @classmethod
     def bert(cls, backend: tokenizers.Tokenizer) -> Tokenizer:
-        """A BERT tokenizer grown by [DEC], as the Q-Former reads."""
-        start, end, pad = (backend.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]"))
+        """A BERT tokenizer grown by [DEC], unless it has one, as the Q-Former reads."""
+        start, end, pad, dec = (backend.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]", "[DEC]"))
         if None in (start, end, pad):
             raise UserError("the tokenizer lacks [CLS], [SEP] or [PAD]: give the folder of a BERT model")
-        return cls(backend, [start], end, pad, dec_id=backend.get_vocab_size())
+        return cls(backend, [start], end, pad, dec_id=backend.get_vocab_size() if dec is None else dec)
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> Tokenizer:
@@ -61,8 +61,9 @@ class Tokenizer:
     def from_folder(cls, folder: str | Path) -> Tokenizer:
         """Read a hub folder's `tokenizer.json`; start, end and padding come from the configuration files beside it.
 
-        In a BLIP-2 with OPT a text ends with its line (LAVIS `Blip2OPT`): OPT's own end is what its texts start with.
-        Raises UserError when the file is missing or unreadable, or when no end token is named.
+        In a BLIP-2 texts begin with a start token only if its tokenizer writes one, and end with the language model's
+        end; with OPT that is the end of a line (LAVIS `Blip2OPT`), for OPT's own end is what its texts start with.
+        Raises UserError when the file is missing or unreadable, or when no end token is named, or several in a BLIP-2.
         """
         folder = Path(folder)
         source, bytes_of = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
@@ -82,11 +83,13 @@ class Tokenizer:
         for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
             if (folder / name).exists():
                 settings |= {k: v for k, v in read_json(folder / name).items() if v is not None}
-        if backend.token_to_id("[CLS]") is not None and "eos_token" not in settings:  # BERT's files name no end
+        is_bert = settings.get("model_type") == "bert" or str(settings.get("tokenizer_class")).startswith("Bert")
+        if backend.token_to_id("[CLS]") is not None and (is_bert or "eos_token" not in settings):  # BERT names no end
             return cls.bert(backend)
 
         text = settings.pop("text_config", {})
         text = text if isinstance(text, dict) else {}
+        kind = (text or settings).get("model_type")
         settings = {k: v for k, v in text.items() if v is not None} | settings
 
         def special(name: str, settings: dict = settings) -> int | None:
@@ -102,11 +105,17 @@ class Tokenizer:
         pad = special("pad")
         if source != folder / "tokenizer.json":  # which would tell that these are no words
             backend.add_special_tokens([token for i in {end, begin, pad} - {None} if (token := backend.id_to_token(i))])
-        if text.get("model_type") == "opt" and (line_end := backend.encode("\n", add_special_tokens=False).ids):
-            stated = special("eos", text)
-            end = line_end[-1] if stated is None else stated
-        prompt_end = [end] if (text or settings).get("model_type") == "t5" else []
-        return cls(backend, [] if begin is None else [begin], end, end if pad is None else pad, prompt_end=prompt_end)
+        if isinstance(ends := text.get("eos_token_id"), list) and len(ends) > 1:
+            raise UserError(f"{folder} ends texts with any of the ids {ends}, and one is read here: leave one "
+                            "eos_token_id in text_config of its config.json")
+        prompt_end, bos_ids = [end] if kind == "t5" else [], [] if begin is None else [begin]
+        written = settings.get("add_bos_token") is True or backend.encode("").ids[:1] == bos_ids
+        if kind == "t5" or (text and kind != "opt" and not written):  # T5 reads none, though its files may name one
+            bos_ids = []
+        line_end = backend.encode("\n", add_special_tokens=False).ids if text and kind == "opt" else []
+        stated = special("eos", text)
+        end = stated if stated is not None else line_end[-1] if line_end else end
+        return cls(backend, bos_ids, end, end if pad is None else pad, prompt_end=prompt_end)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one JSON file, read back by `load`."""
@@ -149,6 +158,14 @@ class Tokenizer:
             place = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
             ids[i, place], mask[i, place] = torch.tensor(row), True
         return ids, mask
+
+
+def require_known(rows: Iterable[Sequence[int]], vocab_size: int) -> None:
+    """Raise UserError where texts have an id that a model with embeddings for `vocab_size` ids does not know."""
+    largest = max((i for row in rows for i in row), default=0)
+    if largest >= vocab_size:
+        raise UserError(f"the tokenizer makes the id {largest} and the model knows {vocab_size:,} ids: take both from "
+                        "the same model folder")
 
 
 def normalize_caption(caption: str) -> str:

@@ -16,6 +16,8 @@ from torch import Tensor
 from .. import UserError
 from .files import field, read_json
 
+CUTTING = ("CLIP", "Bit")  # transformers' image processors that cut out the centre unless told otherwise
+KINDS = (*CUTTING, "Blip", "Siglip")  # those that do nothing besides what a `Transform` does
 LOG_RATIO = math.log(4 / 3)  # the longest and the tallest random crop
 
 
@@ -26,8 +28,8 @@ class Transform:
     mode "square" resizes straight to size x size pixels, as BLIP-2 evaluates (transformers `BlipImageProcessor`);
     "crop" resizes the shortest edge to `resize_to` pixels and cuts out the centre (DINOv2: `BitImageProcessor`).
     `flip` mirrors the picture: the other half of a doubled data set. `crop` numbers one of the random crops that BLIP-2
-    trains on: 50 to 100 % of the area, sides 3:4 to 4:3, stretched to the square, mirrored every other time (LAVIS
-    `BlipImageTrainProcessor` without its colours). It is drawn from the picture itself: the same picture has the same.
+    trains on (LAVIS `Blip2ImageTrainProcessor`), in place of mode and flip: 50 to 100 % of the area, sides 3:4 to 4:3,
+    stretched to the square, mirrored every other time. It is drawn from the picture itself: the same has the same.
     """
 
     size: int = 224
@@ -51,26 +53,30 @@ class Transform:
         Where it scales pixels by another factor than 1/255, or does not normalise them, `mean` and `std` are those that
         give the same. Raises UserError for what is missing, garbled or not supported.
         """
-        path = Path(folder) / "preprocessor_config.json"
-        if not path.exists() and path.with_name("processor_config.json").exists():
-            path = path.with_name("processor_config.json")
-            config = field(read_json(path), "image_processor", dict, path)
+        path, newer = (Path(folder) / f"{name}_config.json" for name in ("preprocessor", "processor"))
+        if newer.exists() and "image_processor" in (both := read_json(newer)):  # which counts where there are two
+            path, config = newer, field(both, "image_processor", dict, newer)
         else:
             config = read_json(path)
         try:
+            kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIP")
             size, cut = config["size"], config.get("crop_size")
+            cuts = config.get("do_center_crop", kind.startswith(CUTTING))
             if isinstance(size, int):  # files of older versions
-                size = {"shortest_edge": size} if cut is not None else {"height": size, "width": size}
+                cutting = cut is not None and kind.startswith(CUTTING)
+                size = {"shortest_edge": size} if cutting else {"height": size, "width": size}
             resize_to = size.get("shortest_edge")
-            sides = {"height": cut, "width": cut} if isinstance(cut, int) else cut
-            sides = sides if resize_to else size
-            cuts, resample = config.get("do_center_crop", True), config.get("resample", 3)
-            resample = resample if config.get("do_resize", True) else "none"
+            cut = {"height": cut, "width": cut} if isinstance(cut, int) else cut
+            sides = cut if resize_to else size
+            resample = config.get("resample", 3) if config.get("do_resize", True) else "none"
             if str(resample).lower() not in ("3", "bicubic") or sides["height"] != sides["width"] or (
-                    resize_to and not cuts):
+                    not cuts if resize_to else cuts and cut not in (None, sides)) or "longest_edge" in size:
                 raise UserError(f"{path} asks for size {size}, crop {cut if cuts else None}, resample {resample}: only "
                                 "squares and bicubic resampling (3) are supported")
-            if not isinstance(sides["height"], int) or not isinstance(resize_to or 1, int):
+            if not kind.startswith(KINDS) or config.get("do_pad") and config.get("pad_size"):
+                raise UserError(f"{path} is of {kind}{' and pads pictures' * bool(config.get('do_pad'))}: only what "
+                                f"{', '.join(KINDS)} do is supported")
+            if type(sides["height"]) is not int or type(resize_to or 1) is not int:
                 raise ValueError(f"'size', which is {size}")
             mean, std = _normalisation(config)
             return cls(sides["height"], mean, std, "crop" if resize_to else "square", resize_to)
@@ -106,12 +112,14 @@ class Transform:
             area = random.uniform(0.5, 1) * image.width * image.height
             ratio = math.exp(random.uniform(-1, 1) * LOG_RATIO)
             width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if width <= image.width and height <= image.height:
+            room = image.width - width, image.height - height
+            if min(room) >= 0:
+                left, top = (int(random.integers(0, some + 1)) for some in room)
                 break
-        else:  # too long or too tall for any such part: the largest in the middle
+        else:  # too long or too tall for any such part: the largest, in the middle
             width = min(image.width, round(image.height * math.exp(LOG_RATIO)))
             height = min(image.height, round(image.width * math.exp(LOG_RATIO)))
-        left, top = (int(random.integers(0, room + 1)) for room in (image.width - width, image.height - height))
+            left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
         image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         return ImageOps.mirror(image) if random.random() < 0.5 else image

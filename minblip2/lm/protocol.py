@@ -46,8 +46,8 @@ class LanguageModel(Protocol):
         Returns the state (b e) that predicts the first word, and which cached tokens (b k) are not padding.
         """
 
-    def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: KVCache | None = None) -> Tensor:
-        """States (b s e) of the next embeds (b s e) at `positions` (b s), mask (b 1 s k) over the cache and them."""
+    def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        """After `prefill`: states (b s e) of the next embeds (b s e) at `positions` (b s), mask (b 1 s k)."""
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (... vocab_size) of states (... e)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import UserError
 from ..data.files import write_beside
-from ..data.tokenizer import Tokenizer
+from ..data.tokenizer import Tokenizer, require_known
 from ..data.transforms import Transform
 from ..device import autocast, best_device, compute_dtype
 from ..lm.packed import PackedLinears
@@ -31,6 +31,17 @@ ANSWER = dict(max_length=10, min_length=1, length_penalty=-1.0)
 BEAMS = 5
 IMAGE = "<image>"  # stands for an image in transformers' texts, and never in ours
 FILES = (("tokenizer.json", "vocab.json"), ("preprocessor_config.json", "processor_config.json"))
+
+
+def require_positions(stage2: Stage2, prompt: int, text: int) -> None:
+    """Raise UserError where so many ids go beyond the positions that the language model has learned."""
+    config = getattr(stage2.lm, "config", None)  # a language model of somebody's own may have none
+    most = getattr(config, "max_positions", None)  # nor has one whose positions are only relative
+    queries = stage2.qformer.config.num_queries
+    if most is not None and queries + prompt + text > most:
+        raise UserError(f"the language model has {most} positions, but {queries} queries, {prompt} ids of prompt and "
+                        f"{text} of text are {queries + prompt + text}: shorten the prompt, or ask for a smaller "
+                        "max_length")
 
 
 @dataclass(kw_only=True)
@@ -94,7 +105,9 @@ class Blip2(ImageReader):
 
     def prompt_ids(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The prompts' ids and mask (b s), as the language model is given them."""
-        ids, mask = self.tokenizer.pad([self.tokenizer.encode_prompt(prompt) for prompt in prompts])
+        rows = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
+        require_known([*rows, [self.tokenizer.eos_id]], self.stage2.lm.vocab_size)
+        ids, mask = self.tokenizer.pad(rows)
         return ids.to(self.device), mask.to(self.device)
 
     def write(self, features: Tensor, ids: Tensor, mask: Tensor, **decoding) -> Tensor:
@@ -104,14 +117,8 @@ class Blip2(ImageReader):
 
     def require_positions(self, prompts: Sequence[str], max_length: int) -> None:
         """Raise UserError where prompt and text go beyond the positions that the language model has learned."""
-        config = getattr(self.stage2.lm, "config", None)  # a language model of somebody's own may have none
-        most = getattr(config, "max_positions", None)  # nor has one whose positions are only relative
         longest = max((len(self.tokenizer.encode_prompt(prompt)) for prompt in prompts), default=0)
-        queries = self.stage2.qformer.config.num_queries
-        if most is not None and queries + longest + max_length > most:
-            raise UserError(f"the language model has {most} positions, but {queries} queries, {longest} ids of prompt "
-                            f"and {max_length} of text are {queries + longest + max_length}: shorten the prompt, or "
-                            "ask for a smaller max_length (--max-length)")
+        require_positions(self.stage2, longest, max_length)
 
     def caption(self, images: Images, prompt: str | None = None, **decoding) -> str | list[str]:
         """A caption for each image, or for the one; it goes on from `prompt`, for example "a photo of"."""
@@ -164,5 +171,6 @@ class Blip2(ImageReader):
                  "preprocessor_config.json": json.dumps(dict(
                      image_processor_type="BlipImageProcessor", size=square, resample=3,
                      image_mean=self.transform.mean, image_std=self.transform.std))}
+        (folder / "processor_config.json").unlink(missing_ok=True)  # of what was here before; it would be read first
         for name, text in files.items():
             write_beside(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Which models of the hub the recipes build on, each pinned to one revision. Nothing here needs PyTorch."""
+"""The hub's models that recipes build on and commands load, each pinned to one revision. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 

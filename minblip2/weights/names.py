@@ -99,7 +99,8 @@ BERT = KeyMap(
      "pooler": "the Q-Former has no pooler",
      "cls.predictions.decoder": "tied to the word embeddings",
      "cls.seq_relationship": "next-sentence prediction is not used"},
-    prefix="bert.", grown=("token_embedding.weight", "lm_head.bias"))  # by [DEC]
+    prefix="bert.", only={"is_decoder": False, "tie_word_embeddings": True},
+    grown=("token_embedding.weight", "lm_head.bias"))  # by [DEC]
 
 QFORMER = KeyMap({**BERT.settings, "cross_attention_frequency": "cross_attention_every",
                   "encoder_hidden_size": "image_width"},

@@ -56,7 +56,8 @@ def wrong_kind(source: object, kind: Any, wanted: str) -> UserError:
 
 def vision_of(hub: HubConfig) -> HubConfig:
     """The settings of the image encoder: those of the part, or of a model that is nothing else."""
-    return section(hub, "vision_config") if "vision_config" in hub else hub
+    parts = [name for name in ("vision_config", "vision_config_dict") if hub.get(name)]  # of older CLIPs, the second
+    return HubConfig({k: v for name in parts for k, v in section(hub, name).items()}) if parts else hub
 
 
 def dinov2(source: object, hub: HubConfig) -> tuple[ViTConfig, KeyMap]:
@@ -122,7 +123,7 @@ def build_opt(hub: HubConfig, own_head: bool) -> tuple[OPT, KeyMap]:
     """OPT of any size (transformers `OPTForCausalLM`)."""
     if hub.get("activation_function", "relu") != "relu" or hub.get("_remove_final_layer_norm"):
         raise UserError("this OPT has another activation than ReLU or lacks its final norm: use one of Meta's own")
-    if own_head and not hub.get("tie_word_embeddings", True):
+    if not hub.get("tie_word_embeddings", True):
         raise UserError("this OPT has a head of its own (tie_word_embeddings = false), which is not read here: use one "
                         "that is tied, as Meta's are")
     return OPT(OPTConfig(**rename_settings(hub, names.OPT))), names.OPT
@@ -132,13 +133,15 @@ def build_llama(hub: HubConfig, own_head: bool) -> tuple[Llama, KeyMap]:
     """A language model of the Llama family (transformers `LlamaForCausalLM`)."""
     if hub.get("hidden_act", "silu") != "silu":
         raise UserError(f"this Llama's activation is {hub['hidden_act']!r}, not SiLU: use a plain one")
-    rope = section(hub, "rope_parameters") or section(hub, "rope_scaling")
+    rope = section(hub, "rope_scaling") or section(hub, "rope_parameters")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UserError(f"this Llama scales its rotary positions ({rope}), which is not supported: use a plain one")
-    hub = HubConfig({"num_key_value_heads": hub["num_attention_heads"], "tie_word_embeddings": False,
-                     "rope_theta": rope.get("rope_theta", 10_000.0)} | hub)
-    check_only(hub, {"head_dim": hub["hidden_size"] // hub["num_attention_heads"]})
+    usual = {"num_key_value_heads": hub["num_attention_heads"], "tie_word_embeddings": False, "rope_theta": 10_000.0}
+    given = {name: value for name, value in hub.items() if value is not None or name not in usual}
+    own_theta = {"rope_theta": rope["rope_theta"]} if rope.get("rope_theta") else {}  # it counts before the other one
+    hub = HubConfig(usual | given | own_theta)
     found = rename_settings(hub, names.LLAMA)
+    check_only(hub, {"head_dim": hub["hidden_size"] // hub["num_attention_heads"]})
     if hub["num_attention_heads"] % hub["num_key_value_heads"]:
         raise UserError("this model's config.json has a num_key_value_heads that does not divide num_attention_heads: "
                         "fetch it again")

@@ -38,6 +38,12 @@ class ImageReader:
     transform: Transform
     precision: str = "float32"
 
+    def __post_init__(self) -> None:
+        patch = getattr(getattr(self.vit, "config", None), "patch_size", 1)  # one of somebody's own may have none
+        if self.transform.size % patch:
+            raise UserError(f"pictures of {self.transform.size} pixels are no whole number of patches of {patch}: take "
+                            "the preprocessing of the encoder's own folder")
+
     @property
     def device(self) -> torch.device:
         """Where the encoder computes."""
@@ -71,7 +77,7 @@ class ImageReader:
         with autocast(self.device, self.precision):
             low = torch.is_autocast_enabled(self.device.type)  # rounded otherwise, though the weights are the same
         return feature_cache(self.encode_pixels, replace(self.transform, **view), paths, cache,
-                             weights_checksum(self.vit) + "-bfloat16" * low)
+                             f"{weights_checksum(self.vit)} {getattr(self.vit, 'config', '')}" + " bfloat16" * low)
 
     def chunks(self, images: Images, batch_size: int = 8) -> Iterator[Tensor]:
         """Frozen features (b v e) of at most `batch_size` images at a time, in float32 on the encoder's device.

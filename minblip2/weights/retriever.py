@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import UserError
 from ..data.coco import has_word
-from ..data.tokenizer import Tokenizer, normalize_caption
+from ..data.tokenizer import Tokenizer, normalize_caption, require_known
 from ..data.transforms import Transform
 from ..device import autocast, best_device, compute_dtype
 from ..stage1 import Stage1
@@ -20,7 +20,7 @@ from ..vit import to_grid
 from .checkpoint import require_folder
 from .official import load_stage1
 from .pretrained import load_vit
-from .reader import CAPTION, ImageReader, Images, with_beams
+from .reader import CAPTION, ImageReader, Images, is_single, with_beams
 
 Texts = str | Sequence[str]
 
@@ -83,8 +83,9 @@ class Retriever(ImageReader):
             raise UserError(f"{folder} has a tokenizer that is no BERT's: copy tokenizer.json from the model's own "
                             "folder")
         vit = load_vit(folder, dtype or compute_dtype(device))
+        most = min(35, stage1.qformer.config.max_positions)  # 35 as LAVIS measures retrieval, `compute_sim_matrix`
         return cls(vit=vit.to(device).eval(), transform=transform, stage1=stage1.to(device).eval(), tokenizer=tokenizer,
-                   max_length=35, writes=False)  # as LAVIS measures retrieval, `compute_sim_matrix`
+                   max_length=most, writes=False)
 
     def text_ids(self, texts: Texts) -> tuple[Tensor, Tensor]:
         """Texts as the Q-Former reads them: ids and mask (b t). Raises UserError for no text, or one without a word."""
@@ -92,8 +93,9 @@ class Retriever(ImageReader):
         for text in texts:
             if not has_word(text):
                 raise UserError(f"{text!r} holds no word that can be compared with an image: write a phrase")
-        ids, mask = self.tokenizer.pad([self.tokenizer.encode(normalize_caption(text), max_length=self.max_length)
-                                        for text in texts])
+        rows = [self.tokenizer.encode(normalize_caption(text), max_length=self.max_length) for text in texts]
+        require_known(rows, self.stage1.qformer.config.vocab_size)
+        ids, mask = self.tokenizer.pad(rows)
         return ids.to(self.device), mask.to(self.device)
 
     @torch.no_grad()
@@ -150,7 +152,7 @@ class Retriever(ImageReader):
     def reranked(self, cosine: Tensor, rows: tuple[Tensor, Tensor], logits: Tensor) -> Tensor:
         """The scores (n m) of `rerank`, where ITM's logits (k 2) of the candidates (k each) are known."""
         best = self.combined(cosine[rows], logits)
-        scores = cosine + best.min() - 3  # a cosine is at most 1
+        scores = cosine + best.min() - 3  # cosines reach from -1 to 1: all stay below
         scores[rows] = best
         return scores
 
@@ -189,8 +191,8 @@ class Retriever(ImageReader):
         return to_grid(maps, math.isqrt(tokens) ** 2 != tokens).cpu()
 
     @torch.no_grad()
-    def caption(self, images: Images, batch_size: int = 50, **decoding) -> list[str]:
-        """What the Q-Former alone, without a language model, says of each image; see `generation.generate`.
+    def caption(self, images: Images, batch_size: int = 50, **decoding) -> str | list[str]:
+        """What the Q-Former alone, without a language model, says of each image, or of the one; see `generate`.
 
         Raises UserError for one from a hub folder, whose files leave the LM head out.
         """
@@ -202,10 +204,10 @@ class Retriever(ImageReader):
         decoding = with_beams({"max_length": min(CAPTION["max_length"], most)} | decoding, self.beams)
         if decoding["max_length"] > most:
             raise UserError(f"the Q-Former has positions for {most} ids, not for {decoding['max_length']}: ask for a "
-                            "smaller max_length (--max-length)")
+                            "smaller max_length")
         captions = []
         for features in self.chunks(images, batch_size):
             with autocast(self.device, self.precision):
                 written = self.stage1.caption(features, self.tokenizer.eos_id, **decoding)
             captions += [self.tokenizer.decode(row) for row in written]
-        return captions
+        return captions[0] if is_single(images) else captions
