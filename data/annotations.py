@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from fetch import sha256_of
 from minblip2 import UserError
-from minblip2.data.files import field
+from minblip2.data.files import field, whole
 from minblip2.data.pictures import MAX_PIXELS
 
 CHUNK, LARGEST_ENTRY, LARGEST_MEMBER = 2**20, 2**22, 2**30  # bytes; COCO's largest member has 4.5e8
@@ -143,6 +143,7 @@ def read_images(archive: Path, member: str) -> tuple[dict[int, dict], list[dict]
     for key, entry in entries(archive, member, "images", "licenses"):
         number, name = field(entry, "id", int, where), field(entry, "file_name" if key == "images" else "name", str,
                                                             where)
+        whole(entry, "id", where)  # of 64 bits, too
         if key == "licenses":
             licences.append(entry)
             continue

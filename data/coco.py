@@ -13,7 +13,8 @@ from typing import Any
 from annotations import check_archive, choose, entries, read_images, short_name
 from fetch import Fetcher, Item, sha256_of
 from minblip2 import UserError
-from minblip2.data.files import field, one_at_a_time, read_json, write_json
+from minblip2.data.coco import has_word, read_box
+from minblip2.data.files import field, one_at_a_time, read_json, whole, write_json
 from minblip2.data.pictures import check_image
 from minblip2.data.progress import progress_bar
 from minblip2.data.workers import prefetch
@@ -120,11 +121,11 @@ def _allowed(known: dict[int, dict], table: list[dict], licences: list[str] | No
     """The images under one of `licences`, given as ids or short names."""
     if not licences:
         return known
-    names = {name: entry["id"] for entry in table for name in (str(entry["id"]), short_name(entry))}
+    names = {name: str(entry["id"]) for entry in table for name in (str(entry["id"]), short_name(entry))}
     if strange := [name for name in licences if name not in names]:
         raise UserError(f"--licenses has {strange[0]!r}: choose among {', '.join(names)}")
     wanted = {names[name] for name in licences}
-    return {image: entry for image, entry in known.items() if entry.get("license") in wanted}
+    return {image: entry for image, entry in known.items() if str(entry.get("license")) in wanted}
 
 
 def _karpathy(archive: Path) -> dict[int, str]:
@@ -156,6 +157,13 @@ def _annotations(archive: Path, members: dict[str, list[str]], split_of: dict[in
                     record[name][kind].append({key: value for key, value in entry.items() if key != "segmentation"})
             for group in record.values():
                 group["categories"] = categories or group["categories"]
+    told, boxed = (f"{archive.name}, {' and '.join(members[kind])}" for kind in KINDS)
+    for name, group in record.items():  # what the loader would refuse when all pictures are there
+        label = {whole(entry, "id", boxed): field(entry, "name", str, boxed) for entry in group["categories"]}
+        for entry in group["instances"]:
+            read_box(entry, split_of, label, boxed)
+        if not any(has_word(entry["caption"]) for entry in group["captions"]):
+            raise UserError(f"{told} has no caption for the pictures that were chosen of {name}: do not use it")
     return record
 
 
@@ -201,8 +209,8 @@ def _split(fetcher: Fetcher, out: Path, name: str, images: list[dict], table: li
                        os.cpu_count() or 1)
     files = [entry | found for entry, found in zip([*notes, *pictures], digests, strict=True)]
     write_json(manifest, {"terms": TERMS, "split": name, **request, "licenses": table, "files": files})
-    short = {entry["id"]: short_name(entry) for entry in table}
-    counts = Counter(short.get(entry.get("license"), "unknown") for entry in images)
+    short = {str(entry["id"]): short_name(entry) for entry in table}
+    counts = Counter(short.get(str(entry.get("license")), "unknown") for entry in images)
     print(f"{folder}: {len(images)} pictures, {len(record['captions'])} captions; licences: "
           + ", ".join(f"{count} {licence}" for licence, count in counts.most_common()))
 

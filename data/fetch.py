@@ -61,7 +61,7 @@ class Fetcher:
     A file grows as NAME.part, is checked, and only then renamed; a .part that is found is gone on with. A file is tried
     `attempts` times in a row without a new byte, with pauses that double from `pause` seconds, or as long as the server
     asks; a body that fails its check is fetched once more from its start. `timeout` in seconds is how long a connection
-    may say nothing. `progress(bytes so far, bytes in all or None)` is told of every chunk.
+    may say nothing.
     """
 
     def __init__(self, workers: int = 16, timeout: float = 30.0, attempts: int = 6, pause: float = 0.5):
@@ -108,7 +108,10 @@ class Fetcher:
                          + "; all other files are there: run the same command again to try only what is missing")
 
     def get(self, item: Item, progress: Callable[[int, int | None], object] = lambda done, total: None) -> None:
-        """Fetch one item. Raises Failed naming it and the reason, UserError when the disk is full."""
+        """Fetch one item; `progress(bytes so far, bytes in all or None)` is told of every chunk.
+
+        Raises Failed naming the item and the reason, UserError when the disk is full.
+        """
         part = item.path.with_name(item.path.name + ".part")
         failures = spoiled = 0
         while True:

@@ -166,6 +166,8 @@ MEANS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
     ({"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True}, 224, "crop", 224),
     ({"size": 224, "crop_size": 224, "do_center_crop": True}, 224, "crop", 224),  # the older CLIP files
     ({"size": 384}, 384, "square", None),
+    ({"size": 32, "crop_size": 28, "image_processor_type": "BlipImageProcessor"}, 32, "square", None),
+    ({"size": {"height": 28, "width": 28}, "crop_size": 28, "do_center_crop": True}, 28, "square", None),
 ])
 def test_from_folder_reads_every_form(tmp_path, config, size, mode, resize_to):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(MEANS | config), encoding="utf-8")
@@ -305,7 +307,7 @@ def test_what_has_no_use_is_skipped_with_one_line(tmp_path, capsys):
     assert [image.id for image in data.images] == [10, 12, 15]
     assert data.skipped == {"empty caption": 1, "missing picture": 1, "picture without caption": 1,
                             "unreadable picture": 1}
-    assert [index for index, _ in data.pairs] == [0, 0, 1, 2, 2]
+    assert data.rows == [0, 0, 1, 2, 2]
     lines = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
     assert len(lines) == 1 and "captions_train.json: skipped 1 x empty caption, 1 x missing picture" in lines[0]
 
@@ -375,7 +377,11 @@ def test_boxes_are_read_without_crowds(tmp_path):
     ({"annotations": [{"image_id": 99, "category_id": 3, "bbox": [1, 2, 3, 4]}]}, "box for image id 99"),
     ({"annotations": [{"image_id": 10, "category_id": 8, "bbox": [1, 2, 3, 4]}]}, "category 8"),
     ({"annotations": [{"image_id": 10, "category_id": 3, "bbox": [1, 2, 3]}]}, r"the box \[1, 2, 3\] for image id 10"),
+    ({"annotations": [{"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 10**400]}]}, "the box .* for image id 10"),
+    ({"annotations": [{"image_id": 10, "category_id": 3, "bbox": [float("nan"), 2, 3, 4]}]}, "the box .nan, 2, 3, 4."),
+    ({"annotations": [{"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, "4"]}]}, "the box .* for image id 10"),
     ({"annotations": [{"image_id": 10, "category_id": 3}]}, "without 'bbox'"),
+    ({"images": 5}, "images = '5', which is not list"), ({"images": True}, "images = 'True', which is not list"),
     ({"categories": [{"id": 3}]}, "without 'name'"),
 ])
 def test_bad_boxes_are_refused(tmp_path, changes, message):
@@ -773,8 +779,8 @@ def test_impossible_batches_are_refused(changes, message):
 
 def test_real_captions_make_batches(photos):
     data = CocoCaptions(photos, "val")
-    ids = [[ord(letter) for letter in caption] for _, caption in data.pairs]
-    batches = PairBatches([np.zeros((len(data), 2, 3), np.float16)], [index for index, _ in data.pairs], ids,
+    ids = [[ord(letter) for letter in caption] for caption in data.texts]
+    batches = PairBatches([np.zeros((len(data), 2, 3), np.float16)], data.rows, ids,
                           [image.id for image in data.images], 64, seed=0, pad_id=0)
     share = np.mean([batches.batch(step).text_mask.float().mean() for step in range(len(batches))])
     assert len(batches) == 39 and share > 0.9

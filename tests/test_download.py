@@ -407,11 +407,11 @@ def test_two_at_once_in_one_folder(site, tmp_path, capsys):
 # ---------------------------------------------------------------- hostile content
 
 
-def changed(files, **changes):
-    """The site with other captions of val2017; each change takes the content and returns another, or text."""
+def changed(files, kind="captions", **changes):
+    """The site with other captions or instances of val2017; a change takes the content and gives another, or text."""
     with zipfile.ZipFile(io.BytesIO(files[ARCHIVE])) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    name = "annotations/captions_val2017.json"
+    name = f"annotations/{kind}_val2017.json"
     content = json.loads(members[name])
     for change in changes.values():
         content = change(content) or content
@@ -449,6 +449,10 @@ HOSTILE = {
     "cut JSON": (lambda content: json.dumps(content).encode()[:-500], "is not what COCO's annotations are"),
     "deep JSON": (lambda content: b'{"images": ' + b"[" * 100_000, "is not what COCO's annotations are"),
     "no UTF-8": (lambda content: b'{"images": ["\xff\xfe"]}', "is not what COCO's annotations are"),
+    "id of 70 bits": (image(id=2**70), f"id = '{2**70}', which is not int, or not one of 64 bits"),
+    "no caption": (lambda content: content.update(annotations=[]), "has no caption for the pictures that were chosen"),
+    "no word": (lambda content: [note.update(caption="...") for note in content["annotations"]] and None,
+                "has no caption for the pictures that were chosen of val2017"),
     "no images": (lambda content: {"images": [], "annotations": []}, "annotations_trainval2017.zip lists no picture"),
 }
 
@@ -464,6 +468,45 @@ def test_hostile_annotations_are_refused_by_name(site, files, tmp_path, capsys, 
     assert not pictures(tmp_path) and set(tmp_path.rglob("*.j*")) == set()
     assert {path.relative_to(tmp_path).parts[:3] for path in tmp_path.rglob("*")} <= {
         ("a",), ("a", "b"), ("a", "b", "out")}
+
+
+def boxes(**fields):
+    return lambda content: [note.update(fields) for note in content["annotations"]] and None
+
+
+BOXES = {
+    "text as box": (boxes(bbox="1 2 3 4"), "bbox = '1 2 3 4', which is not list"),
+    "box of three": (boxes(bbox=[1, 2, 3]), "has the box [1, 2, 3] for image id"),
+    "box of text": (boxes(bbox=[1, 2, 3, "4"]), "has the box [1, 2, 3, '4'] for image id"),
+    "no box": (lambda content: [note.pop("bbox") for note in content["annotations"]] and None, "without 'bbox'"),
+    "unknown category": (boxes(category_id=1000), "category 1000, which it does not list"),
+    "no category": (lambda content: [note.pop("category_id") for note in content["annotations"]] and None,
+                    "without 'category_id'"),
+    "no categories": (lambda content: content.pop("categories") and None, "which it does not list"),
+    "category of 70 bits": (lambda content: content["categories"][0].update(id=2**70), "not one of 64 bits"),
+    "category without name": (lambda content: content["categories"][0].pop("name") and None, "without 'name'"),
+}
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_what_the_loader_would_refuse_is_refused_before_a_picture_is_fetched(site, files, tmp_path, capsys, name):
+    change, message = BOXES[name]
+    site.files[ARCHIVE] = changed(files, "instances", change=change)
+    assert few(site, tmp_path) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("download: ")]
+    assert message in line and "instances_val2017.json" in line and not pictures(tmp_path), line
+
+
+def test_a_licence_that_is_none_is_unknown(site, files, tmp_path, capsys):
+    """What is no number of a licence hindered the manifest, after all pictures had come."""
+    strange = [{"id": 4}, [4], None, "by"]
+    site.files[ARCHIVE] = changed(files, change=lambda content: [
+        entry.update(license=some) for entry, some in zip(content["images"], strange, strict=False)] and None)
+    assert run(site, tmp_path / "all", "--split", "val2017") == 0 and "4 unknown" in capsys.readouterr().out
+    assert len(CocoCaptions(tmp_path / "all", "val2017", strict=True)) == 79
+    assert run(site, tmp_path / "by", "--split", "val2017", "--licenses", "by") == 0
+    data = CocoCaptions(tmp_path / "by", "val2017")
+    assert all(image.licence.startswith("Attribution License") for image in data.images)
 
 
 def archive_with(name, content=b"x", mode=0, size=None):

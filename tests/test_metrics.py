@@ -3,13 +3,16 @@
 import json
 import math
 import random
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minblip2 import UserError
+from minblip2.evaluation import measure
 from minblip2.evaluation.metrics import (
     bleu,
     cider_d,
@@ -56,13 +59,32 @@ def test_words_drop_case_and_punctuation():
     assert split_words(" ... ") == []
 
 
-@given(st.text())
+def test_marks_stay_on_their_letters():
+    assert split_words("हिन्दी में कुत्ता।") == ["हिन्दी", "में", "कुत्ता"]
+    assert split_words("Cafe\u0301 \u0301 a\u0301b'cd\u0323_e") == ["café", "áb'cḍ", "e"]
+    assert bleu(["कि"], [["की"]], order=1) == pytest.approx(0)
+
+
+@given(st.text() | st.text(st.characters(categories=("Lo", "Lu", "Mn", "Mc", "Zs", "Pc"))))
 def test_words_of_words_are_the_same_words(text):
     once = split_words(text)
     assert split_words(" ".join(once)) == once
 
 
 # --- captions ---
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_another_pictures_caption_needs_another_picture(monkeypatch, count):
+    """Of a split of one picture the control was the picture's own caption."""
+    monkeypatch.setattr(measure, "evaluate_retrieval", lambda *given: {})
+    captions = ["a red dog on the grass", "two cats"][:count]
+    bridge = SimpleNamespace(retriever=SimpleNamespace(caption=lambda seen: captions), stage2=object(),
+                             blip2=SimpleNamespace(caption=lambda seen: captions))
+    data = SimpleNamespace(images=[SimpleNamespace(captions=[text]) for text in captions], pairs=captions,
+                           texts=captions, rows=list(range(count)))
+    found = measure.evaluate_photos(bridge, None, data, np.zeros((count, 1, 2)), None)
+    assert found["stage2_bleu4"] > 0 and ("shuffled_bleu4" in found) == ("shuffled_cider" in found) == (count > 1)
+
 
 @pytest.mark.parametrize("seed", range(5))
 def test_captions_equal_pycocoevalcap_on_random_corpora(seed):

@@ -116,6 +116,14 @@ def test_splits_of_tables(tmp_path):
         CocoCaptions(tmp_path / "val.csv", "train")
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_a_third_column_is_the_split_without_a_head_as_well(tmp_path, delimiter):
+    lines = ("a.jpg,a dog,train", "b 1.png,two cats, val")
+    (pictures(tmp_path) / "my.csv").write_text("\n".join(lines).replace(",", delimiter))
+    assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {"a.jpg": ("a dog",)}
+    assert captions(CocoCaptions(tmp_path / "my.csv", "val")) == {"b 1.png": ("two cats",)}
+
+
 def test_a_caption_in_quotes_may_stand_behind_a_blank(tmp_path):
     (pictures(tmp_path) / "my.csv").write_text('image, caption, split\na.jpg, "a dog, brown", train\n')
     assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {"a.jpg": ("a dog, brown",)}
@@ -128,6 +136,40 @@ def test_quotes_within_a_caption_stay(tmp_path):
     assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {"a.jpg": ('a sign says, "stop", in red',)}
 
 
+LINES = [f"{i}.png,a sign" for i in range(12)]
+
+
+SWALLOWED = {
+    "commas": ("\n".join(["image,caption", *LINES[:3], '3.png,"Stop: a red sign', *LINES[4:]]), 5),
+    "no head": ("\r\n".join([*LINES[:3], '3.png,"Stop: a red sign', *LINES[4:]]), 4),
+    "ended by the next quote": ('0.png,a\n1.png,"Stop: a sign\n2.png,"a dog, brown"\n', 2),
+    "all in quotes": ('"0.png","a"\n"1.png","Stop: a sign\n"2.png","a dog"\n"3.png","a cat"\n', 2),
+    "caption first": ('caption;image\na;0.png\n"Stop: a sign;1.png\n"a dog";"2.png"\n', 3),
+    "three columns": ('n,image,caption,by\n0,0.png,a,x\n\n1,1.png,"Stop: a sign,x\n2,2.png,a dog,y\n', 4),
+    "in the head": ('image,"caption\n0.png,a\n1.png,b\n', 1),
+    "very long": ('0.png,a\n1.png,"Stop\n' + "2.png,a dog\n" * 20_000, 2),
+}
+
+
+@pytest.mark.parametrize("name", SWALLOWED)
+def test_a_quote_that_does_not_end_is_refused_where_it_begins(tmp_path, name):
+    """It took the rows below it into its caption, and nobody heard of their pictures again."""
+    text, line = SWALLOWED[name]
+    (pictures(tmp_path, [f"{i}.png" for i in range(12)]) / "my.csv").write_bytes(text.encode())
+    with pytest.raises(UserError, match=f"my.csv, line {line} (begins a quote|is no line of a table)"):
+        CocoCaptions(tmp_path / "my.csv", "train")
+
+
+@pytest.mark.parametrize("text", [
+    'a.jpg,"a sign:\nSlow, please\n(as in b 1.png)"\nb 1.png,"one\r\ntwo"\n',
+    'caption,image\n"a sign:\nSlow, please\n(as in b 1.png)",a.jpg\n"one\ntwo",b 1.png\n',
+    'by,image,caption\n"x\ny",a.jpg,"a sign:\nSlow, please\n(as in b 1.png)"\nz,b 1.png,"one\rtwo"'])
+def test_captions_in_quotes_may_have_several_lines(tmp_path, text):
+    (pictures(tmp_path) / "my.csv").write_bytes(text.encode())
+    assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {
+        "a.jpg": ("a sign: Slow, please (as in b 1.png)",), "b 1.png": ("one two",)}
+
+
 def test_a_picture_may_be_named_by_its_full_path(tmp_path):
     (pictures(tmp_path) / "my.csv").write_text(f"{tmp_path.resolve() / 'a.jpg'},a dog\n")
     assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {"a.jpg": ("a dog",)}
@@ -135,13 +177,17 @@ def test_a_picture_may_be_named_by_its_full_path(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     (b"image,caption\na.jpg,ein H\xfcnd\n", r"my.csv is not UTF-8 \(byte 25 is 0xfc\): save it as UTF-8"),
-    (b"", "no split 'train'"), (b"hello\nworld\n", "line 1 has no file name and caption: give lines such as `dog.jpg"),
+    (b"", "my.csv holds no line with a caption: give lines such as"),
+    (b"image,caption\n", "my.csv holds no line with a caption: give lines such as"),
+    (b"hello\nworld\n", "line 1 has no file name and caption: give lines such as `dog.jpg"),
     (b"image,caption,by\na.jpg,a dog, a cat,x\n", "line 2 has 4 columns, not 3: put a caption that holds ',' into quo"),
     (b"image,caption\na.jpg\n", "line 2 has 1 columns, not 2"), (b"image,caption\n,a dog\n", "line 2 has no file name"),
     (b"a.jpg a dog\n\nb.jpg\n", "line 3 has no file name"), (b"x,y\n1,2\n", "line 1 has no file name"),
     (b"image,caption\n/etc/a.jpg,a dog\n", "names the picture '/etc/a.jpg', which is outside"),
     (b"image,caption\n../a.jpg,a dog\n", "names the picture '../a.jpg', which is outside"),
     (b"image,caption,split\na.jpg,a dog,train\na.jpg,a cat\n", "line 3 names no split"),
+    (b"a.jpg,a dog,train\na.jpg,a cat\n", "line 2 names no split"),
+    (b"a.jpg,a dog, big,train\n", "line 1 has 4 columns, not 3: put a caption that holds"),
     (b"a.jpg," + b"x" * 140_000, "line 1 is no line of a table"),
     (b"image,caption\nz.jpg,a dog\n", "no usable image"), (b"image,caption\na.jpg,\n", "no usable image")])
 def test_bad_tables_are_refused(tmp_path, text, message):
@@ -195,7 +241,7 @@ def test_ids_that_are_no_numbers_of_64_bits_are_refused(tmp_path, number):
 
 
 def test_impossible_names_are_missing_pictures(tmp_path):
-    names = ["a" * 300 + ".png", "x/" * 3000 + "a.png", "loop.png", ""]
+    names = ["a" * 300 + ".png", "x/" * 3000 + "a.png", "loop.png", "", "a\ud800.png", "a\udfff/b.png"]
     listed = [IMAGE | {"id": i, "file_name": name} for i, name in enumerate(names)]
     notes = [{"image_id": i, "caption": "a cat"} for i in range(len(names) + 1)]
     content = {"images": [*listed, IMAGE | {"id": len(names)}], "annotations": notes}
@@ -210,6 +256,17 @@ def test_json_in_any_unicode_is_read(tmp_path, encoding):
     file = layout(tmp_path) / "annotations" / "captions_train.json"
     file.write_bytes(file.read_text().replace("told 0", "Hünd").encode(encoding))
     assert CocoCaptions(tmp_path, "train").pairs[0] == (0, "picture 0, Hünd")
+
+
+def test_a_name_that_is_no_text_is_read(tmp_path):
+    """As Python names a file whose name is Latin-1."""
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        smooth(20, 10).save(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 only")
+    (tmp_path / "my.json").write_text(json.dumps([{"image": name, "text": "a cat"}]))
+    assert captions(CocoCaptions(tmp_path / "my.json", "train", check=True)) == {name: ("a cat",)}
 
 
 def test_json_in_other_encodings_is_refused(tmp_path):

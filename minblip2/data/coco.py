@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from .tables import SUFFIXES, NoSplit, find_table, read_table
 from .workers import prefetch
 
 YEARS = ("", "2017", "2014")  # behind a split's name, as COCO was published
+FARTHEST = 1e9  # pixels from a picture's corner that a box may lie: COCO's may reach a little beyond the edges
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class CocoCaptions:
         boxes = self._boxes(file.with_name(file.name.replace("captions_", "instances_", 1)), set(images))
         listed = content.get("licenses")
         licences = {str(entry.get("id")): entry for entry in (listed if isinstance(listed, list) else ())
-                    if isinstance(entry, dict)}
+                    if isinstance(entry, dict) and entry.get("id") is not None}
         records = prefetch(lambda item: self._record(*item, folder, captions, boxes, file, check, licences),
                            images.items(), 2)
         total = min(limit or len(images), len(images))
@@ -115,6 +115,21 @@ class CocoCaptions:
     def paths(self) -> list[Path]:
         """The files of the images."""
         return [record.path for record in self.images]
+
+    @property
+    def ids(self) -> list[int]:
+        """The image ids."""
+        return [record.id for record in self.images]
+
+    @property
+    def rows(self) -> list[int]:
+        """Which image each of `texts` belongs to."""
+        return [row for row, _ in self.pairs]
+
+    @property
+    def texts(self) -> list[str]:
+        """All captions, in the order of `pairs`."""
+        return [caption for _, caption in self.pairs]
 
     def _find(self) -> tuple[Path, Path, dict[str, Any]]:
         """The captions file, the folder that its file names start from, and what it holds."""
@@ -144,22 +159,21 @@ class CocoCaptions:
         content = read_json(file)
         label = {whole(entry, "id", file): field(entry, "name", str, file)
                  for entry in field(content, "categories", list, file)}
-        known = known | {whole(entry, "id", file) for entry in content.get("images") or ()}
+        listed = field(content, "images", list, file) if content.get("images") else ()
+        known = known | {whole(entry, "id", file) for entry in listed}
         for entry in field(content, "annotations", list, file):
-            number, category = whole(entry, "image_id", file), whole(entry, "category_id", file)
-            box = field(entry, "bbox", list, file)
-            if number not in known or category not in label:
-                raise UserError(f"{file} has a box for image id {number}, category {category}, which it does not list")
-            if len(box) != 4 or not all(isinstance(side, int | float) and math.isfinite(side) for side in box):
-                raise UserError(f"{file} has the box {box} for image id {number}: give [x, y, width, height] in pixels")
+            number, box = read_box(entry, known, label, file)
             if not entry.get("iscrowd"):
-                found.setdefault(number, []).append(Box(label[category], *box))
+                found.setdefault(number, []).append(box)
         return found
 
     def _record(self, number: int, entry: dict, folder: Path, captions: dict, boxes: dict, file: Path, check: bool,
                 licences: dict) -> tuple[str, Any]:
         """("", Record), or the reason to skip the picture and its name. Runs in threads: changes nothing."""
-        path = self._picture(field(entry, "file_name", str, file), folder, file)
+        name = field(entry, "file_name", str, file)
+        if re.search(r"[\ud800-\udc7f\udd00-\udfff]", name):  # half a letter, which stands in no file name
+            return "missing picture", name
+        path = self._picture(name, folder, file)
         if not os.path.isfile(path):  # also for a name that no disk could hold
             return "missing picture", path
         if not captions[number]:
@@ -194,6 +208,21 @@ class CocoCaptions:
         if self.strict:
             raise UserError(f"{reason}: {what} (strict mode refuses what is otherwise skipped)")
         self.skipped[reason] += 1
+
+
+def read_box(entry: Any, known: Container[int], label: Mapping[int, str], file: object) -> tuple[int, Box]:
+    """The image id and the box of an entry of an instances file; `label`: category id -> its name.
+
+    Raises UserError naming the `file` for an image that is not `known`, or for what is no box.
+    """
+    number, category = whole(entry, "image_id", file), whole(entry, "category_id", file)
+    box = field(entry, "bbox", list, file)
+    if number not in known or category not in label:
+        raise UserError(f"{file} has a box for image id {number}, category {category}, which it does not list")
+    if len(box) != 4 or not all(isinstance(side, int | float) and abs(side) < FARTHEST for side in box):
+        raise UserError(f"{file} has the box {str(box)[:80]} for image id {number}: give [x, y, width, height] in "
+                        "pixels")
+    return number, Box(label[category], *box)
 
 
 def has_word(text: str) -> bool:

@@ -23,7 +23,8 @@ def run_command(name: str, action: Callable[[], int | None], again: str = "",
     forgiving_output()
     try:
         code = action() or 0
-        sys.stdout.flush()  # so that what cannot be written is known here
+        if sys.stdout:  # None where it was closed before we began
+            sys.stdout.flush()  # so that what cannot be written is known here
         return code
     except UserError as error:
         code, said = 2, str(error)
@@ -31,7 +32,8 @@ def run_command(name: str, action: Callable[[], int | None], again: str = "",
         code, said = STOPPED, f"stopped{again and '; '}{again}"
         print(file=sys.stderr)  # the terminal has written ^C, or a progress bar stands there
     except OSError as error:  # a full disk, a folder that may not be written
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # what is left to print has no reader
+        if sys.__stdout__:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # what is left to print has no reader
         if isinstance(error, BrokenPipeError):
             return NO_READER
         code, said = 2, f"{error.filename or 'the output'}: {error.strerror or error}"

@@ -30,7 +30,7 @@ class NoSplit(UserError):
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8 or UTF-16, with or without a byte order mark. Raises UserError for any other."""
+    """A text file in UTF-8, or in UTF-16 with a byte order mark. Raises UserError for what is no UTF-8."""
     try:
         content = path.read_bytes()
         return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
@@ -69,6 +69,8 @@ def read_table(path: Path, split: str) -> dict[str, Any]:
     file is called after a split, all lines are "train". Raises UserError naming the line that cannot be read.
     """
     rows = list(_json_rows(path) if path.suffix.lower() in (".json", ".jsonl") else _rows(path))
+    if not rows:
+        raise NoSplit(f"{path} holds no line with a caption: {EXAMPLE}")
     if any("split" in row for _, row in rows):
         if blank := next((line for line, row in rows if not row.get("split")), None):
             raise UserError(f"{path}, line {blank} names no split, where others do: fill it in")
@@ -107,27 +109,54 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     for delimiter in ("\t", "|", ";", ","):
         _, cells = next(_cells(path, first, delimiter), (0, [""]))
         columns = _columns(cells)
-        if columns or (len(cells) > 1 and re.fullmatch(rf".*{IMAGE}(#\d+)?", cells[0].strip(), re.IGNORECASE)):
+        if columns or (len(cells) > 1 and _is_picture(cells[0])):
             break
     else:
         yield from _spaced(path, text)
         return
-    head, columns = len(cells) if columns else 0, columns or dict(file_name=0, caption=1)
-    last = columns["caption"] == (head or 2) - 1  # only then what is left of a line belongs to its caption
+    has_head, width = bool(columns), len(cells) if columns else 2
+    if not has_head:
+        columns = dict(file_name=0, caption=1)
+        if any(_ends_with_split(cells) for _, cells in _cells(path, text, delimiter)):
+            columns, width = columns | dict(split=2), 3
+    last = columns["caption"] == width - 1  # only then what is left of a line belongs to its caption
     for number, (line, cells) in enumerate(_cells(path, text, delimiter)):
-        if number == 0 and head:
+        if _holds_rows(cells, delimiter):
+            raise UserError(f"{path}, line {line} begins a quote that takes in the pictures of lines below it: end the "
+                            "quote where its caption ends, or take it out")
+        if number == 0 and has_head:
             continue
-        if len(cells) > (head or 2) and last:
+        if len(cells) > width and last:
             cells = [*cells[:columns["caption"]], delimiter.join(cells[columns["caption"]:])]
-        if len(cells) > (head or len(cells)) or len(cells) <= max(columns["file_name"], columns["caption"]):
-            raise UserError(f"{path}, line {line} has {len(cells)} columns, not {head or 2}: put a caption that holds "
+        if len(cells) > width or len(cells) <= max(columns["file_name"], columns["caption"]):
+            raise UserError(f"{path}, line {line} has {len(cells)} columns, not {width}: put a caption that holds "
                             f"{delimiter!r} into quotes; {EXAMPLE}")
         row = {kind: cells[place].strip() for kind, place in columns.items() if place < len(cells)}
         yield line, row | dict(file_name=re.sub(rf"({IMAGE})#\d+$", r"\1", row["file_name"], flags=re.IGNORECASE))
 
 
+def _is_picture(cell: str) -> bool:
+    """Whether a cell may be the name of a picture, numbered (`a.jpg#0`) or not."""
+    return bool(re.fullmatch(rf".*{IMAGE}(#\d+)?", cell.strip(' "'), re.IGNORECASE))
+
+
+def _ends_with_split(cells: list[str]) -> bool:
+    """Whether a line without a head names its split behind the caption."""
+    return len(cells) > 2 and cells[-1].strip() in SPLITS
+
+
+def _holds_rows(cells: list[str], delimiter: str) -> bool:
+    """Whether what was read as one row has several lines with a picture: a quote did not end where its caption did."""
+    lines = [line.split(delimiter) for line in _lines(delimiter.join(cells))]
+    return len(lines) > 1 and sum(len(line) > 1 and any(map(_is_picture, line)) for line in lines) > 1
+
+
 def _cells(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) for every line that is not empty. Between tabs and bars a quote may begin a caption and not end."""
+    """(first line, cells) for every row that is not empty.
+
+    Only between commas and semicolons may a caption in quotes have several lines; between tabs and bars a quote may
+    begin a caption and not end.
+    """
     if delimiter in "\t|":
         for line, content in enumerate(_lines(text), start=1):
             if content.strip():
@@ -137,12 +166,15 @@ def _cells(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[st
     # A caption's own blanks and quotes are kept, unless the file puts a blank before the quotes of its second column.
     behind_blanks = bool(re.search(rf'^[^{delimiter}"\r\n]*{delimiter} +"', text, re.MULTILINE))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=behind_blanks)
+    line = 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                yield reader.line_num, cells
+                yield line, cells
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is no line of a table ({error}): {EXAMPLE}") from None
+        raise UserError(f"{path}, line {line} is no line of a table ({error}; perhaps a quote does not end): {EXAMPLE}"
+                        ) from None
 
 
 def _spaced(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:

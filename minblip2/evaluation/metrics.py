@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,15 +17,17 @@ from torch import Tensor
 
 from .. import UserError
 
-WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")  # letters and digits, with apostrophes inside
+WORD = re.compile(r"[^\W_]\w*(?:'[^\W_]\w*)*")  # letters and digits, with marks (here "_") and apostrophes inside
 
 
 def split_words(text: str) -> list[str]:
-    """The lower-cased words of a text, without punctuation.
+    """The lower-cased words of a text, without punctuation; accents and vowel signs belong to their letters.
 
     The official COCO numbers use the Penn Treebank tokenizer (Java), which differs little: it splits "man's" in two.
     """
-    return WORD.findall(text.lower().replace("’", "'"))
+    text = unicodedata.normalize("NFC", text.lower().replace("’", "'").replace("_", " "))
+    shape = "".join("_" if unicodedata.category(letter) in ("Mn", "Mc") else letter for letter in text)
+    return [text[found.start():found.end()] for found in WORD.finditer(shape)]
 
 
 def recall_at_k(similarity: Tensor, positive: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
