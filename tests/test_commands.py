@@ -23,12 +23,13 @@ from minblip2.commands.retrieve import short_paths
 from minblip2.course import figures
 from minblip2.data.batches import PairBatches
 from minblip2.data.coco import CocoCaptions
+from minblip2.data.entry import run_command
 from minblip2.data.scene_dataset import write_scenes
 from minblip2.data.transforms import Transform
 from minblip2.training import records
 from minblip2.training.bridge import train_bridge
 from minblip2.training.checks import foreign_group
-from minblip2.training.distributed import env_rank
+from minblip2.training.distributed import env_rank_and_size
 from minblip2.training.experts import SceneImages
 from minblip2.training.loop import train
 from minblip2.training.recipes import LAPTOP, SCENES
@@ -207,7 +208,8 @@ def test_a_table_grows_and_goes_on(cli, drawings, option):
     assert rows(table) == expected
     code, out, _ = cli("caption", drawings, option, table)
     assert code == 0 and out == "" and rows(table) == expected
-    for content in ("a,b\n1,2\n", '{"a": 1}\n', "[1]\n", "file_name,caption\n1,2,3\n"):
+    for content in ("a,b\n1,2\n", '{"a": 1}\n', "[1]\n", "file_name,caption\n1,2,3\n", '{"images": [1]}', "my notes",
+                    '{"file_name": ["a"], "caption": "b"}\n'):
         table.write_text(content)
         code, out, err = cli("caption", drawings, option, table)
         assert code == 2 and out == "" and "name another file" in err and table.read_text() == content, content
@@ -273,7 +275,10 @@ def test_a_map_says_whether_its_text_matches_and_squashes_nothing(cli, drawings,
     for panel, (text, percent) in zip(seen["figure"].axes[1:], told.items(), strict=True):
         assert panel.get_title(loc="left").startswith(f"{text}\nmatches to {percent}%, maximum ")
     Image.new("RGB", (5000, 100)).save("long.png")
-    assert cli("attend", "long.png", "a red circle")[0] == 0 and seen["size"] == (800, 16)
+    assert cli("attend", "long.png", "a red circle")[0] == 0 and seen["size"] == (800, 16), "its own figure may go"
+    before = Path("long.png").read_bytes()
+    code, _, err = cli("attend", "wide.png", "a red circle", "--to", "long.png")
+    assert code == 2 and "no figure of an earlier run" in err and Path("long.png").read_bytes() == before
 
 
 def test_the_part_that_is_seen_keeps_its_proportions():
@@ -406,11 +411,11 @@ def test_only_torchrun_starts_a_group(monkeypatch, size, alone):
     monkeypatch.setenv("RANK", "1")
     if size is not None:
         monkeypatch.setenv("WORLD_SIZE", size)
-    assert env_rank() == (0, 1) and bool(foreign_group()) == alone
+    assert env_rank_and_size() == (0, 1) and bool(foreign_group()) == alone
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert foreign_group() is None
     if size and size.isdecimal():
-        assert env_rank() == (1, int(size))
+        assert env_rank_and_size() == (1, int(size))
 
 
 def test_a_world_size_that_is_left_over_hangs_nothing(cli, monkeypatch):
@@ -419,6 +424,19 @@ def test_a_world_size_that_is_left_over_hangs_nothing(cli, monkeypatch):
     code, _, err = cli("train", "--recipe", "desktop")
     assert code == 2 and "WORLD_SIZE=2 is in the environment, but torchrun has not started" in err
     assert "no recipe 'desktop'" in err and err.count("\n") == 2
+
+
+def test_a_closed_output_is_no_fault(monkeypatch, capsys):
+    """`>&-` in a shell: Python has no standard output then, and what is printed goes nowhere."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "__stdout__", None)
+    assert run_command("minblip2", lambda: print("a caption")) == 0
+
+    def full():
+        raise OSError(28, "No space left on device", "captions.csv")
+
+    assert run_command("minblip2", full) == 2
+    assert capsys.readouterr().err == "minblip2: captions.csv: No space left on device\n"
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

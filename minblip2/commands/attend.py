@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .. import UserError
 from ..data.files import write_beside
@@ -14,6 +18,7 @@ from .models import note_unread, open_retriever
 from .options import add_model_choice, command
 
 SHOWN = 800  # pixels of the longer side in the figure
+SOFTWARE = "minblip2 attend"
 
 
 def add(commands: Any) -> None:
@@ -32,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.to.suffix.lower() != ".png":
         raise UserError(f"the figure is a PNG: give --to a name that ends in .png, not {args.to}")
-    if args.to.is_symlink() or args.to.exists() and (not args.to.is_file() or args.to.samefile(args.image)):
+    if args.to.is_symlink() or args.to.exists() and (not is_figure(args.to) or args.to.samefile(args.image)):
         raise UserError(f"--to {args.to} is there and is no figure of an earlier run: give it a new name")
     image, texts = load_image(args.image), list(dict.fromkeys(args.texts))
     retriever = open_retriever(args)
@@ -45,7 +50,19 @@ def run(args: argparse.Namespace) -> None:
     shown.thumbnail((SHOWN, SHOWN))
     figure = figures.attention_maps(shown, dict(zip(texts, maps, strict=True)), notes=said)
     args.to.parent.mkdir(parents=True, exist_ok=True)
-    write_beside(args.to, lambda path: path.write_bytes(viz.png(figure)))
+    mark = PngInfo()
+    mark.add_text("Software", SOFTWARE)
+    with Image.open(io.BytesIO(viz.png(figure))) as drawn:
+        write_beside(args.to, lambda path: drawn.save(path, "png", pnginfo=mark, optimize=True))
     print(plain_text(*((text, one) for text, one in zip(texts, said, strict=True))))
     print(f"wrote {args.to}; each map is coloured up to its own maximum. A text that names only part of what is there "
           "may match to 0%: compare maps, or name everything")
+
+
+def is_figure(path: Path) -> bool:
+    """Whether a file was drawn by this command, so that it may be drawn anew: a PNG says who has written it."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except OSError:
+        return False

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from .. import UserError
-from ..data.pictures import EXTENSIONS, load_image
+from ..data.features import pixels_of
+from ..data.pictures import EXTENSIONS
 from ..data.transforms import Transform
 from ..data.workers import prefetch
 from ..weights.blip2 import Blip2
@@ -37,7 +38,8 @@ def add(commands: Any) -> None:
     add_model_choice(sub)
     sub.add_argument("--prompt", help="text that the caption goes on from, as in --prompt 'a picture of'; only what is "
                                       "new is printed")
-    sub.add_argument("--beams", type=positive, default=5, help="of the search (default %(default)s)")
+    sub.add_argument("--beams", type=positive, help="of the search (default: as many as the run is measured with, or 5 "
+                                                    "with --model)")
     sub.add_argument("--top-p", type=share, help="draw from the nucleus of this probability instead of searching")
     sub.add_argument("--seed", type=seed, default=0, help="of the draw (default %(default)s)")
     sub.add_argument("--max-length", type=positive, default=30, help="in tokens (default %(default)s)")
@@ -59,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     writer = open_retriever(args) if args.stage1 else open_blip2(args)
     torch.manual_seed(args.seed)  # here, for loading draws, too
-    choice = dict(beams=args.beams) if args.top_p is None else dict(beams=1, top_p=args.top_p)
+    asked = dict(beams=args.beams, top_p=args.top_p, prompt=args.prompt)
+    choice = {name: value for name, value in asked.items() if value is not None}
     if args.prompt is not None:
-        choice |= dict(prompt=args.prompt)
         note_unknown(writer.tokenizer, [args.prompt])
     read, broken = 0, []
     for path, caption in captions(writer, paths, max_length=args.max_length, **choice):
@@ -90,6 +92,8 @@ def find_pictures(names: Iterable[str]) -> list[Path]:
     found: list[Path] = []
     for name in names:
         path = Path(name)
+        if not name:
+            raise UserError("one of the pictures has no name: is a variable of your shell empty?")
         if path.is_dir():
             some = sorted(one for one in path.rglob("*") if one.suffix.lower() in EXTENSIONS and one.is_file()
                           and not any(part.startswith(".") for part in one.relative_to(path).parts))
@@ -108,7 +112,7 @@ def find_pictures(names: Iterable[str]) -> list[Path]:
 def try_pixels(transform: Transform, path: Path) -> np.ndarray | UserError:
     """What an encoder sees of a picture, (h w c) uint8, or what is wrong with it."""
     try:
-        return np.array(transform.crop_and_resize(load_image(path)))
+        return pixels_of(transform, path)
     except UserError as error:
         return error
 
@@ -140,6 +144,10 @@ class Table:
             raise UserError(f"{path} is no regular file: name another one for the captions")
         content = path.read_bytes() if path.exists() else b""
         self.whole = content[:content.rfind(b"\n") + 1]  # a kill may have cut the last line
+        first = '{"file_name": ' if lines else self._line(self.HEAD)
+        begun, first = content[len(self.whole):], first.encode()
+        if not self.whole and not (begun.startswith(first) or first.startswith(begun)):
+            raise self._strange()
         self.known = {row[0] for row in self._rows(self.whole)}
 
     def add(self, path: Path, caption: str) -> None:
@@ -163,13 +171,18 @@ class Table:
 
     def _rows(self, content: bytes) -> list[list[str]]:
         text = content.decode(errors="surrogateescape")
-        strange = UserError(f"{self.path} is there and holds no captions as they are written here: name another file")
         try:
             if self.lines:
-                return [[entry[name] for name in self.HEAD] for entry in map(json.loads, text.split("\n")[:-1])]
+                rows = [[entry[name] for name in self.HEAD] for entry in map(json.loads, text.split("\n")[:-1])]
+                if not all(isinstance(cell, str) for row in rows for cell in row):
+                    raise self._strange()
+                return rows
             rows = list(csv.reader(io.StringIO(text, newline="")))
         except (ValueError, KeyError, TypeError, csv.Error):
-            raise strange from None
+            raise self._strange() from None
         if rows and (tuple(rows[0]) != self.HEAD or any(len(row) != 2 for row in rows)):
-            raise strange
+            raise self._strange()
         return rows[1:]
+
+    def _strange(self) -> UserError:
+        return UserError(f"{self.path} is there and holds no captions as they are written here: name another file")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .. import UserError
 from ..course.results import cell
 from ..data.files import read_json
 from ..evaluation.asking import questions_table
@@ -44,8 +46,9 @@ def run(args: argparse.Namespace) -> None:
 
 def announce(run: Path, name: str) -> None:
     """Say at once what will be measured, and how long that took the last time, if there was one."""
-    before = run / f"results-{name}.json"
-    seconds = read_json(before).get("seconds_to_evaluate") if before.exists() else None
+    seconds = None
+    with contextlib.suppress(UserError):  # a hint is not worth refusing for
+        seconds = read_json(run / f"results-{name}.json").get("seconds_to_evaluate")
     last = f" (the last time this took {seconds:.0f} seconds)" if isinstance(seconds, int | float) else ""
     print(f"measuring {run} on {name}: retrieval, captions, and what they get right{last}", flush=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.handover import export_run
-from .options import add_parts, command
+from .options import add_parts, check_data, command
 
 
 def add(commands: Any) -> None:
@@ -21,5 +21,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Copy what a finished run has trained to a folder that can be moved, with a model card."""
+    if args.data is not None:
+        check_data(args.data)
     export_run(args.source, args.folder, args.data, args.parts)
     print(f"wrote {args.folder}; its README.md is a model card: read it before you publish")

@@ -12,7 +12,7 @@ from ..evaluation.measure import keep_results, measure_run
 from ..training.bridge import train_bridge
 from ..training.budget import dry_run
 from ..training.checks import check_folder, check_run, foreign_group, open_split, seen_before
-from ..training.distributed import env_rank
+from ..training.distributed import env_rank_and_size
 from ..training.recipes import RECIPES, find_recipe
 from ..training.records import with_batch_size
 from .evaluate import announce, print_figures
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(dry_run(recipe, args.data, args.parts, args.split, out, args.skip_broken, not args.restart))
         return
-    first = env_rank()[0] == 0
+    first = env_rank_and_size()[0] == 0
     if first:
         check_run(recipe, args.data, args.parts, out, args.split, args.skip_broken, note, not args.restart)
         if (out / "stage2" / "model.safetensors").exists() and not args.restart:
