@@ -242,8 +242,8 @@ class OwnStage1(Stage1):
         cosine = mine.similarity(image_embeds, text_embeds)
         itc = mine.itc_loss(cosine, same_image, self.temperature, self.label_smoothing)
 
-        similarity = cosine / self.temperature
-        wrong = mine.sample_negatives(similarity.detach(), same_image) if negatives is None else negatives
+        itc_logits = cosine / self.temperature
+        wrong = mine.sample_negatives(itc_logits.detach(), same_image) if negatives is None else negatives
         images, texts, match_labels = mine.match_triple(*wrong)
         fused = self.run(kv.select(images), text_ids[texts], text_mask[texts], mine.bidirectional)
         match_logits = mine.match_logits(torch.cat(fused, dim=1), queries, self.itm_head)
@@ -254,7 +254,7 @@ class OwnStage1(Stage1):
         words = self.qformer.lm_logits(output)
         itg = mine.itg_loss(words, asked, self.label_smoothing)
         loss, words = itc + itm + itg, words[asked != -100]
-        return Stage1Output(loss, itc, itm, itg, similarity, match_logits, match_labels, words, self.temperature)
+        return Stage1Output(loss, itc, itm, itg, itc_logits, match_logits, match_labels, words, self.temperature)
 
 
 class LogitsFromEmbeds(nn.Module):

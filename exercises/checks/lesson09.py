@@ -310,6 +310,9 @@ def recall(recall_of: Callable[[Tensor, Tensor, int], float]) -> None:
         name_slip({said + meaning: slip for meaning, slip in RECALL_SLIPS.items()}, draws, answers, right)
         expect(False, f"{said}counting gives {truth:.3f}. Take one row, and write down which columns are its own and "
                       "how many others stand before the best of them.")
+    output = told_of(torch.tensor([[-2001.0, -2000.0], [-2000.0, -2001.0]]), torch.tensor([0, 1]), 1)
+    expect(output == 0, f"similarities may be any numbers: where all are about -2,000 and each picture's own caption "
+           f"comes last, you find {output:.2f} of the pictures. What do captions of others get in place of theirs?")
     owner = torch.tensor([1, 0, 0, 2, 2, 1, 2])
     k = random.randint(8, 20)
     try:

@@ -286,6 +286,8 @@ def nucleus(nucleus_of: Callable[[Tensor, float], Tensor]) -> None:
                "less when any is taken away.")
     expect(same, "the tokens that stay have other scores than before: softmax makes probabilities later; here you only "
            "decide which tokens stay.")
+    expect(kept_rows(nucleus_of(torch.tensor([[2.0, 1.0, 0.0]]) - 3e4, 0.5)) == [{0}], "scores may be any numbers: "
+           "where all are about -30,000, tokens outside come back. Which score is below every other?")
     expect({len(row) for row in kept_rows(nucleus_of(torch.zeros(2, 8), 0.5))} <= {4, 8}, "of 8 tokens that are "
            "equally likely 4 hold 0.5, and you keep neither 4 nor all that tie: is more than top_p asked for where "
            "top_p is enough?")

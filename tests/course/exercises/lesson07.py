@@ -450,8 +450,8 @@ ANSWERS = {
          (lambda image, text: by_blocks(image, image), "`wrong_text` was")]),
     "rerank": Answers(
         [asked_one_by_one,
-         by_topk, by_sorted, by_lift],
-        [(lifted, ""),
+         by_topk, by_sorted],
+        [(lifted, ""), (by_lift, "however little"),
          (all_of_them, "it is expensive"), (unclamped, "only fewer"),
          (lambda cosine, match, k: cosine.argsort(descending=True), "nothing has been re-ranked"),
          (lambda *given: by_topk(*given).flip(0), "the order is reversed"),

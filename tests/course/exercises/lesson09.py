@@ -144,10 +144,12 @@ def ties_with_brothers(similarity, owner, k):
     return (((similarity >= best).sum(dim=1) <= k) & own.any(dim=1)).float().mean().item()
 
 
-def filled_with_0(similarity, owner, k):
-    own = own_of(similarity, owner)
-    best = similarity.masked_fill(~own, 0).amax(dim=1, keepdim=True)
-    return (((~own & (similarity >= best)).sum(dim=1) < k) & own.any(dim=1)).float().mean().item()
+def filled_with(value):
+    def recall(similarity, owner, k):
+        own = own_of(similarity, owner)
+        best = similarity.masked_fill(~own, value).amax(dim=1, keepdim=True)
+        return (((~own & (similarity >= best)).sum(dim=1) < k) & own.any(dim=1)).float().mean().item()
+    return recall
 
 
 def nobody_is_found(similarity, owner, k):
@@ -435,7 +437,7 @@ ANSWERS = {
     "recall": Answers(
         [of_metrics, by_counting, by_ranking, by_one_hot, lambda *given: np.float32(of_metrics(*given)),
          lambda *given: torch.tensor(by_counting(*given))],
-        [(of_two_captions, ""), (k_below_all, "the last of them"),
+        [(of_two_captions, ""), (filled_with(-100), "may be any numbers"), (k_below_all, "the last of them"),
          (short_topk, "The first"), (ties_for_us, "not to the model's credit"), (nobody_is_found, "without captions"),
          (with_topk(lambda found, own: 100 * found.any(dim=1).float().mean()), "percent"),
          (with_topk(lambda found, own: found.any(dim=1).sum()), "added up"),
@@ -446,7 +448,7 @@ ANSWERS = {
          (lambda similarity, owner, k: of_metrics(similarity, torch.arange(len(owner)), k), "taken for the pair"),
          (first_only, "only the picture's first caption"),
          (other_way, "the other way"), (filled, "changed what it was given"),
-         (ties_with_brothers, "tie with each other"), (filled_with_0, "filled with 0"),
+         (ties_with_brothers, "tie with each other"), (filled_with(0), "filled with 0"),
          (lambda similarity, owner, k: of_metrics(similarity, owner, k + 1), "one too many"),
          (lambda similarity, owner, k: of_metrics(similarity, owner, max(1, k - 1)), "one too few"),
          (lambda similarity, owner, k: of_metrics(similarity, owner, 1), "Recall@1"),

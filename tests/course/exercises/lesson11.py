@@ -350,9 +350,9 @@ ANSWERS = {
          (lambda *given: written()(*given).float(), "whole numbers"), (lambda *given: written()(*given)[:1], "rows")]),
     "nucleus": Answers(
         [nucleus_by_level,
-         generation.top_p_filter, nucleus_by_loop, nucleus_by_pairs, nucleus_by_searching,
-         lambda scores, top_p: generation.top_p_filter(scores, top_p).clamp(min=-1e4)],
-        [(lambda scores, top_p: nucleus_by_loop(scores, max(top_p, 0.3)), ""),
+         generation.top_p_filter, nucleus_by_loop, nucleus_by_pairs, nucleus_by_searching],
+        [(lambda scores, top_p: generation.top_p_filter(scores, top_p).clamp(min=-1e4), "below every other"),
+         (lambda scores, top_p: nucleus_by_loop(scores, max(top_p, 0.3)), ""),
          (lambda scores, top_p: nucleus_by_loop(scores.double(), top_p), "float64"),
          (cut(lambda sums, p, top_p: sums > top_p), "left with nothing"),
          (cut(one_short), "crosses the line is missing"),
