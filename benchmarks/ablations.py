@@ -79,9 +79,9 @@ class Patches(nn.Module):
 class RandomNegatives(Stage1):
     """Matching's wrong images and texts are any others of the batch, not the most similar ones."""
 
-    def sample_negatives(self, similarity: Tensor, same_image: Tensor) -> tuple[Tensor, Tensor]:
+    def sample_negatives(self, itc_logits: Tensor, same_image: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Stage1`, from equal chances."""
-        return super().sample_negatives(torch.zeros_like(similarity), same_image)
+        return super().sample_negatives(torch.zeros_like(itc_logits), same_image)
 
 
 class SeparateSelfAttention(Stage1):

@@ -1,7 +1,8 @@
 """minBLIP-2: BLIP-2 (arXiv 2301.12597) from scratch, small enough to read in one sitting.
 
 The files at the top of the package are the paper: attention, masks, vit, lm/, qformer, stage1, stage2, generation. What
-serves it stands in rooms: data, weights, training, evaluation, course. The names below are the public interface.
+serves it stands in rooms: data, weights, training, evaluation, commands, course. The names below are the public
+interface.
 """
 
 from __future__ import annotations

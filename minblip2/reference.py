@@ -48,13 +48,13 @@ def stage1_losses(model: Stage1, image_features: Tensor, texts: Sequence[Sequenc
                     for i in pairs]
     text_embeds = [F.normalize(model.text_projection(joint_pass(i, texts[i], masks.unimodal).text[0, 0]), dim=-1)
                    for i in pairs]
-    similarity = [[max(float(query @ text) for query in queries) / float(model.temperature) for text in text_embeds]
+    itc_logits = [[max(float(query @ text) for query in queries) / float(model.temperature) for text in text_embeds]
                   for queries in image_embeds]  # the query that fits the text best
     itc = 0.0
     for i in pairs:
         positives = [float(image_ids[i] == other) for other in image_ids]
         targets = [positive / sum(positives) for positive in positives]
-        image_to_text, text_to_image = similarity[i], [row[i] for row in similarity]
+        image_to_text, text_to_image = itc_logits[i], [row[i] for row in itc_logits]
         itc += cross_entropy(image_to_text, targets, model.label_smoothing) / (2 * len(texts))
         itc += cross_entropy(text_to_image, targets, model.label_smoothing) / (2 * len(texts))
 

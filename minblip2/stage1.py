@@ -23,7 +23,7 @@ from .qformer import ImageKV, QFormer, QFormerConfig
 class Stage1Output(NamedTuple):
     """The three losses, their sum, and the logits that made them.
 
-    similarity (b b): image i against text j, divided by the `temperature`. itm_logits (3b 2) for the pairs
+    itc_logits (b b): cosine of image i and text j, divided by the `temperature`. itm_logits (3b 2) for the pairs
     [true, wrong image, wrong text]; itm_labels (3b). word_logits (n vocab_size): one row per supervised word.
     """
 
@@ -31,7 +31,7 @@ class Stage1Output(NamedTuple):
     itc: Tensor
     itm: Tensor
     itg: Tensor
-    similarity: Tensor
+    itc_logits: Tensor
     itm_logits: Tensor
     itm_labels: Tensor
     word_logits: Tensor
@@ -95,14 +95,14 @@ class Stage1(nn.Module):
 
     # --- the three losses ---------------------------------------------------------------------------------------------
 
-    def itc_loss(self, similarity: Tensor, same_image: Tensor) -> Tensor:
-        """ITC: each image picks its text among the batch's and each text its image; logits (b b), same_image (b b)."""
+    def itc_loss(self, itc_logits: Tensor, same_image: Tensor) -> Tensor:
+        """ITC: each image picks its text among the batch's and each text its image; both inputs (b b)."""
         targets = same_image / reduce(same_image.float(), "b n -> b 1", "sum")
         return sum(F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-                   for logits in (similarity, similarity.T)) / 2
+                   for logits in (itc_logits, itc_logits.T)) / 2
 
     @torch.no_grad()
-    def sample_negatives(self, similarity: Tensor, same_image: Tensor) -> tuple[Tensor, Tensor]:
+    def sample_negatives(self, itc_logits: Tensor, same_image: Tensor) -> tuple[Tensor, Tensor]:
         """Hard negatives: (image for each text (b), text for each image (b)), likelier the more similar they are.
 
         Raises UserError where a pair finds no other image in the batch.
@@ -112,7 +112,7 @@ class Stage1(nn.Module):
         # Where a logit is not a number the loss is none either, and the training loop says so: any draw will do here.
         return tuple(torch.multinomial(
             logits.float().masked_fill(same_image, -torch.inf).softmax(dim=1).nan_to_num(1.0), 1)[:, 0]
-            for logits in (similarity.T, similarity))
+            for logits in (itc_logits.T, itc_logits))
 
     def itm_triples(self, image_kv: ImageKV, text_ids: Tensor, text_mask: Tensor,
                     negatives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -148,14 +148,14 @@ class Stage1(nn.Module):
         same_image = rearrange(image_ids, "b -> b 1") == rearrange(image_ids, "n -> 1 n")
         image_kv, cache = self.image_kv(image_features), self.qformer.new_cache()
 
-        similarity = self.similarity(self.embed_image(image_kv, cache), self.embed_text(text_ids, text_mask))
-        similarity = similarity.float() / self.temperature
+        cosine = self.similarity(self.embed_image(image_kv, cache), self.embed_text(text_ids, text_mask))
+        itc_logits = cosine.float() / self.temperature
         itg, word_logits = self.itg_loss(text_ids, text_mask, cache)
 
-        negatives = self.sample_negatives(similarity, same_image) if negatives is None else negatives
+        negatives = self.sample_negatives(itc_logits, same_image) if negatives is None else negatives
         itm_logits, itm_labels = self.itm_triples(image_kv, text_ids, text_mask, negatives)
-        itc, itm = self.itc_loss(similarity, same_image), F.cross_entropy(itm_logits.float(), itm_labels)
-        return Stage1Output(itc + itm + itg, itc, itm, itg, similarity, itm_logits, itm_labels, word_logits,
+        itc, itm = self.itc_loss(itc_logits, same_image), F.cross_entropy(itm_logits.float(), itm_labels)
+        return Stage1Output(itc + itm + itg, itc, itm, itg, itc_logits, itm_logits, itm_labels, word_logits,
                             self.temperature)
 
     # --- captions without a language model ----------------------------------------------------------------------------

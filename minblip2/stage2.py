@@ -57,7 +57,7 @@ class Stage2(nn.Module):
 
     def soft_prompt(self, image_features: Tensor) -> Tensor:
         """Image features (b v image_width) as tokens (b q e) of the language model's width."""
-        normalised = self.vision_norm(image_features.to(self.vision_norm.weight.dtype))
+        normalised = self.vision_norm(image_features.to(self.vision_norm.weight))
         return self.projection(self.qformer(self.qformer.project_image(normalised)).queries)
 
     @torch.no_grad()

@@ -80,7 +80,10 @@ def conv_stem(widths: tuple[int, ...], width: int) -> nn.Sequential:
 
 
 class ViT(nn.Module):
-    """Patches, positions, blocks: pixels (b c H W) -> visual tokens (b v e), the class token first if there is one."""
+    """Patches, positions, blocks: pixels (b c H W) -> visual tokens (b v e), the class token first if there is one.
+
+    Raises ValueError when the stem does not make patches of `patch_size`.
+    """
 
     def __init__(self, config: ViTConfig):
         super().__init__()

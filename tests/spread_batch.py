@@ -48,7 +48,7 @@ def stage1_step(model, batch, negatives=None):
     torch.manual_seed(rank_and_size()[0] * 500_009)
     out = model(*batch, negatives=negatives)
     out.loss.backward()
-    return {name: getattr(out, name).detach() for name in ("loss", "itc", "itm", "itg", "similarity")}
+    return {name: getattr(out, name).detach() for name in ("loss", "itc", "itm", "itg", "itc_logits")}
 
 
 def stage2_step(model, batch):

@@ -14,7 +14,7 @@ import torch
 from minblip2 import UserError, __main__
 from minblip2.data.progress import forgiving_output
 from minblip2.training import bridge, experts
-from minblip2.training.distributed import env_rank
+from minblip2.training.distributed import env_rank_and_size
 from minblip2.training.recipes import RECIPES, SCENES
 
 SHORT = replace(SCENES, experts={name: replace(config, steps=2, precision="float32")
@@ -29,7 +29,7 @@ def with_trouble(losses):
 
     def troubled(*inputs, **settings):
         steps.append(time.sleep(float(os.environ.get("SPREAD_PAUSE", 0))))
-        if len(steps) == 3 and os.environ.get("SPREAD_BROKEN") == str(env_rank()[0]):
+        if len(steps) == 3 and os.environ.get("SPREAD_BROKEN") == str(env_rank_and_size()[0]):
             raise UserError("something that only this process has met")
         return losses(*inputs, **settings)
 

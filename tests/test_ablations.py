@@ -83,8 +83,8 @@ def test_an_ablation_starts_stage_2_as_warm_as_its_recipe_says(experts):
 def test_random_negatives_do_not_ask_how_similar(experts):
     torch.manual_seed(0)
     model, own = ablations.RandomNegatives(TINY, 8), torch.eye(8, dtype=torch.bool)
-    similarity = 100 * torch.arange(8.0).expand(8, 8)  # hard negatives would be the last image nearly always
-    drawn = torch.stack([model.sample_negatives(similarity, own)[1] for _ in range(300)])
+    itc_logits = 100 * torch.arange(8.0).expand(8, 8)  # hard negatives would be the last image nearly always
+    drawn = torch.stack([model.sample_negatives(itc_logits, own)[1] for _ in range(300)])
     counts = torch.stack([(drawn == i).float().mean(dim=0) for i in range(8)])
     assert not counts.diagonal().any() and ((counts + torch.eye(8) / 7 - 1 / 7).abs() < 0.12).all()
 

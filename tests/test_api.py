@@ -156,7 +156,8 @@ def test_a_text_is_never_longer_than_there_are_positions(model, retriever, monke
         model.generate(images(1), long)  # 64 positions, 4 of them for queries
     monkeypatch.setattr(retriever, "tokenizer", mb.Tokenizer.from_texts(["a"]))
     monkeypatch.setattr(retriever, "writes", True)
-    assert len(retriever.caption(images(), min_length=28)) == 3  # 24 positions
+    captions = retriever.caption(images(), min_length=28)  # 24 positions
+    assert len(captions) == 3 and retriever.caption(images()[0], min_length=28) == captions[0]
     with pytest.raises(mb.UserError, match="positions for 24 ids, not for 25"):
         retriever.caption(images(), max_length=25)
     monkeypatch.setattr(retriever, "beams", 3)
@@ -231,6 +232,39 @@ def test_features_of_your_own_train_a_stage_1_and_start_a_stage_2(tmp_path):
             mb.train_stage1(stage1, images, captions, config)
     with pytest.raises(mb.UserError, match="for_features"):
         mb.train_stage1(mb.Stage1(stage1.qformer.config), features, captions, config)
+
+
+def test_training_on_features_asks_before_it_begins(tmp_path):
+    words = mb.Tokenizer.from_texts(["a red bus", "two dogs"])
+    sizes = dict(width=24, layers=1, heads=2, mlp_width=32, num_queries=3, max_positions=16)
+    features, captions, config = torch.randn(4, 5, 12), ["a red bus", "two dogs"] * 2, mb.TrainConfig(2, batch_size=2)
+    stage1 = mb.Stage1.for_features(12, words, **sizes)
+
+    def new_lm(seed, **changed):
+        torch.manual_seed(seed)
+        return OPT(OPTConfig(**dict(vocab_size=len(words), width=24, layers=1, heads=2, mlp_width=32) | changed))
+
+    def stage2(lm, **asked):
+        return mb.train_stage2(mb.Stage2.from_stage1(stage1, lm), features, captions, config, words, **asked)
+
+    log = stage2(new_lm(0), folder=tmp_path)
+    assert stage2(new_lm(0), folder=tmp_path) == log
+    with pytest.raises(mb.UserError, match="other settings"):
+        stage2(new_lm(1), folder=tmp_path)
+    with pytest.raises(mb.UserError, match="has 6 positions, but 3 queries"):
+        stage2(new_lm(0, max_positions=6))
+    with pytest.raises(mb.UserError, match="and the model knows 4 ids: take both"):
+        stage2(new_lm(0, vocab_size=4))
+    for asked in (dict(max_length=2), dict(prompt="two dogs", max_length=4)):
+        with pytest.raises(mb.UserError, match="no word of a caption is left"):
+            stage2(new_lm(0), **asked)
+    with pytest.raises(mb.UserError, match="and the model knows 4 ids: take both"):
+        mb.train_stage1(mb.Stage1(mb.QFormerConfig(image_width=12, vocab_size=4, **sizes)), features, captions, config,
+                        tokenizer=words)
+    with pytest.raises(mb.UserError, match="no finite numbers"):
+        mb.train_stage1(stage1, features.log(), captions, config)
+    with pytest.raises(mb.UserError, match="checkpoint_every is 0"):
+        mb.TrainConfig(2, checkpoint_every=0)
 
 
 def test_the_lines_of_the_readme_run(folders, parts, tmp_path, monkeypatch):

@@ -405,7 +405,7 @@ def test_of_several_processes_only_the_first_trains_the_experts_anew(run, copied
         raise UserError("enough")
 
     for rank in (0, 1, 2):
-        monkeypatch.setattr("minblip2.training.bridge.env_rank", lambda rank=rank: (rank, 1))
+        monkeypatch.setattr("minblip2.training.bridge.env_rank_and_size", lambda rank=rank: (rank, 1))
         with pytest.raises(UserError, match="enough"):
             train_bridge(replace(SHORT, build=build), run[0].parent / "data", None, copied, resume=False)
     assert asked == [False, True, True]

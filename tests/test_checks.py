@@ -174,7 +174,7 @@ def test_long_captions_are_counted_and_a_prompt_needs_room(tmp_path, parts):
     for name in ("all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"):
         tokenizer = Tokenizer.from_folder(parts / name)
         assert long_captions(data, tokenizer, "", 32) == 1 and long_captions(data, tokenizer, "", 64) == 0
-        exact = [tokenizer.encode(caption, max_length=10**6) for _, caption in data.pairs]
+        exact = [tokenizer.encode(caption, max_length=10**6) for caption in data.texts]
         for most in (8, 9, 10, 11):
             assert long_captions(data, tokenizer, "", most) == sum(len(ids) > most for ids in exact)
         with pytest.raises(UserError, match="so no word of a caption is left: give a shorter --prompt"):

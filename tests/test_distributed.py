@@ -18,6 +18,9 @@ import torch.distributed as dist
 from minblip2 import UserError
 from minblip2.data.batches import PairBatches
 from minblip2.data.scene_dataset import write_scenes
+from minblip2.stage1 import Stage1
+from minblip2.stage2 import Stage2
+from minblip2.training import distributed
 from minblip2.training.loop import read_log
 from tests import spread_batch as one
 from tests.parity import difference
@@ -103,6 +106,16 @@ def test_without_image_ids_every_image_is_its_own(found):
 
 def test_features_of_your_own_are_shared_out(found):
     assert found["own features"] == pytest.approx(one.on_own_features(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Stage1, Stage2])
+def test_a_forward_of_ones_own_is_not_left_out_in_silence(monkeypatch, kind):
+    own = type("Own", (kind,), {"forward": lambda self, *inputs: kind.forward(self, *inputs)})
+    model = own.__new__(own)
+    assert distributed.over_processes(model) is model
+    monkeypatch.setattr(distributed, "rank_and_size", lambda: (0, 2))
+    with pytest.raises(UserError, match=f"Own has a forward of its own.*override parts of {kind.__name__}"):
+        distributed.over_processes(model)
 
 
 def test_only_what_is_trained_is_synchronised(found):

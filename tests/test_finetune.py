@@ -91,6 +91,9 @@ def test_training_goes_on_and_transformers_writes_the_same(tmp_path, plenty, lm,
     again = finetune_and_measure(source, data, None, out, config)  # finished: measured, not trained again
     assert again == results and (out / "stage2" / "log.jsonl").read_text() == log and (
         weights.exists() or layout == "sharded")
+    (out / "stage2" / "log.jsonl").write_text(log.replace("\n", "\n\n", 1))
+    finetune_and_measure(source, data, None, out, config, resume=False)
+    assert (out / "stage2" / "log.jsonl").read_text() == log, "trained again from the beginning, as asked"
 
 
 def test_only_the_bridge_learns_and_the_rest_is_in_half_precision(tmp_path, plenty):

@@ -25,7 +25,7 @@ def make():
 
 def test_they_are_sixteen_small_and_credited(make):
     data = CocoCaptions(FOLDER, "val", strict=True, check=True)
-    assert [record.id for record in data.images] == list(make.CAPTIONS) and len(data) == 16
+    assert data.ids == list(make.CAPTIONS) and len(data) == 16
     assert sorted(path.name for path in (FOLDER / "images").iterdir()) == sorted(path.name for path in data.paths)
     credits = (FOLDER / "CREDITS.md").read_text(encoding="utf-8")
     for record in data.images:

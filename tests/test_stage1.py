@@ -45,10 +45,10 @@ def test_losses_equal_plain_loops(image_ids, seed):
 def test_negatives_never_share_the_image_and_follow_the_softmax(model):
     image_ids = torch.tensor([0, 0, 1, 2, 1])
     same = image_ids[:, None] == image_ids
-    similarity = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)) * 1.5
+    itc_logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)) * 1.5
     torch.manual_seed(0)
-    draws = [model.sample_negatives(similarity, same) for _ in range(8000)]
-    for side, logits in ((0, similarity.T), (1, similarity)):
+    draws = [model.sample_negatives(itc_logits, same) for _ in range(8000)]
+    for side, logits in ((0, itc_logits.T), (1, itc_logits)):
         counts = torch.stack([F.one_hot(draw[side], 5) for draw in draws]).float().mean(0)
         assert (counts[same] == 0).all()
         expected = torch.where(same, -math.inf, logits).softmax(dim=1)
@@ -67,7 +67,7 @@ def test_a_batch_without_a_negative_says_so(model, image_ids):
 def test_batch_of_one_with_given_negatives(model):
     image, ids, mask = batch((4,))
     out = model(image, ids, mask, negatives=(torch.tensor([0]), torch.tensor([0])))
-    assert out.similarity.shape == (1, 1) and out.itc.item() == 0 and out.loss.isfinite()
+    assert out.itc_logits.shape == (1, 1) and out.itc.item() == 0 and out.loss.isfinite()
 
 
 def test_a_fresh_model_starts_where_arithmetic_says():
@@ -104,7 +104,7 @@ def test_temperature_divides_and_nothing_else(model):
         half = model(*inputs, negatives=negatives)
         model.temperature.fill_(1.0)
         one = model(*inputs, negatives=negatives)
-    assert one.similarity.abs().max() <= 1 and difference(half.similarity, 2 * one.similarity) < 1e-6
+    assert one.itc_logits.abs().max() <= 1 and difference(half.itc_logits, 2 * one.itc_logits) < 1e-6
     assert torch.equal(half.itm, one.itm) and torch.equal(half.itg, one.itg)
 
 
@@ -191,7 +191,7 @@ def test_negatives_are_drawn_from_the_logits_of_itc(monkeypatch):
     """Divided by the temperature, as in LAVIS."""
     model, seen, draw = randomise(Stage1(TINY, embed_dim=16)), [], Stage1.sample_negatives
     monkeypatch.setattr(model, "sample_negatives", lambda *args: seen.append(args[0]) or draw(model, *args))
-    assert torch.equal(model(*batch()).similarity, seen[0])
+    assert torch.equal(model(*batch()).itc_logits, seen[0])
 
 
 def test_maps_are_of_the_logit_match():

@@ -17,6 +17,7 @@ from torch import nn
 from minblip2 import UserError
 from minblip2.data.features import weights_checksum
 from minblip2.device import autocast
+from minblip2.training import loop
 from minblip2.training.loop import (
     TrainConfig,
     Trainer,
@@ -151,6 +152,15 @@ def test_a_restart_that_is_killed_does_not_bring_the_old_model_back(tmp_path):
     whole = Toy()
     assert train(whole, toy_losses, Numbers(), CONFIG, tmp_path / "whole") == new
     assert all(torch.equal(one, other) for one, other in zip(again.parameters(), whole.parameters(), strict=True))
+
+
+def test_the_log_holds_every_step_that_a_checkpoint_has_behind_it(tmp_path, monkeypatch):
+    """Else a kill right after a checkpoint would leave a gap in the log of the run that goes on."""
+    held = []
+    monkeypatch.setattr(loop, "save_checkpoint", lambda trainer, step, path, fingerprint: held.append(
+        (step, len(read_log(path.parent / "log.jsonl")))))
+    train(Toy(), toy_losses, Numbers(), CONFIG, tmp_path)
+    assert held == [(step, step) for step in range(CONFIG.checkpoint_every, CONFIG.steps, CONFIG.checkpoint_every)]
 
 
 def test_precision():

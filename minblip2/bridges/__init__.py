@@ -1,4 +1,4 @@
-"""Bridges that ship with the module: weights in half precision, a thinned log and the results of a run each.
+"""Bridges that ship with the module: weights in half precision, a log to four digits and the results of a run each.
 
 No code stands here and nothing is imported; `training.shipping` writes these folders and finds them.
 """

@@ -183,8 +183,8 @@ def _bug_c(model):
 
 
 def _bug_d(model):
-    model.sample_negatives = lambda similarity, same_image: tuple(
-        torch.multinomial(logits.detach().softmax(dim=1), 1)[:, 0] for logits in (similarity.T, similarity))
+    model.sample_negatives = lambda itc_logits, same_image: tuple(
+        torch.multinomial(logits.detach().softmax(dim=1), 1)[:, 0] for logits in (itc_logits.T, itc_logits))
 
 
 def _bug_e(image):

@@ -105,7 +105,8 @@ def written_after(lm: LanguageModel, tokenizer: Tokenizer, given: Tensor, given_
         visible, position = rearrange(mask, "b k -> b 1 1 k"), masks.token_positions(mask)[:, -1:]
         return lm.lm_logits(lm(lm.embed(ids), visible, position, cache)[:, -1])
 
-    ids = generate(step, lm.lm_logits(first), begun, cache, eos_id=tokenizer.eos_id, **decoding)
+    ids = generate(step, lm.lm_logits(first), begun, cache, eos_id=tokenizer.eos_id,
+                   decoder_start_ids=lm.decoder_start_ids, **decoding)
     return [tokenizer.decode(row) for row in ids]
 
 

@@ -181,7 +181,7 @@ def train_split(run: Path = RUN) -> CocoCaptions:
 
 def counted(data: CocoCaptions) -> list[int]:
     """How many captions hold a word that names the subject, for each photograph."""
-    texts = [set(split_words(caption)) for _, caption in data.pairs]
+    texts = [set(split_words(caption)) for caption in data.texts]
     return [sum(bool(words & set(names.split())) for words in texts) for _, names in ASKED.values()]
 
 

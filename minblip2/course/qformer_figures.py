@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_picture, make_panels
+from .viz import IMAGE, INK, PAPER, QUERY, QUIET, TEXT, WRONG, draw_arrow, draw_picture, make_panels
 
 # part -> (left, bottom, width, height) for each side, what stands in it; queries run above, text below
 QUERIES, WORDS = "queries", "text"
@@ -21,17 +21,12 @@ PARTS = {
     "text_mlp": ((7.5, 2.6, "feed-forward\nof text,\nnorm"), (WORDS,)),
 }
 LEVEL, COLOUR = {QUERIES: 1.35, WORDS: 0.0}, {QUERIES: QUERY, WORDS: TEXT}
-TALL, SHARED = 1.05, "#D2D2D2"
+TALL, SHARED, ARROW = 1.05, "#D2D2D2", {"linewidth": 1.5, "zorder": 1}
 
 
 def _tint(colour: str, share: float = 0.4) -> tuple[float, ...]:
     """A colour thinned on paper, opaque."""
     return tuple(share * a + (1 - share) * b for a, b in zip(to_rgb(colour), to_rgb(PAPER), strict=True))
-
-
-def _arrow(panel: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
-    panel.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color=colour, linewidth=1.5,
-                                    shrinkA=0, shrinkB=0, zorder=1))
 
 
 def _box(panel: Axes, x: float, y: float, width: float, height: float, label: str, colour: str | None) -> None:
@@ -58,8 +53,8 @@ def draw_block(panel: Axes, running: Mapping[str, Iterable[str]], labels: Mappin
         panel.text(0.85, middle, labels[side], ha="center", va="center", fontsize=8)
         stops = [1.65, 2.1, 4.2, 4.8, 6.9, 7.5] if side == QUERIES and reads else [1.65, 2.1, 4.2, 7.5]
         for start, end in zip(stops[::2], stops[1::2], strict=True):
-            _arrow(panel, (start, middle), (end, middle), COLOUR[side])
-        _arrow(panel, (last, middle), (last + 0.45, middle), COLOUR[side])
+            draw_arrow(panel, (start, middle), (end, middle), color=COLOUR[side], **ARROW)
+        draw_arrow(panel, (last, middle), (last + 0.45, middle), color=COLOUR[side], **ARROW)
         panel.text(last + 1.25, middle, labels[side], ha="center", va="center", fontsize=8)
     for part, ((x, width, label), owners) in PARTS.items():
         if part == "cross_attention" and not reads:
@@ -76,7 +71,7 @@ def draw_block(panel: Axes, running: Mapping[str, Iterable[str]], labels: Mappin
             _box(panel, x, LEVEL[side], width, TALL, label, COLOUR[side] if side in going else None)
     if "cross_attention" in running:
         x, width = PARTS["cross_attention"][0][:2]
-        _arrow(panel, (x + width / 2, 3.0), (x + width / 2, LEVEL[QUERIES] + TALL), IMAGE)
+        draw_arrow(panel, (x + width / 2, 3.0), (x + width / 2, LEVEL[QUERIES] + TALL), color=IMAGE, **ARROW)
         panel.text(x + width / 2 + 0.15, 2.92, labels["image"], ha="left", va="center", fontsize=8, color=INK)
     panel.set(xlim=(0, 12.2), ylim=(-0.15, 3.15))
     panel.axis("off")

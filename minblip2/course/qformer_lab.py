@@ -180,9 +180,9 @@ def race(data: OneThing, build: Callable[[int], Stage1], seeds: int, steps: int)
             kinds = data.kinds[rows]
             cache, ids, mask = model.qformer.new_cache(), data.phrases[kinds], data.mask[kinds]
             images = model.embed_image(model.image_kv(data.images[rows]), cache)
-            similarity = model.similarity(images, model.embed_text(ids, mask)) / model.temperature
+            itc_logits = model.similarity(images, model.embed_text(ids, mask)) / model.temperature
             same = rearrange(kinds, "b -> b 1") == rearrange(kinds, "n -> 1 n")
-            return model.itg_loss(ids, mask, cache)[0] + 0.3 * model.itc_loss(similarity, same)
+            return model.itg_loss(ids, mask, cache)[0] + 0.3 * model.itc_loss(itc_logits, same)
 
         fit(model, loss, steps, rate=5e-3)
         log.append({"step": steps, **_measure(data, model)})

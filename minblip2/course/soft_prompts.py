@@ -151,9 +151,7 @@ def heard(images: Sequence[object], words: Sequence[Sequence[str]]) -> Figure:
     figure, half = Figure(figsize=(9.2, 1.15 * len(images)), layout="constrained"), len(words[0]) // 2
     for image, some, part in zip(images, words, figure.subfigures(len(images), 1), strict=True):
         panels = part.add_gridspec(2, half + 1, width_ratios=[1.35, *[1] * half], hspace=0.02, wspace=0.02)
-        picture = part.add_subplot(panels[:, 0], xticks=[], yticks=[])
-        picture.imshow(image)
-        picture.spines[:].set(visible=True, color="#AAAAAA", linewidth=0.7)
+        draw_picture(part.add_subplot(panels[:, 0]), image)
         for query, word in enumerate(some):
             word_tile(part.add_subplot(panels[query // half, 1 + query % half]), word, f"q{query + 1}")
     return figure

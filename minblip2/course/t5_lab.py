@@ -94,7 +94,7 @@ def image_batch(lab: Lab, tokenizer: Tokenizer, step: int, size: int = 32) -> tu
     return lab.train_features[list(rows)].float(), *cut
 
 
-def train_bridge(stage2: Stage2, batch: Callable[[int], tuple[Tensor, ...]], steps: int = 250, rate: float = 1e-3,
+def fit_stage2(stage2: Stage2, batch: Callable[[int], tuple[Tensor, ...]], steps: int = 250, rate: float = 1e-3,
                  projection_rate: float = 1e-2) -> list[dict[str, float]]:
     """Train a bridge on batch(step), as `Stage2` takes them; the log. Projections learn faster."""
     named = [(name, p) for name, p in stage2.named_parameters() if p.requires_grad]

@@ -42,7 +42,7 @@ def feature_cache(encode: Callable[[Tensor], Tensor], transform: Transform, path
                   ) -> np.memmap:
     """What a frozen encoder makes of pictures, computed once and kept on disk. Returns (n v e) float16, memory-mapped.
 
-    encode: images (b c h w) float32 -> (b v e); `key` names the encoder's weights (`weights_checksum`). The file's name
+    encode: images (b c h w) float32 -> (b v e); `key` names the encoder, by its weights and settings. The file's name
     hashes key, transform and each picture's name, size and date. A killed build goes on where it stopped; a finished
     file is used only if its note agrees and its length is right. `workers` processes, or threads if few are
     missing, decode and resize pictures (default: one for each core) while others are encoded. Of several that ask for
@@ -94,7 +94,7 @@ def _build(encode: Callable[[Tensor], Tensor], transform: Transform, paths: Sequ
 
     with (progress_bar(total=len(paths), initial=done, desc="encode", unit="image", hidden=not progress) as bar,
           ThreadPoolExecutor(1) as writer):
-        rest = prefetch(functools.partial(_pixels, transform), paths[done:], workers or os.cpu_count() or 1,
+        rest = prefetch(functools.partial(pixels_of, transform), paths[done:], workers or os.cpu_count() or 1,
                         2 * batch_size, processes=len(paths) - done >= PROCESSES_FROM)
         written = writer.submit(int)  # nothing yet
         while batch := list(itertools.islice(rest, batch_size)):
@@ -122,7 +122,7 @@ def _build(encode: Callable[[Tensor], Tensor], transform: Transform, paths: Sequ
     os.replace(part, complete)
 
 
-def _pixels(transform: Transform, path: str | Path) -> np.ndarray:
+def pixels_of(transform: Transform, path: str | Path) -> np.ndarray:
     """What the encoder will see of a picture, (h w c) uint8: a quarter of the bytes of what `normalise` makes of it."""
     return np.array(transform.crop_and_resize(load_image(path)))
 

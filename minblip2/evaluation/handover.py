@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from .. import UserError, __version__
 from ..data.coco import CocoCaptions
@@ -22,7 +23,7 @@ from ..training.recipes import Recipe
 from ..training.records import carried_record, read_record
 from ..training.shipping import PARTS
 from ..weights.blip2 import Blip2
-from ..weights.hub import MODELS
+from ..weights.hub import MODELS, HubModel
 from ..weights.official import ForRetrieval
 from ..weights.retriever import Retriever
 from .measure import LABELS, caption_scores, of_next_picture
@@ -32,6 +33,7 @@ from .tables import markdown
 # Of each part of a run; checkpoints and caches stay behind.
 KEPT = ("*.safetensors", "*.json", "log.jsonl", "log.jsonl.gz")
 RESEARCH_ONLY = "research only"
+UNKNOWN = "unknown: ask whoever made it"
 FIGURES = {"pictures": "pictures", "loss": "loss, nats per token", "cider": "CIDEr-D ×100",
            "shuffled_cider": "— of another picture, the control", "bleu4": "BLEU-4 ×100",
            "shuffled_bleu4": "— of another picture, the control", "distinct": "different captions"}
@@ -39,7 +41,7 @@ FIGURES = {"pictures": "pictures", "loss": "loss, nats per token", "cider": "CID
 
 def caption_figures(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """CIDEr-D and BLEU-4 (both x100) of captions, and of the same ones given to the next picture: the control."""
-    shuffled = caption_scores(of_next_picture(captions), references)
+    shuffled = caption_scores(of_next_picture(captions), references) if len(captions) > 1 else {}
     return caption_scores(captions, references) | {f"shuffled_{key}": value for key, value in shuffled.items()}
 
 
@@ -82,8 +84,7 @@ def evaluate_official(folder: Path, data: CocoCaptions, cache: Path, top: int | 
         retriever = Retriever.from_folder(folder)
         features = torch.from_numpy(np.array(retriever.cached_features(data.paths, cache)))
         results |= {"chance_r1": 100 / len(data)}
-        return results | evaluate_retrieval(retriever, features, [caption for _, caption in data.pairs],
-                                            [image for image, _ in data.pairs], top or TOP)
+        return results | evaluate_retrieval(retriever, features, data.texts, data.rows, top or TOP)
     if top is not None:
         raise UserError(f"--top has no effect on {folder}, whose weights write captions and rank nothing: leave it out")
     captions = blip2.caption(blip2.cached_features(data.paths, cache))
@@ -126,7 +127,8 @@ def described(data: CocoCaptions) -> str:
 def figures_table(results: Mapping[str, Mapping[str, float]]) -> str:
     """The figures of `finetune_and_measure` before and after, as a table in Markdown."""
     rows = [(label, *(f"{figures[name]:.2f}" if isinstance(figures[name], float) else f"{figures[name]}"
-                      for figures in results.values())) for name, label in FIGURES.items()]
+                      for figures in results.values()))
+            for name, label in FIGURES.items() if all(name in figures for figures in results.values())]
     return markdown(("", *results), *rows)
 
 
@@ -168,15 +170,15 @@ def export_run(run: Path, folder: Path, data: Path | None = None, parts: Path | 
 
 def licence_of(recipe: Recipe) -> str:
     """The licence that what a recipe trains must keep to: the strictest of its frozen models'."""
-    licences = [MODELS[name].licence for name in recipe.models.values()]
-    return next((one for one in licences if RESEARCH_ONLY in one), licences[0] if licences else "MIT")
+    licences = [_source(name).licence for name in recipe.models.values()]
+    return max(licences, key=lambda one: (RESEARCH_ONLY in one, one == UNKNOWN), default="MIT")
 
 
 def _trained(run: Path, bridge: Bridge, root: Path) -> tuple[str, list[tuple[str, str]]]:
     """Licence and sections of the card of a run."""
     recipe = bridge.recipe
-    frozen = [(role, MODELS[name].repository, MODELS[name].revision, MODELS[name].licence)
-              for role, name in recipe.models.items()]
+    frozen = [(role, source.repository, source.revision, source.licence)
+              for role, source in ((role, _source(name)) for role, name in recipe.models.items())]
     loads = f"python -m minblip2 caption --run FOLDER PICTURE{' --parts PARTS' if recipe.models else ''}"
     what = ("The bridge between a frozen image encoder and a frozen language model, trained in two stages by the "
             f"recipe `{recipe.name}` of minblip2 {__version__}. It reads pictures by `{loads}`.")
@@ -187,9 +189,7 @@ def _trained(run: Path, bridge: Bridge, root: Path) -> tuple[str, list[tuple[str
         what += " The two frozen models were trained by the recipe as well and are in this folder."
     if any(RESEARCH_ONLY in row[-1] for row in frozen):
         what += "\n\nOne of them may be used for research only, and so may this bridge, which is of no use without it."
-    stages = [(f"stage {i}", f"{config.steps:,} steps of {config.batch_size * config.grad_accum} pairs",
-               f"{config.learning_rate:g}", f"{config.seed}", _last_loss(run / f"stage{i}"))
-              for i, config in enumerate((recipe.stage1, recipe.stage2), start=1)]
+    stages = [_stage_row(run / f"stage{i}", f"stage {i}") for i in (1, 2)]
     try:
         data = described(CocoCaptions(root, "train"))
     except UserError as error:
@@ -206,5 +206,13 @@ def _trained(run: Path, bridge: Bridge, root: Path) -> tuple[str, list[tuple[str
     return licence_of(recipe), [*sections, ("Limits", LIMITS)]
 
 
-def _last_loss(folder: Path) -> str:
-    return f"{read_log(folder / 'log.jsonl')[-1]['loss']:.3f}"
+def _stage_row(folder: Path, name: str) -> tuple[str, ...]:
+    with safe_open(folder / "model.safetensors", framework="pt") as file:  # not the recipe's: a run may have had others
+        config = json.loads(file.metadata()["fingerprint"])["train"]
+    return (name, f"{config['steps']:,} steps of {config['batch_size'] * config['grad_accum']} pairs",
+            f"{config['learning_rate']:g}", f"{config['seed']}",
+            f"{read_log(folder / 'log.jsonl')[-1]['loss']:.3f}")
+
+
+def _source(name: str) -> HubModel:
+    return MODELS.get(name) or HubModel(name, "unknown", UNKNOWN)

@@ -117,14 +117,14 @@ def evaluate_photos(bridge: Bridge, train: CocoCaptions | None, data: CocoCaptio
     """
     seen = torch.from_numpy(np.array(features))
     results = {"images": len(data.images), "captions": len(data.pairs), "chance_r1": 100 / len(data.images)}
-    results |= evaluate_retrieval(bridge.retriever, seen, [caption for _, caption in data.pairs],
-                                  [image for image, _ in data.pairs], top)
+    results |= evaluate_retrieval(bridge.retriever, seen, data.texts, data.rows, top)
     references = [record.captions for record in data.images]
     sources = {} if train is None else {"nearest": nearest_captions(train_features, features, train)}
     sources["stage1"] = bridge.retriever.caption(seen)
     if bridge.stage2 is not None:
         sources["stage2"] = bridge.blip2.caption(seen)
-        sources["shuffled"] = of_next_picture(sources["stage2"])
+        if len(references) > 1:
+            sources["shuffled"] = of_next_picture(sources["stage2"])
     for name, captions in sources.items():
         results |= {f"{name}_{key}": value for key, value in caption_scores(captions, references).items()}
     if bridge.stage2 is not None and len(references) > 3:

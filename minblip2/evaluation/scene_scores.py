@@ -112,6 +112,6 @@ def evaluate_scenes(bridge: Bridge, data: CocoCaptions, truths: Sequence[Scene],
     results |= pointing(bridge.retriever, data, seen, truths)
     foils = {"binding": swap_colours} | ({"relation_choice": flip_relation} if whole else {})
     for name, spoil in foils.items():
-        if any(spoil(caption) is not None for _, caption in data.pairs):
+        if any(spoil(caption) is not None for caption in data.texts):
             results[name] = foil_accuracy(bridge.retriever, seen, data, spoil)
     return results

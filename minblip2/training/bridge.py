@@ -23,7 +23,7 @@ from ..stage2 import Stage2
 from ..weights.blip2 import Blip2
 from ..weights.retriever import Retriever
 from .checks import check_own_gpu, check_precision, open_split
-from .distributed import env_rank, prepare_once, process_group, rank_and_size, set_local_device
+from .distributed import env_rank_and_size, prepare_once, process_group, rank_and_size, set_local_device
 from .loop import TrainConfig, load_weights, train
 from .recipes import Backbones, Recipe, default_data, find_parts, find_recipe
 from .records import is_begun, read_record, recorded_parts, write_record
@@ -48,7 +48,10 @@ class Bridge:
 
     @property
     def retriever(self) -> Retriever:
-        """The image encoder and stage 1: similarity, retrieval, attention maps, captions by the Q-Former alone."""
+        """The image encoder and stage 1: similarity, retrieval, attention maps, captions by the Q-Former alone.
+
+        Like `blip2`, it moves these models to the bridge's device and switches them to evaluation mode, in place.
+        """
         backbones = self.backbones
         return Retriever(vit=backbones.encoder.to(self.device), transform=backbones.transform, precision="auto",
                          stage1=self.stage1.to(self.device).eval(), tokenizer=backbones.tokenizer,
@@ -101,12 +104,12 @@ class Bridge:
 
     def _pairs(self, data: CocoCaptions, views: Sequence[np.ndarray], tokenizer: Tokenizer, prompt: str,
                config: TrainConfig) -> PairBatches:
-        ids = [tokenizer.encode(normalize_caption(text), prompt, self.recipe.max_length) for _, text in data.pairs]
-        return PairBatches(views, [index for index, _ in data.pairs], ids, [record.id for record in data.images],
-                           config.batch_size, config.seed, tokenizer.pad_id, self.recipe.keep_tokens, *rank_and_size())
+        ids = [tokenizer.encode(normalize_caption(text), prompt, self.recipe.max_length) for text in data.texts]
+        return PairBatches(views, data.rows, ids, data.ids, config.batch_size, config.seed, tokenizer.pad_id,
+                           self.recipe.keep_tokens, *rank_and_size())
 
 
-def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, out: Path,
+def train_bridge(recipe: Recipe, data: Path | None, parts: Path | None, out: Path,
                  resume: bool = True, stages: int = 2, skip_broken: bool = False) -> Bridge:
     """Run a recipe from its frozen parts to the end of stage 2; all is kept under `out`, and a stopped run goes on.
 
@@ -119,24 +122,24 @@ def train_bridge(recipe: Recipe, data: Path | None, parts_folder: Path | None, o
     if best_device(recipe.device).type == "cuda":
         check_own_gpu()
         set_local_device()
-    record, first = partial(write_record, out, recipe, skip_broken=skip_broken), env_rank()[0] == 0
+    record, first = partial(write_record, out, recipe, skip_broken=skip_broken), env_rank_and_size()[0] == 0
     with prepare_once():
         data = default_data(recipe, out, data)
         if first and not resume:
             remove_stages(out)
-        backbones = recipe.build(recipe, data, parts_folder, out, resume or not first)  # the others find it done
+        backbones = recipe.build(recipe, data, parts, out, resume or not first)  # the others find it done
         bridge = Bridge(recipe, backbones, recipe.new_stage1(backbones))
         out.mkdir(parents=True, exist_ok=True)
         split = open_split(data, "train", out, True) if skip_broken else CocoCaptions(data, "train")
         views = [bridge.features(split, out / "cache", **view) for view in recipe.views]
         if first and not (resume and is_begun(out)):
-            record(data, parts_folder)
+            record(data, parts)
     losses = partial(stage1_losses, loss_weights=recipe.loss_weights)
     with process_group(bridge.device):
         train(bridge.stage1, losses, bridge.stage1_pairs(split, views), recipe.stage1, out / "stage1",
               bridge.stage1_settings(split), name="stage 1", resume=resume, device=bridge.device)
     if first:  # `train` has not refused: this is the run that was begun, though its folders may have moved
-        record(data, parts_folder)
+        record(data, parts)
     bridge.stage1.eval()
     if stages == 1:
         return bridge

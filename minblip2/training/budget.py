@@ -72,12 +72,15 @@ def activations(tokens: int, layers: int, width: int, value: int) -> float:
     return SAVED / 2 * value * tokens * layers * width
 
 
+LOGIT = 3 * 4  # bytes: a logit, its logarithm of a probability and its gradient, in float32
+
+
 def kept_by_stage1(batch: int, config: QFormerConfig, visual: int, value: int) -> float:
     """Bytes that a stage-1 step on `batch` pairs with `visual` tokens keeps for its gradient; see `activations`."""
     queries, cross = config.num_queries, -(-config.layers // config.cross_attention_every)
     each = 2 * queries + 5 * CAPTION + 3 * (queries + CAPTION)  # queries for ITC, text for ITC and ITG, three ITM pairs
     return (activations(batch * each, config.layers, config.width, value) + 4 * value * batch * visual
-            * (config.image_width + cross * config.width) + 12 * batch * CAPTION * config.vocab_size)
+            * (config.image_width + cross * config.width) + LOGIT * batch * CAPTION * config.vocab_size)
 
 
 def kept_by_stage2(batch: int, config: QFormerConfig, lm: nn.Module, visual: int, value: int) -> float:
@@ -85,7 +88,7 @@ def kept_by_stage2(batch: int, config: QFormerConfig, lm: nn.Module, visual: int
     queries, cross = config.num_queries, -(-config.layers // config.cross_attention_every)
     return (activations(batch * (queries + CAPTION), lm.config.layers, lm.width, value)
             + activations(batch * queries, config.layers, config.width, value)
-            + 4 * value * batch * visual * cross * config.width + 12 * batch * CAPTION * lm.config.vocab_size)
+            + 4 * value * batch * visual * cross * config.width + LOGIT * batch * CAPTION * lm.config.vocab_size)
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from ..device import best_device, compute_dtype
 from ..qformer import QFormer
 from ..weights import names, official, pretrained
 from ..weights.checkpoint import load_into, open_hub, read_config
-from .distributed import env_rank, rank_and_size
+from .distributed import env_rank_and_size, rank_and_size
 from .recipes import Recipe, default_data, find_part, find_parts, transform_for
 from .records import is_begun, read_record
+from .stages import room_for_words
 
 SHOWN = 5  # broken pictures that are named; of more, only the number is told
 
@@ -52,7 +53,7 @@ def check_precision(recipe: Recipe) -> None:
 def check_own_gpu() -> None:
     """Raise UserError where torchrun has started more processes on this machine than it has GPUs."""
     number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if env_rank()[1] > 1 and number >= count:
+    if env_rank_and_size()[1] > 1 and number >= count:
         raise UserError(f"process {number + 1} on this machine has no GPU of its own, for there are {count}: start as "
                         f"many with --nproc-per-node {count}, or compute with --device cpu")
 
@@ -197,11 +198,8 @@ def check_part(recipe: Recipe, parts: Path, role: str) -> None:
 
 def long_captions(data: CocoCaptions, tokenizer: Tokenizer, prompt: str, max_length: int) -> int:
     """How many captions are longer than `max_length` ids with what stands before and behind them."""
-    room = max_length - 1 - len(tokenizer.bos_ids) - len(tokenizer.token_ids(prompt))
-    if room < 1:
-        raise UserError(f"the prompt {prompt[:40]!r} takes {max_length - 1 - room} of the {max_length} ids that a text "
-                        "may have, so no word of a caption is left: give a shorter --prompt")
-    texts = [normalize_caption(caption) for _, caption in data.pairs]
+    room = room_for_words(tokenizer, prompt, max_length)
+    texts = [normalize_caption(caption) for caption in data.texts]
     return sum(len(read.ids) > room for i in range(0, len(texts), 1000)
                for read in tokenizer.backend.encode_batch(texts[i:i + 1000], add_special_tokens=False))
 
@@ -214,9 +212,8 @@ def check_batches(recipe: Recipe, data: CocoCaptions) -> None:
     view = np.broadcast_to(np.float16(0), (len(data), recipe.keep_tokens or 1, 1))  # as many as there will be, unmade
     for config in (recipe.stage1, recipe.stage2):
         try:
-            PairBatches([view], [index for index, _ in data.pairs], [[0]] * len(data.pairs),
-                        [record.id for record in data.images], config.batch_size, config.seed, 0, recipe.keep_tokens,
-                        *rank_and_size())
+            PairBatches([view], data.rows, [[0]] * len(data.pairs), data.ids, config.batch_size, config.seed, 0,
+                        recipe.keep_tokens, *rank_and_size())
         except UserError as error:
             raise UserError(f"{error} (--batch-size says how large it is)") from None
 

@@ -27,7 +27,7 @@ from ..stage1 import Stage1, Stage1Output
 from ..stage2 import Stage2, Stage2Output
 
 
-def env_rank() -> tuple[int, int]:
+def env_rank_and_size() -> tuple[int, int]:
     """The number of this process and how many torchrun has started: (0, 1) without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # others leave a RANK and a WORLD_SIZE behind, and nobody to talk to
         return 0, 1
@@ -115,7 +115,7 @@ class DistributedStage1(nn.Module):
                 negatives: tuple[Tensor, Tensor] | None = None) -> Stage1Output:
         """As `Stage1.forward` with this process's part (b ...); negatives (n) are the whole batch's.
 
-        Losses and similarity (n n) are the whole batch's, the other logits this process's.
+        Losses and itc_logits (n n) are the whole batch's, the other logits this process's.
         """
         stage1, batch = self.stage1, DistributedBatch(image_features)
         pairs = torch.arange(sum(batch.rows_per_rank), device=text_ids.device)
@@ -124,18 +124,18 @@ class DistributedStage1(nn.Module):
         image_kv, cache = stage1.image_kv(image_features), stage1.qformer.new_cache()
 
         image_embeds, text_embeds = stage1.embed_image(image_kv, cache), stage1.embed_text(text_ids, text_mask)
-        similarity = stage1.similarity(batch.gather(image_embeds), batch.gather(text_embeds)).float()
-        similarity = similarity / stage1.temperature
-        itc = stage1.itc_loss(similarity, same_image)
+        cosine = stage1.similarity(batch.gather(image_embeds), batch.gather(text_embeds))
+        itc_logits = cosine.float() / stage1.temperature
+        itc = stage1.itc_loss(itc_logits, same_image)
 
         itg, word_logits = stage1.itg_loss(text_ids, text_mask, cache)
         itg = batch_mean(itg, len(word_logits))
 
-        negatives = stage1.sample_negatives(similarity, same_image) if negatives is None else negatives
+        negatives = stage1.sample_negatives(itc_logits, same_image) if negatives is None else negatives
         pairs = self.with_negatives(batch, image_features, image_kv, text_ids, text_mask, negatives)
         itm_logits, itm_labels = stage1.itm_triples(*pairs)
         itm = batch_mean(F.cross_entropy(itm_logits.float(), itm_labels), len(image_features))
-        return Stage1Output(itc + itm + itg, itc, itm, itg, similarity, itm_logits, itm_labels, word_logits,
+        return Stage1Output(itc + itm + itg, itc, itm, itg, itc_logits, itm_logits, itm_labels, word_logits,
                             stage1.temperature)
 
     def with_negatives(self, batch: DistributedBatch, image_features: Tensor, image_kv: ImageKV, text_ids: Tensor,
@@ -172,10 +172,16 @@ class DistributedStage2(nn.Module):
 
 
 def over_processes(model: nn.Module) -> nn.Module:
-    """The model as it is called on a batch: itself, or, in a process group, its form for a batch spread over it."""
+    """The model as it is called on a batch: itself, or, in a process group, its form for a batch spread over it.
+
+    Raises UserError for a stage with a `forward` of its own, which that form would not call.
+    """
     if rank_and_size()[1] > 1:
         for kind, form in ((Stage1, DistributedStage1), (Stage2, DistributedStage2)):
             if isinstance(model, kind):
+                if type(model).forward is not kind.forward:
+                    raise UserError(f"{type(model).__name__} has a forward of its own, which several processes would "
+                                    f"leave out: override parts of {kind.__name__} instead, or train in one process")
                 return form(model)
     return model
 
@@ -203,7 +209,7 @@ def _store() -> dist.Store:
 @contextmanager
 def prepare_once() -> Iterator[None]:
     """Process 0 does what stands inside; the others wait, for days if need be, then do it too and find it done."""
-    (rank, size), done = env_rank(), f"done {next(_number)}"
+    (rank, size), done = env_rank_and_size(), f"done {next(_number)}"
     if rank:
         _store().wait([done], timedelta(days=7))
     yield
@@ -217,7 +223,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
     Raises UserError when another process has ended and this one cannot go on.
     """
-    rank, size = env_rank()
+    rank, size = env_rank_and_size()
     if size == 1:
         yield
         return
@@ -239,7 +245,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 def set_local_device() -> None:
     """Let this process compute on a GPU of its own, where there are any."""
-    if torch.cuda.is_available() and env_rank()[1] > 1:
+    if torch.cuda.is_available() and env_rank_and_size()[1] > 1:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
 
 
@@ -247,6 +253,6 @@ def set_local_device() -> None:
 def is_first_to_report() -> bool:
     """Whether this process is to print an error: it is the first that asks, and asks once."""
     try:
-        return env_rank()[1] == 1 or _store().add("said", 1) == 1
+        return env_rank_and_size()[1] == 1 or _store().add("said", 1) == 1
     except (RuntimeError, UserError):  # those that could be asked have ended
         return True

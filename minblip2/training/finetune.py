@@ -32,7 +32,7 @@ from ..weights.names import QFORMER
 from ..weights.official import empty_blip2
 from .budget import free_memory, kept_by_stage2, parameters
 from .checks import long_captions
-from .distributed import env_rank
+from .distributed import env_rank_and_size
 from .loop import TrainConfig, train
 from .stages import cut_prompt, prompt_of
 
@@ -110,7 +110,7 @@ def caption_losses(model: Stage2, batch: Batch, prompt_ids: list[int], first: in
 def measured_loss(blip2: Blip2, data: CocoCaptions, features: np.ndarray, prompt: str, batch_size: int = 16) -> float:
     """Nats for each piece of a word of a split's captions."""
     device, (prompt_ids, first) = blip2.device, prompt_of(blip2.tokenizer, prompt)
-    rows, ids = [index for index, _ in data.pairs], caption_ids(blip2, [caption for _, caption in data.pairs], prompt)
+    rows, ids = data.rows, caption_ids(blip2, data.texts, prompt)
     blip2.stage2.eval()
     total = count = 0.0
     for i in range(0, len(ids), batch_size):
@@ -147,7 +147,7 @@ def load_for_training(folder: str | Path, pictures: int, batch_size: int, dtype:
 
 def check_one_process() -> None:
     """Raises UserError where torchrun has started several."""
-    if env_rank()[1] > 1:
+    if env_rank_and_size()[1] > 1:
         raise UserError("going on from a hub folder runs in one process: start it without torchrun")
 
 
@@ -159,8 +159,7 @@ def finetune(blip2: Blip2, folder: str | Path, data: CocoCaptions, features: np.
     """
     check_one_process()
     prompt_ids, first = prompt_of(blip2.tokenizer, prompt)
-    ids = caption_ids(blip2, [caption for _, caption in data.pairs], prompt)
-    batches = PairBatches([features], [index for index, _ in data.pairs], ids, [record.id for record in data.images],
+    batches = PairBatches([features], data.rows, caption_ids(blip2, data.texts, prompt), data.ids,
                           config.batch_size, config.seed, blip2.tokenizer.pad_id)
     settings = dict(model=weights_checksum(blip2.stage2), prompt=prompt,
                     pairs=hashlib.sha256(repr(data.pairs).encode()).hexdigest())

@@ -37,7 +37,7 @@ class TrainConfig:
     `new_params` are newly initialised among trained ones: their learning rate is multiplied by `lr_scale`.
     Checkpoints are written every `checkpoint_every` steps. How it is computed, not what: `compile` runs the model
     through torch.compile, `checkpoint_blocks` makes the blocks of the frozen language model keep less for the
-    backward pass and compute it again (see `lm.protocol`).
+    backward pass and compute it again (see `lm.protocol`). Raises UserError for counts below 1.
     """
 
     steps: int
@@ -57,6 +57,11 @@ class TrainConfig:
     checkpoint_every: int = 200
     compile: bool = False
     checkpoint_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "grad_accum", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
 
 
 Losses = Callable[[nn.Module, Any], Mapping[str, Tensor]]

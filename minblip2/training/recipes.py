@@ -48,13 +48,13 @@ class Backbones:
 class Recipe:
     """Everything that is chosen before training. `prompt` stands before each caption that the language model reads.
 
-    `flips` also trains on mirrored images, `crops` on so many random crops of each, `keep_tokens` is how many visual
-    tokens of an image training sees at a time, `max_length` counts the ids of a text, `match_weight` is how much
-    matching counts when candidates are ranked again (None: as in LAVIS). `qformer` holds what differs from the sizes
-    that the parts dictate. `models` names the hub models it builds on, `images` is how many it is meant for. `device`
-    is where it computes unless told otherwise; None: see `best_device`. `loss_weights` are those of ITC, ITM and ITG in
-    stage 1; the paper's are equal. Stage 2 starts from stage 1's matrices times `warm_start`, the rest of
-    them is a fresh start's; the paper's starts from all of them.
+    `crops` also trains on so many random crops of each image, `keep_tokens` is how many visual tokens of an image
+    training sees at a time, `max_length` counts the ids of a text, `match_weight` is how much matching counts when
+    candidates are ranked again (None: as in LAVIS). `qformer` holds what differs from the sizes that the parts dictate.
+    `models` names the hub models it builds on, `images` is how many it is meant for. `device` is where it computes
+    unless told otherwise; None: see `best_device`. `loss_weights` are those of ITC, ITM and ITG in stage 1; the paper's
+    are equal. Stage 2 starts from stage 1's matrices times `warm_start`, the rest of them is a fresh start's; the
+    paper's starts from all of them.
     """
 
     name: str
@@ -68,7 +68,6 @@ class Recipe:
     prompt: str = ""
     question: str = "Question: {} Answer:"
     max_length: int = 32
-    flips: bool = False
     crops: int = 0
     keep_tokens: int | None = None
     beams: int = 5
@@ -80,8 +79,8 @@ class Recipe:
 
     @property
     def views(self) -> list[dict[str, Any]]:
-        """What is trained on, as changes to the transform: every picture, its mirror image, its random crops."""
-        return [{}, *([{"flip": True}] if self.flips else []), *({"crop": i} for i in range(self.crops))]
+        """What is trained on, as changes to the transform: every picture, and its random crops."""
+        return [{}, *({"crop": i} for i in range(self.crops))]
 
     def with_seed(self, seed: int) -> Recipe:
         """The same with each of its training runs under another seed."""

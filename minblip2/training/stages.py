@@ -15,9 +15,11 @@ from torch import Tensor
 from .. import UserError
 from ..data.batches import Batch, PairBatches
 from ..data.coco import has_word
-from ..data.tokenizer import Tokenizer, normalize_caption
+from ..data.features import weights_checksum
+from ..data.tokenizer import Tokenizer, normalize_caption, require_known
 from ..stage1 import Stage1
 from ..stage2 import Stage2, split_prefix
+from ..weights.blip2 import require_positions
 from .distributed import batch_mean, rank_and_size
 from .loop import TrainConfig, train
 
@@ -86,10 +88,20 @@ def train_stage2(stage2: Stage2, features: np.ndarray | Tensor, captions: Sequen
     """Train stage 2 in place on features and captions as `train_stage1` takes them; returns the log.
 
     The tokenizer is the language model's. Each caption stands behind the prompt, and `max_length` counts the ids of
-    both. Raises UserError as `train_stage1`.
+    both. Training starts from the projection as it is; recipes call `stage2.match_embedding_scale` on some features
+    first. Raises UserError as `train_stage1`.
     """
     losses = partial(stage2_losses, tokenizer=tokenizer, prompt=prompt)
     return _train_on(stage2, losses, features, captions, tokenizer, prompt, max_length, config, folder, "stage 2")
+
+
+def room_for_words(tokenizer: Tokenizer, prompt: str, max_length: int) -> int:
+    """How many of the `max_length` ids of a text are left for words. Raises UserError where there are none."""
+    room = max_length - 1 - len(tokenizer.bos_ids) - len(tokenizer.token_ids(prompt))
+    if room < 1:
+        raise UserError(f"start, end and the prompt {prompt[:40]!r} take {max_length - room} of the {max_length} ids "
+                        "that a text may have, so no word of a caption is left: give a shorter --prompt, or more ids")
+    return room
 
 
 def _train_on(model: Stage1 | Stage2, losses: Callable[..., dict[str, Tensor]], features: np.ndarray | Tensor,
@@ -106,11 +118,19 @@ def _train_on(model: Stage1 | Stage2, losses: Callable[..., dict[str, Tensor]], 
     for row, text in texts:
         if not has_word(text):
             raise UserError(f"captions[{row}] has {text!r}, which holds no word: leave it out, or write one")
+    if not np.isfinite(features).all():
+        raise UserError("some features are no finite numbers: look at what the encoder was given")
+    room_for_words(tokenizer, prompt, max_length)
     ids = [tokenizer.encode(normalize_caption(text), prompt, max_length) for _, text in texts]
+    if isinstance(model, Stage2):
+        require_positions(model, 0, max(map(len, ids)))
+    require_known([*ids, [tokenizer.pad_id]], model.lm.vocab_size if isinstance(model, Stage2) else sizes.vocab_size)
     batches = PairBatches([features], [row for row, _ in texts], ids, range(len(features)), config.batch_size,
                           config.seed, tokenizer.pad_id, None, *rank_and_size())
     settings = {} if folder is None else dict(  # what a run in the folder must have been trained on, to go on
         qformer=sizes, pairs=hashlib.sha256(repr((texts, ids)).encode()).hexdigest(),
-        features=hashlib.sha256(np.ascontiguousarray(features)).hexdigest())
+        features=hashlib.sha256(np.ascontiguousarray(features)).hexdigest(),
+        frozen=weights_checksum(model.lm) if isinstance(model, Stage2) else "",
+        label_smoothing=getattr(model, "label_smoothing", 0.0))
     with tempfile.TemporaryDirectory() as nowhere:
         return train(model, losses, batches, config, folder or nowhere, settings, name=name)

@@ -27,7 +27,7 @@ def said():
 def test_our_own_captions_name_every_subject_and_the_next_one_s_hardly_any():
     data = photographs.photographs()
     ours = [record.captions[0] for record in data.images]
-    assert list(photographs.ASKED) == [record.id for record in data.images]
+    assert list(photographs.ASKED) == data.ids
     assert all(photographs.named(ours)) and sum(photographs.named([*ours[1:], *ours[:1]])) <= 2
     assert photographs.marked(ours)[0] == f"✓ {ours[0]}" and not any(photographs.named(["a category of hotdogs"] * 16))
     assert [photographs.subject(k) for k in (1, 7, 8, 12)] == ["dog", "cat", "cat or bird", "bus or car"]
