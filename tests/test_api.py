@@ -80,6 +80,11 @@ def test_a_draw_takes_one_beam_unless_beams_are_asked_for(model):
     assert len(model.caption(images(), top_p=0.9)) == 3
     with pytest.raises(mb.UserError, match="beams=1"):
         model.caption(images(), top_p=0.9, beams=3)
+    for share in (0.0, 2.0, float("nan")):
+        with pytest.raises(mb.UserError, match="top_p is .*: give a share"):
+            model.caption(images(), top_p=share)
+    unset = dict(top_p=None, temperature=None, beams=None, max_length=None, min_length=None, length_penalty=None)
+    assert model.caption(images(), **unset) == model.caption(images(), min_length=0)
     assert len(model.ask(images(), "who?", beams=1)) == 3
 
 
@@ -126,6 +131,8 @@ def test_maps_are_of_the_grid_and_follow_the_text(retriever):
 def test_a_text_without_words_is_refused(retriever):
     with pytest.raises(mb.UserError, match="no word"):
         retriever.similarity(images(1), ["...", "a bus"])
+    with pytest.raises(mb.UserError, match="top is 0: let ITM rank 1 or more"):
+        retriever.retrieve("a bus", images(), top=0)
 
 
 def test_an_empty_question_is_refused(model):

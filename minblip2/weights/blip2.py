@@ -24,7 +24,7 @@ from ..stage2 import Stage2
 from .checkpoint import read_config, require_folder
 from .export import save_pretrained
 from .official import load_blip2
-from .reader import CAPTION, ImageReader, Images, is_single, with_beams
+from .reader import CAPTION, ImageReader, Images, completed, is_single
 
 # LAVIS `Blip2OPT.predict_answers`, with the length penalty of the paper (§4.1): short ones win
 ANSWER = dict(max_length=10, min_length=1, length_penalty=-1.0)
@@ -86,7 +86,7 @@ class Blip2(ImageReader):
         See `generation.generate` for the ways of decoding. Drawing (`top_p`, `temperature`) takes one beam, as asked
         for or not. Raises UserError when images and prompts are not equally many.
         """
-        decoding = with_beams({"max_length": CAPTION["max_length"]} | decoding, self.beams)
+        decoding = completed(decoding, self.beams, CAPTION["max_length"])
         prompts = prompts if (one_for_all := isinstance(prompts, str)) else list(prompts)
         rest = iter([prompts] if one_for_all else prompts)
         self.stage2.eval()

@@ -105,10 +105,16 @@ def _picture(image: object) -> Image.Image:
     return to_rgb(image)
 
 
-def with_beams(decoding: dict[str, Any], beams: int) -> dict[str, Any]:
-    """The ways of decoding, in `beams` beams unless they say otherwise; drawing (`top_p`, `temperature`) takes one."""
-    drawn = decoding.get("top_p") is not None or decoding.get("temperature") is not None
-    return {"beams": 1 if drawn else beams} | decoding
+def completed(decoding: dict[str, Any], beams: int, max_length: int) -> dict[str, Any]:
+    """The ways of decoding with `beams` and `max_length` where none are given; drawing takes one beam.
+
+    Raises UserError for a `top_p` that is no share.
+    """
+    decoding = {name: value for name, value in decoding.items() if value is not None}
+    if not 0 < decoding.get("top_p", 1) <= 1:
+        raise UserError(f"top_p is {decoding['top_p']}: give a share of the probability, above 0 and at most 1")
+    drawn = decoding.keys() & {"top_p", "temperature"}
+    return {"beams": 1 if drawn else beams, "max_length": max_length} | decoding
 
 
 def is_single(images: Images) -> bool:

@@ -20,7 +20,7 @@ from ..vit import to_grid
 from .checkpoint import require_folder
 from .official import load_stage1
 from .pretrained import load_vit
-from .reader import CAPTION, ImageReader, Images, is_single, with_beams
+from .reader import CAPTION, ImageReader, Images, completed, is_single
 
 Texts = str | Sequence[str]
 
@@ -158,7 +158,9 @@ class Retriever(ImageReader):
 
     @staticmethod
     def candidates(cosine: Tensor, top: int, dim: int) -> tuple[Tensor, Tensor]:
-        """Rows of images and texts (n each) of the pairs that ITM looks at: the `top` best by ITC."""
+        """Rows of images and texts (n each) of the pairs that ITM looks at: the `top` best by ITC, at least one."""
+        if top < 1:
+            raise UserError(f"top is {top}: let ITM rank 1 or more again")
         best = cosine.topk(min(top, cosine.shape[dim]), dim=dim).indices
         return torch.zeros_like(cosine, dtype=torch.bool).scatter(dim, best, True).nonzero(as_tuple=True)
 
@@ -201,7 +203,7 @@ class Retriever(ImageReader):
                             "LAVIS file (`load_stage1`), or a BLIP-2 with a language model (`Blip2.from_folder`)")
         self.stage1.eval()
         most = self.stage1.qformer.config.max_positions
-        decoding = with_beams({"max_length": min(CAPTION["max_length"], most)} | decoding, self.beams)
+        decoding = completed(decoding, self.beams, min(CAPTION["max_length"], most))
         if decoding["max_length"] > most:
             raise UserError(f"the Q-Former has positions for {most} ids, not for {decoding['max_length']}: ask for a "
                             "smaller max_length")
