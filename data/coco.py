@@ -157,13 +157,13 @@ def _annotations(archive: Path, members: dict[str, list[str]], split_of: dict[in
                     record[name][kind].append({key: value for key, value in entry.items() if key != "segmentation"})
             for group in record.values():
                 group["categories"] = categories or group["categories"]
-    told, boxed = (f"{archive.name}, {' and '.join(members[kind])}" for kind in KINDS)
+    captioned, boxed = (f"{archive.name}, {' and '.join(members[kind])}" for kind in KINDS)
     for name, group in record.items():  # what the loader would refuse when all pictures are there
         label = {whole(entry, "id", boxed): field(entry, "name", str, boxed) for entry in group["categories"]}
         for entry in group["instances"]:
             read_box(entry, split_of, label, boxed)
         if not any(has_word(entry["caption"]) for entry in group["captions"]):
-            raise UserError(f"{told} has no caption for the pictures that were chosen of {name}: do not use it")
+            raise UserError(f"{captioned} has no caption for the pictures that were chosen of {name}: do not use it")
     return record
 
 

@@ -116,6 +116,13 @@ def test_splits_of_tables(tmp_path):
         CocoCaptions(tmp_path / "val.csv", "train")
 
 
+def test_a_caption_may_end_with_the_name_of_a_split(tmp_path):
+    (pictures(tmp_path) / "my.csv").write_text(
+        "a.jpg,a station, a platform, train\na.jpg,a station,train\nb 1.png,a dog\nb 1.png,a dog, brown\na.jpg,x\n")
+    assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {
+        "a.jpg": ("a station, a platform, train", "a station,train", "x"), "b 1.png": ("a dog", "a dog, brown")}
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_a_third_column_is_the_split_without_a_head_as_well(tmp_path, delimiter):
     lines = ("a.jpg,a dog,train", "b 1.png,two cats, val")
@@ -163,6 +170,7 @@ def test_a_quote_that_does_not_end_is_refused_where_it_begins(tmp_path, name):
 @pytest.mark.parametrize("text", [
     'a.jpg,"a sign:\nSlow, please\n(as in b 1.png)"\nb 1.png,"one\r\ntwo"\n',
     'caption,image\n"a sign:\nSlow, please\n(as in b 1.png)",a.jpg\n"one\ntwo",b 1.png\n',
+    'image,caption,url\na.jpg,"a sign:\nSlow, please\n(as in b 1.png)",http://x/a.jpg\nb 1.png,"one\ntwo",y/b.jpg',
     'by,image,caption\n"x\ny",a.jpg,"a sign:\nSlow, please\n(as in b 1.png)"\nz,b 1.png,"one\rtwo"'])
 def test_captions_in_quotes_may_have_several_lines(tmp_path, text):
     (pictures(tmp_path) / "my.csv").write_bytes(text.encode())
@@ -186,7 +194,7 @@ def test_a_picture_may_be_named_by_its_full_path(tmp_path):
     (b"image,caption\n/etc/a.jpg,a dog\n", "names the picture '/etc/a.jpg', which is outside"),
     (b"image,caption\n../a.jpg,a dog\n", "names the picture '../a.jpg', which is outside"),
     (b"image,caption,split\na.jpg,a dog,train\na.jpg,a cat\n", "line 3 names no split"),
-    (b"a.jpg,a dog,train\na.jpg,a cat\n", "line 2 names no split"),
+    (b"a.jpg,a dog,train\nb.jpg,a dog,val\na.jpg,a cat\n", "line 3 names no split"),
     (b"a.jpg,a dog, big,train\n", "line 1 has 4 columns, not 3: put a caption that holds"),
     (b"a.jpg," + b"x" * 140_000, "line 1 is no line of a table"),
     (b"image,caption\nz.jpg,a dog\n", "no usable image"), (b"image,caption\na.jpg,\n", "no usable image")])

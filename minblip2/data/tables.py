@@ -30,7 +30,7 @@ class NoSplit(UserError):
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, or in UTF-16 with a byte order mark. Raises UserError for what is no UTF-8."""
+    """A text file in UTF-8, or in UTF-16 with a byte order mark. Raises UserError for anything else."""
     try:
         content = path.read_bytes()
         return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
@@ -117,11 +117,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     has_head, width = bool(columns), len(cells) if columns else 2
     if not has_head:
         columns = dict(file_name=0, caption=1)
-        if any(_ends_with_split(cells) for _, cells in _cells(path, text, delimiter)):
+        named = [_ends_with_split(cells) for _, cells in _cells(path, text, delimiter)]
+        if 2 * sum(named) >= len(named):  # in fewer lines it is the last word of a caption
             columns, width = columns | dict(split=2), 3
     last = columns["caption"] == width - 1  # only then what is left of a line belongs to its caption
     for number, (line, cells) in enumerate(_cells(path, text, delimiter)):
-        if _holds_rows(cells, delimiter):
+        if _holds_rows(cells, delimiter, columns["file_name"]):
             raise UserError(f"{path}, line {line} begins a quote that takes in the pictures of lines below it: end the "
                             "quote where its caption ends, or take it out")
         if number == 0 and has_head:
@@ -145,10 +146,10 @@ def _ends_with_split(cells: list[str]) -> bool:
     return len(cells) > 2 and cells[-1].strip() in SPLITS
 
 
-def _holds_rows(cells: list[str], delimiter: str) -> bool:
-    """Whether what was read as one row has several lines with a picture: a quote did not end where its caption did."""
+def _holds_rows(cells: list[str], delimiter: str, place: int) -> bool:
+    """Whether several lines of what was read as one row name a picture where the row does: a quote did not end."""
     lines = [line.split(delimiter) for line in _lines(delimiter.join(cells))]
-    return len(lines) > 1 and sum(len(line) > 1 and any(map(_is_picture, line)) for line in lines) > 1
+    return sum(len(line) > max(place, 1) and _is_picture(line[place]) for line in lines) > 1
 
 
 def _cells(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import tokenizers
 import torch
 from tokenizers.models import BPE, WordPiece
+from tokenizers.normalizers import BertNormalizer
 from torch import Tensor
 
 from .. import UserError
@@ -46,39 +47,22 @@ class Tokenizer:
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> Tokenizer:
         """A BERT tokenizer whose vocabulary is every word of `texts` (lower-cased), for small embedded languages."""
-        normaliser = tokenizers.normalizers.BertNormalizer(lowercase=True)
-        splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
+        normaliser, splitter = BertNormalizer(lowercase=True), tokenizers.pre_tokenizers.BertPreTokenizer()
         found = sorted({word for text in texts
                         for word, _ in splitter.pre_tokenize_str(normaliser.normalize_str(text))})
         vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *found])}
-        backend = tokenizers.Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-        backend.normalizer, backend.pre_tokenizer = normaliser, splitter
-        backend.decoder = tokenizers.decoders.WordPiece()
-        backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])  # so that decoding leaves them out
-        return cls.bert(backend)
+        return cls.bert(word_pieces(WordPiece(vocabulary, unk_token="[UNK]"), normaliser))
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
-        """Read a hub folder's `tokenizer.json`; start, end and padding come from the configuration files beside it.
+        """Read a hub folder's tokenizer; start, end and padding come from the configuration files beside it.
 
         In a BLIP-2 texts begin with a start token only if its tokenizer writes one, and end with the language model's
         end; with OPT that is the end of a line (LAVIS `Blip2OPT`), for OPT's own end is what its texts start with.
         Raises UserError when the file is missing or unreadable, or when no end token is named, or several in a BLIP-2.
         """
         folder = Path(folder)
-        source, bytes_of = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
-        try:
-            if not source.exists() and all(path.exists() for path in bytes_of):  # all that OPT's folders hold
-                source = bytes_of[0]
-                backend = tokenizers.Tokenizer(BPE.from_file(*map(str, bytes_of)))
-                backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-                backend.decoder = tokenizers.decoders.ByteLevel()
-            else:
-                backend = tokenizers.Tokenizer.from_str(source.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            raise UserError(f"{folder} has no tokenizer.json: download the model's tokenizer files as well") from None
-        except Exception as error:  # the library raises bare Exception for a malformed file
-            raise UserError(f"{source} is not a tokenizer file ({error}): fetch it again") from None
+        backend = read_backend(folder)
         settings: dict = {}
         for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
             if (folder / name).exists():
@@ -103,7 +87,7 @@ class Tokenizer:
         if end is None:
             raise UserError(f"{folder} names no eos_token that its tokenizer has: add it to tokenizer_config.json")
         pad = special("pad")
-        if source != folder / "tokenizer.json":  # which would tell that these are no words
+        if not (folder / "tokenizer.json").exists():  # which would tell that these are no words
             backend.add_special_tokens([token for i in {end, begin, pad} - {None} if (token := backend.id_to_token(i))])
         if isinstance(ends := text.get("eos_token_id"), list) and len(ends) > 1:
             raise UserError(f"{folder} ends texts with any of the ids {ends}, and one is read here: leave one "
@@ -158,6 +142,43 @@ class Tokenizer:
             place = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
             ids[i, place], mask[i, place] = torch.tensor(row), True
         return ids, mask
+
+
+def read_backend(folder: Path) -> tokenizers.Tokenizer:
+    """What cuts the texts of a hub folder: its tokenizer.json, or the words (and merges) that older folders hold alone.
+
+    Raises UserError when there is none of them, or it cannot be read.
+    """
+    source, words, bytes_of = (folder / name for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
+    merges, settings = folder / "merges.txt", folder / "tokenizer_config.json"
+    try:
+        if source.exists():
+            return tokenizers.Tokenizer.from_str(source.read_text(encoding="utf-8-sig"))
+        if bytes_of.exists() and merges.exists():  # OPT's
+            backend = tokenizers.Tokenizer(BPE.from_file(str(source := bytes_of), str(merges)))
+            backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+            backend.decoder = tokenizers.decoders.ByteLevel()
+            return backend
+        if words.exists():  # BERT's
+            given = read_json(settings) if settings.exists() else {}
+            return word_pieces(WordPiece.from_file(str(source := words), unk_token="[UNK]"), BertNormalizer(
+                lowercase=given.get("do_lower_case", True), strip_accents=given.get("strip_accents"),
+                handle_chinese_chars=given.get("tokenize_chinese_chars", True)))
+    except UserError:
+        raise
+    except Exception as error:  # the library raises bare Exception for a malformed file
+        raise UserError(f"{source} is not a tokenizer file ({error}): fetch it again") from None
+    raise UserError(f"{folder} has no tokenizer.json: download the model's tokenizer files as well")
+
+
+def word_pieces(vocabulary: WordPiece, normaliser: BertNormalizer) -> tokenizers.Tokenizer:
+    """BERT's way to cut texts, with these words and pieces of words."""
+    backend = tokenizers.Tokenizer(vocabulary)
+    backend.normalizer, backend.pre_tokenizer = normaliser, tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece()
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # named, so that decoding leaves them out
+    backend.add_special_tokens([token for token in special if backend.token_to_id(token) is not None])
+    return backend
 
 
 def require_known(rows: Iterable[Sequence[int]], vocab_size: int) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from .. import UserError
 from .files import field, read_json
 
-CUTTING = ("CLIP", "Bit")  # transformers' image processors that cut out the centre unless told otherwise
-KINDS = (*CUTTING, "Blip", "Siglip")  # those that do nothing besides what a `Transform` does
+CUTTING = ("CLIP", "ChineseCLIP", "Bit", "DeiT")  # whose image processors cut out the centre unless told
+KINDS = (*CUTTING, "Blip", "Siglip", "ViT")  # that do nothing besides what a `Transform` does
 LOG_RATIO = math.log(4 / 3)  # the longest and the tallest random crop
 
 
