@@ -1,6 +1,8 @@
 """The public interface as a researcher uses it: models from folders, images or features, a training of her own."""
 
+import copy
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,6 +196,12 @@ def test_features_of_another_precision_are_kept_apart(retriever, tmp_path):
             for precision in ("float32", "bfloat16", "float32")]
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
     assert (kept[0] == kept[2]).all() and not (kept[0] == kept[1]).all()
+    other = replace(retriever, vit=copy.deepcopy(retriever.vit))
+    other.cached_features([tmp_path / "a.png"], tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+    other.vit.config = replace(other.vit.config, activation="relu")
+    other.cached_features([tmp_path / "a.png"], tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 3, "the same weights, another encoder"
 
 
 def test_models_of_your_own_need_no_config(model, retriever, monkeypatch):
@@ -258,6 +266,12 @@ def test_training_on_features_asks_before_it_begins(tmp_path):
     assert stage2(new_lm(0), folder=tmp_path) == log
     with pytest.raises(mb.UserError, match="other settings"):
         stage2(new_lm(1), folder=tmp_path)
+    for smoothing, again in ((0.1, True), (0.3, False)):
+        other = mb.Stage1(mb.QFormerConfig(image_width=12, vocab_size=len(words), **sizes), label_smoothing=smoothing)
+        with nullcontext() if again else pytest.raises(mb.UserError, match="other settings"):
+            mb.train_stage1(other, features, captions, config, tmp_path / "first", tokenizer=words)
+    with pytest.raises(mb.UserError, match="0 pairs"):
+        mb.train_stage2(mb.Stage2.from_stage1(stage1, new_lm(0)), features[:0], [], config, words)
     with pytest.raises(mb.UserError, match="has 6 positions, but 3 queries"):
         stage2(new_lm(0, max_positions=6))
     with pytest.raises(mb.UserError, match="and the model knows 4 ids: take both"):
@@ -268,7 +282,7 @@ def test_training_on_features_asks_before_it_begins(tmp_path):
     with pytest.raises(mb.UserError, match="and the model knows 4 ids: take both"):
         mb.train_stage1(mb.Stage1(mb.QFormerConfig(image_width=12, vocab_size=4, **sizes)), features, captions, config,
                         tokenizer=words)
-    with pytest.raises(mb.UserError, match="no finite numbers"):
+    with pytest.raises(mb.UserError, match="are not finite"):
         mb.train_stage1(stage1, features.log(), captions, config)
     with pytest.raises(mb.UserError, match="checkpoint_every is 0"):
         mb.TrainConfig(2, checkpoint_every=0)

@@ -177,7 +177,7 @@ def test_long_captions_are_counted_and_a_prompt_needs_room(tmp_path, parts):
         exact = [tokenizer.encode(caption, max_length=10**6) for caption in data.texts]
         for most in (8, 9, 10, 11):
             assert long_captions(data, tokenizer, "", most) == sum(len(ids) > most for ids in exact)
-        with pytest.raises(UserError, match="so no word of a caption is left: give a shorter --prompt"):
+        with pytest.raises(UserError, match="so no word of a caption is left: shorten the prompt"):
             long_captions(data, tokenizer, "a long prompt " * 12, 32)
 
 

@@ -278,7 +278,7 @@ def test_a_map_says_whether_its_text_matches_and_squashes_nothing(cli, drawings,
     assert cli("attend", "long.png", "a red circle")[0] == 0 and seen["size"] == (800, 16), "its own figure may go"
     before = Path("long.png").read_bytes()
     code, _, err = cli("attend", "wide.png", "a red circle", "--to", "long.png")
-    assert code == 2 and "no figure of an earlier run" in err and Path("long.png").read_bytes() == before
+    assert code == 2 and "not marked as a figure" in err and Path("long.png").read_bytes() == before
 
 
 def test_the_part_that_is_seen_keeps_its_proportions():

@@ -67,6 +67,8 @@ def test_an_exported_run_is_the_run_wherever_it_lies(run, tmp_path, cli, monkeyp
         with pytest.raises(UserError, match=said):
             export_run(folder, target)
     assert cli("export", tmp_path / "nowhere", tmp_path / "b")[0] == 2 and not (tmp_path / "b").exists()
+    code, _, err = cli("export", folder, tmp_path / "b", "--data", tmp_path / "nowhere")
+    assert code == 2 and "does not exist" in err and not (tmp_path / "b").exists()
 
 
 def test_an_export_that_was_stopped_can_be_done_again(run, tmp_path, monkeypatch):  # noqa: F811
@@ -101,9 +103,20 @@ def test_cards_tell_the_licences_of_frozen_models(tmp_path, run):  # noqa: F811
         assert f"| {model.repository} | {model.revision} | {model.licence} |" in squeezed(sections["What it is"])
     assert "research only, and so may this bridge" in sections["What it is"] and "--parts" in sections["What it is"]
     assert "The data are not there any more" in sections["Data"]
+    assert "4 steps of 32 pairs" in sections["Training"], "as it was trained, whatever the recipe plans"
+    own = replace(LAPTOP, models=LAPTOP.models | {"encoder": "mine"})
+    assert licence_of(own) == handover.UNKNOWN
+    sections = dict(handover._trained(folder, replace(bridge, recipe=own), tmp_path)[1])
+    assert "| encoder | mine | unknown | unknown: ask whoever made it |" in squeezed(sections["What it is"])
     write_card(tmp_path, "A title", licence_of(GPU), [("A", "b")])
     head = (tmp_path / "README.md").read_text().split("---")[1]
     assert "license: other\n" in head and f"license_name: {json.dumps(licence_of(GPU))}\n" in head
+
+
+def test_one_picture_has_no_other_as_a_control():
+    found = handover.caption_figures(["a dog"], [["a dog"]])
+    assert "cider" in found and not any(name.startswith("shuffled") for name in found)
+    assert "control" not in handover.figures_table({"before": found | {"pictures": 1, "loss": 1.0, "distinct": 1}})
 
 
 def test_cards_count_the_licences_of_pictures(tmp_path):

@@ -22,10 +22,11 @@ from minblip2.weights.blip2 import Blip2
 from minblip2.weights.checkpoint import is_finite
 from minblip2.weights.official import load_blip2, load_stage1
 from minblip2.weights.pretrained import load_lm
+from minblip2.weights.retriever import Retriever
 
 from .parity import difference, randomise
 from .test_blip2 import retrieval
-from .tiny_blip2 import blip2_config, tokenizer
+from .tiny_blip2 import blip2_config, official_retrieval_folder, tokenizer
 
 CPU = torch.device("cpu")
 
@@ -171,7 +172,7 @@ def test_of_two_files_the_newer_counts(tmp_path):
 
 def test_pictures_that_no_patches_fit_are_refused_when_the_folder_is_read(tmp_path):
     edit(folder_of("opt", tmp_path), "preprocessor_config.json", size=dict(height=43, width=43))
-    with pytest.raises(UserError, match="pictures of 43 pixels are no whole number of patches of 14"):
+    with pytest.raises(UserError, match="43 pixels is not a multiple of the patch size 14"):
         Blip2.from_folder(tmp_path, torch.float32, CPU)
 
 
@@ -392,6 +393,32 @@ def test_retrieval_weights_rank_as_in_transformers(itm, monkeypatch, capsys):
     for line, row in zip(lines, rows, strict=True):
         percent, cosine = (float(cell.strip("%")) for cell in line.split()[:2])
         assert abs(percent - 100 * probability[row]) < 0.6 and abs(cosine - float(itc[row])) < 0.003
+
+
+def test_what_retrieval_does_not_need_may_be_in_the_file(tmp_path):
+    """An LM head, a temperature, constants of older versions: transformers leaves them aside as well."""
+    official_retrieval_folder(tmp_path)
+    expected = Retriever.from_folder(tmp_path, torch.float32, CPU)
+    weights = load_file(tmp_path / "model.safetensors")
+    more = {"embeddings.position_ids": torch.arange(9)[None], "temp": torch.tensor(0.07),
+            "cls.predictions.bias": torch.zeros(9), "cls.predictions.transform.dense.weight": torch.zeros(3, 3)}
+    save_file(weights | more, tmp_path / "model.safetensors", {"format": "pt"})
+    found = Retriever.from_folder(tmp_path, torch.float32, CPU)
+    for part in ("vit", "stage1"):
+        ours, theirs = (getattr(one, part).state_dict() for one in (found, expected))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs if "lm_head" not in name)
+
+
+@pytest.mark.parametrize(("lm", "name", "alias"), [
+    ("opt", "model.decoder.embed_tokens.weight", "lm_head.weight"),
+    ("t5", "shared.weight", "encoder.embed_tokens.weight"), ("t5", "shared.weight", "decoder.embed_tokens.weight")])
+def test_the_word_embeddings_may_stand_under_a_name_of_their_copy(tmp_path, lm, name, alias):
+    """Tools that write each tensor once keep any of its names."""
+    expected = state_of(Blip2.from_folder(folder_of(lm, tmp_path), torch.float32, CPU))
+    weights = load_file(tmp_path / "model.safetensors")
+    weights[f"language_model.{alias}"] = weights.pop(f"language_model.{name}")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    same(tmp_path, expected)
 
 
 def test_commands_take_weights_for_retrieval(itm, monkeypatch, capsys):

@@ -197,6 +197,20 @@ def test_a_bert_is_known_by_its_kind_and_has_one_dec(tmp_path):
     assert again.dec_id == small.dec_id == len(again) - 1, "not a second time"
 
 
+@pytest.mark.parametrize("settings", [{}, dict(do_lower_case=False), dict(strip_accents=False)], ids=str)
+def test_berts_words_alone_are_bert(tmp_path, bert, captions, settings):
+    """As its slow tokenizer wrote them, which the folders for retrieval are likely to hold."""
+    words = sorted(bert.backend.get_vocab().items(), key=lambda item: item[1])
+    (tmp_path / "vocab.txt").write_text("\n".join(word for word, _ in words) + "\n", encoding="utf-8")
+    (tmp_path / "added_tokens.json").write_text('{"[DEC]": 30522}')
+    named = {"tokenizer_class": "BertTokenizer", "bos_token": "[DEC]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named | settings))
+    ours, theirs = Tokenizer.from_folder(tmp_path), BertTokenizerFast(vocab=bert.backend.get_vocab(), **settings)
+    texts = [*captions[:300], "Déjà VU in 東京, naïve café", "[SEP] in a text"]
+    assert [ours.encode(text, max_length=99) for text in texts] == theirs(texts)["input_ids"]
+    assert ours.dec_id == 30522 and len(ours) == 30523 and ours.decode(ours.encode("a dog")) == "a dog"
+
+
 def test_opts_vocabulary_and_merges_are_gpt2s_form(tmp_path):
     from transformers import GPT2Tokenizer
 

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> None:
     if args.to.suffix.lower() != ".png":
         raise UserError(f"the figure is a PNG: give --to a name that ends in .png, not {args.to}")
     if args.to.is_symlink() or args.to.exists() and (not is_figure(args.to) or args.to.samefile(args.image)):
-        raise UserError(f"--to {args.to} is there and is no figure of an earlier run: give it a new name")
+        raise UserError(f"--to {args.to} is there, and is not marked as a figure of this command: give a new name, or "
+                        "delete it")
     image, texts = load_image(args.image), list(dict.fromkeys(args.texts))
     retriever = open_retriever(args)
     note_unread(retriever, texts)
@@ -64,5 +65,5 @@ def is_figure(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.info.get("Software") == SOFTWARE
-    except OSError:
+    except (OSError, ValueError, Image.DecompressionBombError):
         return False

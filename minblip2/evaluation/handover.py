@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,8 @@ def _trained(run: Path, bridge: Bridge, root: Path) -> tuple[str, list[tuple[str
         what += " The two frozen models were trained by the recipe as well and are in this folder."
     if any(RESEARCH_ONLY in row[-1] for row in frozen):
         what += "\n\nOne of them may be used for research only, and so may this bridge, which is of no use without it."
-    stages = [_stage_row(run / f"stage{i}", f"stage {i}") for i in (1, 2)]
+    stages = [_stage_row(run / f"stage{i}", f"stage {i}", config)
+              for i, config in enumerate((recipe.stage1, recipe.stage2), start=1)]
     try:
         data = described(CocoCaptions(root, "train"))
     except UserError as error:
@@ -206,9 +208,10 @@ def _trained(run: Path, bridge: Bridge, root: Path) -> tuple[str, list[tuple[str
     return licence_of(recipe), [*sections, ("Limits", LIMITS)]
 
 
-def _stage_row(folder: Path, name: str) -> tuple[str, ...]:
-    with safe_open(folder / "model.safetensors", framework="pt") as file:  # not the recipe's: a run may have had others
-        config = json.loads(file.metadata()["fingerprint"])["train"]
+def _stage_row(folder: Path, name: str, planned: TrainConfig) -> tuple[str, ...]:
+    with safe_open(folder / "model.safetensors", framework="pt") as file:  # a run may have had others than were planned
+        known = (file.metadata() or {}).get("fingerprint")
+    config = json.loads(known)["train"] if known else asdict(planned)
     return (name, f"{config['steps']:,} steps of {config['batch_size'] * config['grad_accum']} pairs",
             f"{config['learning_rate']:g}", f"{config['seed']}",
             f"{read_log(folder / 'log.jsonl')[-1]['loss']:.3f}")

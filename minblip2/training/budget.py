@@ -40,6 +40,7 @@ from .shipping import SHIPPED
 CAPTION = 15  # tokens of an average COCO caption, with its start and end
 CAPTIONS = 5  # of each picture
 SAVED = 34  # bytes that a layer keeps for its gradient per token and channel, two for a number (arXiv 2205.05198 §4)
+LOGIT = 3 * 4  # bytes: a logit, its logarithm of a probability and its gradient, in float32
 
 
 def sizes_of_scenes() -> tuple[nn.Module, nn.Module, QFormerConfig]:
@@ -70,9 +71,6 @@ def trained_parameters(config: QFormerConfig, embed_dim: int, lm_width: int) -> 
 def activations(tokens: int, layers: int, width: int, value: int) -> float:
     """Bytes that a transformer keeps for its gradient, when a number takes `value` bytes."""
     return SAVED / 2 * value * tokens * layers * width
-
-
-LOGIT = 3 * 4  # bytes: a logit, its logarithm of a probability and its gradient, in float32
 
 
 def kept_by_stage1(batch: int, config: QFormerConfig, visual: int, value: int) -> float:

@@ -99,8 +99,8 @@ def room_for_words(tokenizer: Tokenizer, prompt: str, max_length: int) -> int:
     """How many of the `max_length` ids of a text are left for words. Raises UserError where there are none."""
     room = max_length - 1 - len(tokenizer.bos_ids) - len(tokenizer.token_ids(prompt))
     if room < 1:
-        raise UserError(f"start, end and the prompt {prompt[:40]!r} take {max_length - room} of the {max_length} ids "
-                        "that a text may have, so no word of a caption is left: give a shorter --prompt, or more ids")
+        raise UserError(f"a text may have {max_length} ids, and start, end and the prompt {prompt[:40]!r} take "
+                        f"{max_length - room} of them, so no word of a caption is left: shorten the prompt")
     return room
 
 
@@ -119,11 +119,11 @@ def _train_on(model: Stage1 | Stage2, losses: Callable[..., dict[str, Tensor]], 
         if not has_word(text):
             raise UserError(f"captions[{row}] has {text!r}, which holds no word: leave it out, or write one")
     if not np.isfinite(features).all():
-        raise UserError("some features are no finite numbers: look at what the encoder was given")
+        raise UserError("some features are not finite: look at what the encoder was given")
     room_for_words(tokenizer, prompt, max_length)
     ids = [tokenizer.encode(normalize_caption(text), prompt, max_length) for _, text in texts]
     if isinstance(model, Stage2):
-        require_positions(model, 0, max(map(len, ids)))
+        require_positions(model, 0, max(map(len, ids), default=0))
     require_known([*ids, [tokenizer.pad_id]], model.lm.vocab_size if isinstance(model, Stage2) else sizes.vocab_size)
     batches = PairBatches([features], [row for row, _ in texts], ids, range(len(features)), config.batch_size,
                           config.seed, tokenizer.pad_id, None, *rank_and_size())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import UserError
 from ..data.files import read_json
 from .keymap import Fused, KeyMap, spell_out, translate
-from .names import TIED
+from .names import COPIES
 
 NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # all others are quantised
 # what quantisers add to a matrix: bitsandbytes (first line), GPTQ and AWQ, and those of fp8
@@ -209,7 +209,7 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
     """
     wanted = module.state_dict()
     filled: dict[str, Tensor] = {}
-    tied: dict[str, Tensor] = {}
+    copies: dict[str, Tensor] = {}
     for name, tensor in tensors:
         # the original BERT files still call a LayerNorm's parameters gamma and beta
         name = re.sub("LayerNorm.gamma$", "LayerNorm.weight", re.sub("LayerNorm.beta$", "LayerNorm.bias", name))
@@ -217,8 +217,8 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
         targets = translate(name, key_map.tensors)
         if not targets or any(target not in wanted for target in targets):
             if key_map.leaves_aside(name):
-                if key_map.ignored.get(name.removesuffix(".weight")) == TIED:
-                    tied[name] = tensor
+                if key_map.ignored.get(name.removesuffix(".weight")) in COPIES:
+                    copies[name] = tensor
                 continue
             if QUANTISED.fullmatch(name):
                 raise UserError(f"{source} holds {name}, which belongs to quantised weights: {UNQUANTISED}")
@@ -242,11 +242,12 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
             # Always a copy: the file can be closed, and what two modules share in it may grow apart here.
             part = part.to(here.dtype, copy=True)
             filled[target] = torch.cat([part, here[-1:]]) if grown else part
-    for name, tensor in tied.items():
-        words = next((part for own, part in filled.items() if own.endswith("token_embedding.weight")), tensor)
-        if not tensor.is_meta and (words.shape != tensor.shape or not torch.equal(words, tensor.to(words.dtype))):
-            raise UserError(f"{source}: {name} is not the word embeddings, to which config.json ties it: set "
-                            "tie_word_embeddings to false there if the head is one of its own, or take it out")
+    words = next((name for name in wanted if name.endswith("token_embedding.weight")), "")
+    for name, tensor in copies.items():  # some files hold a copy alone
+        kept = filled.setdefault(words, tensor.to(wanted[words].dtype, copy=True))
+        if not tensor.is_meta and (kept.shape != tensor.shape or not torch.equal(kept, tensor.to(kept.dtype))):
+            raise UserError(f"{source}: {name} is not a copy of the word embeddings, which these settings make it: "
+                            "a Llama may have a head of its own, with tie_word_embeddings = false in config.json")
     missing = [name for name in wanted if name not in filled and not name.startswith(optional or ("\0",))]
     if missing:
         known = spell_out(key_map.tensors, layers_of(wanted))

@@ -59,8 +59,8 @@ EVA = KeyMap(
          "self_attn.qkv": Fused(("attention.query", "attention.key", "attention.value")),
          "self_attn.projection": "attention.out"})},
     dict.fromkeys(("post_layernorm", "query_tokens", "qformer", "embeddings.word_embeddings",
-                   "embeddings.position_embeddings", "vision_projection", "text_projection", "itm_head",
-                   "language_projection", "language_model"), "not the image encoder's"),
+                   "embeddings.position_embeddings", "embeddings.position_ids", "vision_projection", "text_projection",
+                   "itm_head", "cls", "temp", "language_projection", "language_model"), "not the image encoder's"),
     prefix="vision_model.", only={"qkv_bias": True})
 
 # --- BERT and the Q-Former --------------------------------------------------------------------------------------------
@@ -119,7 +119,8 @@ STAGE1 = KeyMap(
      "vision_projection": "vision_projection",
      "text_projection": "text_projection",
      "itm_head": "itm_head"},
-    {"vision_model": "the frozen image encoder: `load_vit` reads it", "embeddings.position_ids": CONSTANT})
+    {"vision_model": "the frozen image encoder: `load_vit` reads it", "embeddings.position_ids": CONSTANT,
+     "cls": "retrieval writes no texts", "temp": "ranking needs none"})
 
 LAVIS_STAGE1 = KeyMap(
     {},
@@ -137,7 +138,7 @@ LAVIS_STAGE1 = KeyMap(
 
 # --- language models --------------------------------------------------------------------------------------------------
 
-TIED = "tied to the word embeddings"
+TIED, SHARED = COPIES = "tied to the word embeddings", "the same as shared"
 PROJECTIONS = {"self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
                "self_attn.v_proj": "attention.value"}
 
@@ -206,8 +207,8 @@ def t5(feed_forward: Table) -> KeyMap:
          "lm_head.weight": "lm_head.weight",
          **t5_stack("encoder", feed_forward, {"0": "attention", "1": "mlp"}),
          **t5_stack("decoder", feed_forward, {"0": "attention", "1": "cross_attention", "2": "mlp"})},
-        {"encoder.embed_tokens": "the same as shared",
-         "decoder.embed_tokens": "the same as shared",
+        {"encoder.embed_tokens": SHARED,
+         "decoder.embed_tokens": SHARED,
          "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias": "in old files only; it was never used"})
 
 

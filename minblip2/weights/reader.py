@@ -18,6 +18,7 @@ from ..data.features import feature_cache, weights_checksum
 from ..data.pictures import to_rgb
 from ..data.transforms import Transform
 from ..device import autocast
+from ..vit import ViT
 
 PIXELS = "make an image of pixels with Image.fromarray(array)"  # said of what is neither an image nor features
 CAPTION = dict(max_length=30, min_length=1)  # LAVIS `Blip2OPT.generate`
@@ -39,10 +40,9 @@ class ImageReader:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        patch = getattr(getattr(self.vit, "config", None), "patch_size", 1)  # one of somebody's own may have none
-        if self.transform.size % patch:
-            raise UserError(f"pictures of {self.transform.size} pixels are no whole number of patches of {patch}: take "
-                            "the preprocessing of the encoder's own folder")
+        if isinstance(self.vit, ViT) and self.transform.size % (patch := self.vit.config.patch_size):
+            raise UserError(f"{self.transform.size} pixels is not a multiple of the patch size {patch}: take the "
+                            "preprocessing of the encoder's own folder")
 
     @property
     def device(self) -> torch.device:
@@ -76,8 +76,9 @@ class ImageReader:
         """
         with autocast(self.device, self.precision):
             low = torch.is_autocast_enabled(self.device.type)  # rounded otherwise, though the weights are the same
+        settings = self.vit.config if isinstance(self.vit, ViT) else ""
         return feature_cache(self.encode_pixels, replace(self.transform, **view), paths, cache,
-                             f"{weights_checksum(self.vit)} {getattr(self.vit, 'config', '')}" + " bfloat16" * low)
+                             f"{weights_checksum(self.vit)} {settings}" + " bfloat16" * low)
 
     def chunks(self, images: Images, batch_size: int = 8) -> Iterator[Tensor]:
         """Frozen features (b v e) of at most `batch_size` images at a time, in float32 on the encoder's device.
