@@ -244,7 +244,9 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
             filled[target] = torch.cat([part, here[-1:]]) if grown else part
     words = next((name for name in wanted if name.endswith("token_embedding.weight")), "")
     for name, tensor in copies.items():  # some files hold a copy alone
-        kept = filled.setdefault(words, tensor.to(wanted[words].dtype, copy=True))
+        if words not in filled:
+            filled[words] = tensor.to(wanted[words].dtype, copy=True)
+        kept = filled[words]
         if not tensor.is_meta and (kept.shape != tensor.shape or not torch.equal(kept, tensor.to(kept.dtype))):
             raise UserError(f"{source}: {name} is not a copy of the word embeddings, which these settings make it: "
                             "a Llama may have a head of its own, with tie_word_embeddings = false in config.json")
