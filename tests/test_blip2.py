@@ -353,6 +353,17 @@ def test_settings_that_files_leave_out_are_those_of_transformers(tmp_path):
     assert vit.config.patch_size == 14 and stage2.qformer.config.cross_attention_every == 2
 
 
+def test_the_q_formers_dropout_is_read_and_written(tmp_path):
+    config = blip2_config("opt", 0)
+    config.qformer_config.hidden_dropout_prob = config.qformer_config.attention_probs_dropout_prob = 0.25
+    Blip2ForConditionalGeneration(config).save_pretrained(tmp_path / "theirs")
+    vit, stage2 = load_blip2(tmp_path / "theirs")
+    assert stage2.qformer.config.dropout == stage2.qformer.blocks[0].self_attention.dropout == 0.25
+    save_pretrained(tmp_path / "ours", vit, stage2, IMAGE)
+    again = json.loads((tmp_path / "ours" / "config.json").read_text())["qformer_config"]
+    assert again["hidden_dropout_prob"] == again["attention_probs_dropout_prob"] == 0.25
+
+
 def test_a_missing_shard_is_named(tmp_path):
     original("opt", 0).save_pretrained(tmp_path, max_shard_size="20KB")
     shard = sorted(tmp_path.glob("*.safetensors"))[1]

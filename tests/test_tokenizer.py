@@ -184,6 +184,9 @@ def test_in_a_blip2_texts_begin_and_end_as_its_parts_say(tmp_path, writes):
     assert whole.encode("a") == [1, 0, 3][not writes:] and whole.encode_prompt("a") == [1, 0][not writes:]
     part = Tokenizer.from_folder(folder(tmp_path, config=text, tokenizer=backend.to_str(), tokenizer_config=named))
     assert part.encode("a") == [1, 0, 2], "alone, as the laptop recipe takes it"
+    for unsaid in ({"model_type": "blip-2"}, {"model_type": "blip-2", "text_config": {"hidden_size": 8}}):
+        opt = Tokenizer.from_folder(folder(tmp_path, config=unsaid, tokenizer=backend.to_str(), tokenizer_config=named))
+        assert opt.bos_ids == [1], "an OPT, as transformers takes it"
 
 
 def test_a_bert_is_known_by_its_kind_and_has_one_dec(tmp_path):
@@ -195,9 +198,12 @@ def test_a_bert_is_known_by_its_kind_and_has_one_dec(tmp_path):
     small.backend.add_special_tokens(["[DEC]"])
     again = Tokenizer.bert(small.backend)
     assert again.dec_id == small.dec_id == len(again) - 1, "not a second time"
+    small.backend.add_special_tokens(["more"])
+    assert Tokenizer.bert(small.backend).dec_id == small.dec_id + 2, "the Q-Former takes the last id"
 
 
-@pytest.mark.parametrize("settings", [{}, dict(do_lower_case=False), dict(strip_accents=False)], ids=str)
+@pytest.mark.parametrize("settings", [{}, dict(do_lower_case=False), dict(strip_accents=False),
+                                      dict(tokenize_chinese_chars=None)], ids=str)
 def test_berts_words_alone_are_bert(tmp_path, bert, captions, settings):
     """As its slow tokenizer wrote them, which the folders for retrieval are likely to hold."""
     words = sorted(bert.backend.get_vocab().items(), key=lambda item: item[1])
@@ -205,10 +211,22 @@ def test_berts_words_alone_are_bert(tmp_path, bert, captions, settings):
     (tmp_path / "added_tokens.json").write_text('{"[DEC]": 30522}')
     named = {"tokenizer_class": "BertTokenizer", "bos_token": "[DEC]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(named | settings))
-    ours, theirs = Tokenizer.from_folder(tmp_path), BertTokenizerFast(vocab=bert.backend.get_vocab(), **settings)
+    ours, theirs = Tokenizer.from_folder(tmp_path), BertTokenizerFast(
+        vocab=bert.backend.get_vocab(), **{k: v for k, v in settings.items() if v is not None})
     texts = [*captions[:300], "Déjà VU in 東京, naïve café", "[SEP] in a text"]
     assert [ours.encode(text, max_length=99) for text in texts] == theirs(texts)["input_ids"]
     assert ours.dec_id == 30522 and len(ours) == 30523 and ours.decode(ours.encode("a dog")) == "a dog"
+
+
+@pytest.mark.parametrize("name", ["config", "tokenizer_config"])
+def test_words_that_another_tokenizer_cuts_are_refused(tmp_path, name):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nり\n", encoding="utf-8")
+    for kind, reads in (("BertTokenizer", True), ("BertJapaneseTokenizer", False)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"model_type": "bert", "tokenizer_class": kind}))
+        if reads:
+            assert Tokenizer.from_folder(tmp_path).dec_id == 5
+    with pytest.raises(UserError, match="BertJapaneseTokenizer does not cut texts as BERT's does"):
+        Tokenizer.from_folder(tmp_path)
 
 
 def test_opts_vocabulary_and_merges_are_gpt2s_form(tmp_path):

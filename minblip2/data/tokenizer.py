@@ -42,7 +42,8 @@ class Tokenizer:
         start, end, pad, dec = (backend.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]", "[DEC]"))
         if None in (start, end, pad):
             raise UserError("the tokenizer lacks [CLS], [SEP] or [PAD]: give the folder of a BERT model")
-        return cls(backend, [start], end, pad, dec_id=backend.get_vocab_size() if dec is None else dec)
+        size = backend.get_vocab_size()
+        return cls(backend, [start], end, pad, dec_id=dec if dec == size - 1 else size)  # it is always the last id
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> Tokenizer:
@@ -73,7 +74,8 @@ class Tokenizer:
 
         text = settings.pop("text_config", {})
         text = text if isinstance(text, dict) else {}
-        kind = (text or settings).get("model_type")
+        whole = bool(text) or settings.get("model_type") == "blip-2"
+        kind = text.get("model_type", "opt") if whole else settings.get("model_type")  # OPT is what transformers takes
         settings = {k: v for k, v in text.items() if v is not None} | settings
 
         def special(name: str, settings: dict = settings) -> int | None:
@@ -94,9 +96,9 @@ class Tokenizer:
                             "eos_token_id in text_config of its config.json")
         prompt_end, bos_ids = [end] if kind == "t5" else [], [] if begin is None else [begin]
         written = settings.get("add_bos_token") is True or backend.encode("").ids[:1] == bos_ids
-        if kind == "t5" or (text and kind != "opt" and not written):  # T5 reads none, though its files may name one
+        if kind == "t5" or (whole and kind != "opt" and not written):  # T5 reads none, though its files may name one
             bos_ids = []
-        line_end = backend.encode("\n", add_special_tokens=False).ids if text and kind == "opt" else []
+        line_end = backend.encode("\n", add_special_tokens=False).ids if whole and kind == "opt" else []
         stated = special("eos", text)
         end = stated if stated is not None else line_end[-1] if line_end else end
         return cls(backend, bos_ids, end, end if pad is None else pad, prompt_end=prompt_end)
@@ -121,7 +123,7 @@ class Tokenizer:
 
     def encode(self, text: str, prompt: str = "", max_length: int = 32) -> list[int]:
         """[start] prompt text [end], at most `max_length` ids; a long text loses its last words, never its end."""
-        inner = self.token_ids(prompt) + self.token_ids(text)
+        inner = self.token_ids(prompt) + self.token_ids(gap_behind(prompt) + text)
         return [*self.bos_ids, *inner][: max_length - 1] + [self.eos_id]
 
     def encode_prompt(self, prompt: str) -> list[int]:
@@ -160,7 +162,12 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
             backend.decoder = tokenizers.decoders.ByteLevel()
             return backend
         if words.exists():  # BERT's
-            given = read_json(settings) if settings.exists() else {}
+            model, given = ({k: v for k, v in (read_json(path) if path.exists() else {}).items() if v is not None}
+                            for path in (folder / "config.json", settings))
+            kind = given.get("tokenizer_class", model.get("tokenizer_class", "BertTokenizer"))
+            if kind not in ("BertTokenizer", "BertTokenizerFast"):
+                raise UserError(f"{folder} has no tokenizer.json, and {kind} does not cut texts as BERT's does: take a "
+                                "model with a tokenizer.json")
             return word_pieces(WordPiece.from_file(str(source := words), unk_token="[UNK]"), BertNormalizer(
                 lowercase=given.get("do_lower_case", True), strip_accents=given.get("strip_accents"),
                 handle_chinese_chars=given.get("tokenize_chinese_chars", True)))
@@ -187,6 +194,11 @@ def require_known(rows: Iterable[Sequence[int]], vocab_size: int) -> None:
     if largest >= vocab_size:
         raise UserError(f"the tokenizer makes the id {largest} and the model knows {vocab_size:,} ids: take both from "
                         "the same model folder")
+
+
+def gap_behind(prompt: str) -> str:
+    """The blank between a prompt and the text that goes on from it, unless the prompt ends with one, or a new line."""
+    return " " if prompt and not prompt[-1].isspace() else ""
 
 
 def normalize_caption(caption: str) -> str:

@@ -20,7 +20,7 @@ from ..data.files import read_json, write_json
 from ..data.pictures import check_image, load_image
 from ..data.progress import progress_bar
 from ..data.scene_dataset import load_scenes
-from ..data.tokenizer import Tokenizer, normalize_caption
+from ..data.tokenizer import Tokenizer, gap_behind, normalize_caption
 from ..data.workers import prefetch
 from ..device import best_device, compute_dtype
 from ..qformer import QFormer
@@ -190,7 +190,7 @@ def check_part(recipe: Recipe, parts: Path, role: str) -> None:
             raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} ids but the language model only "
                             f"{lm.vocab_size}: take both from the same model folder")
         return
-    sizes = official.bert_sizes(folder, config, **recipe.qformer)
+    sizes = official.bert_sizes(folder, config, tokenizer.dec_id, **recipe.qformer)
     with torch.device("meta"):
         qformer = QFormer(sizes)
     load_into(qformer, shapes, names.BERT, str(folder), optional=official.fresh_beside_bert(qformer))
@@ -199,7 +199,7 @@ def check_part(recipe: Recipe, parts: Path, role: str) -> None:
 def long_captions(data: CocoCaptions, tokenizer: Tokenizer, prompt: str, max_length: int) -> int:
     """How many captions are longer than `max_length` ids with what stands before and behind them."""
     room = room_for_words(tokenizer, prompt, max_length)
-    texts = [normalize_caption(caption) for caption in data.texts]
+    texts = [gap_behind(prompt) + normalize_caption(caption) for caption in data.texts]
     return sum(len(read.ids) > room for i in range(0, len(texts), 1000)
                for read in tokenizer.backend.encode_batch(texts[i:i + 1000], add_special_tokens=False))
 

@@ -1,13 +1,15 @@
 """Your own pictures and captions on official weights: stage 2 goes on from a BLIP-2 as the model hub has it.
 
 Trained is what stage 2 trains: the query branch, the norm of the image features and the projection. Image encoder and
-language model stay as they are, in half precision, and pictures are encoded once. The result is a hub folder again.
+language model stay as they are, in bfloat16 or, if asked for, float32, and pictures are encoded once. The result is a
+hub folder again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +24,7 @@ from ..data.batches import Batch, PairBatches
 from ..data.coco import CocoCaptions
 from ..data.features import weights_checksum
 from ..data.tokenizer import Tokenizer, normalize_caption
-from ..device import best_device
+from ..device import DTYPE, best_device, compute_dtype
 from ..stage2 import Stage2
 from ..weights.blip2 import Blip2
 from ..weights.checkpoint import export_tensors, open_hub, read_config, shards
@@ -36,7 +38,6 @@ from .distributed import env_rank_and_size
 from .loop import TrainConfig, train
 from .stages import cut_prompt, prompt_of
 
-HALF = torch.bfloat16  # float16 would need its gradients scaled
 MAX_LENGTH = 32  # ids of a caption, as in LAVIS
 
 # What is trained, as the hub calls it.
@@ -53,13 +54,14 @@ class Cost:
 
     trained: int
     frozen: int
+    dtype: torch.dtype
     memory: float
     features: int
     result: int
 
     def __str__(self) -> str:
         return (f"{self.trained:,} parameters are trained in float32, {self.frozen:,} are frozen in "
-                f"{str(HALF).removeprefix('torch.')}: about {self.memory / 1e9:.1f} GB of memory; on disk "
+                f"{str(self.dtype).removeprefix('torch.')}: about {self.memory / 1e9:.1f} GB of memory; on disk "
                 f"{self.features / 1e9:.2f} GB of features and {self.result / 1e9:.1f} GB of weights")
 
 
@@ -79,26 +81,34 @@ def settings_for(pairs: int, batch_size: int | None = None, steps: int | None = 
                        min_lr_ratio=0.0, betas=(0.9, 0.999), seed=seed)
 
 
+def frozen_dtype() -> torch.dtype:
+    """The dtype of the frozen parts: bfloat16, or what MINBLIP2_DTYPE names. Raises UserError for float16."""
+    dtype = compute_dtype(best_device()) if os.environ.get(DTYPE) else torch.bfloat16
+    if dtype == torch.float16:
+        raise UserError("training through frozen parts in float16 would need its gradients scaled: choose bfloat16 or "
+                        "float32")
+    return dtype
+
+
 def cost(folder: str | Path, pictures: int, batch_size: int) -> Cost:
     """What it takes to go on from a hub folder with so many pictures, from its settings and the sizes of its files.
 
     Nothing is loaded; memory is an estimate, see `budget.estimate`.
     """
     read_config(folder)  # what this is no folder of is said first
-    checkpoint = open_hub(folder)
-    vit, stage2, _ = empty_blip2(folder, checkpoint, HALF)
+    checkpoint, dtype = open_hub(folder), frozen_dtype()
+    vit, stage2, _ = empty_blip2(folder, checkpoint, dtype)
     lm, config = stage2.lm, stage2.qformer.config
     frozen, trained = parameters(vit) + parameters(lm), parameters(stage2) - parameters(lm)
-    tokens, value = vit.position_embedding.shape[-2], HALF.itemsize
+    tokens, value = vit.position_embedding.shape[-2], dtype.itemsize
     memory = 16 * trained + value * frozen + kept_by_stage2(batch_size, config, lm, tokens, value)
-    return Cost(trained, frozen, memory, 2 * pictures * tokens * vit.width,
+    return Cost(trained, frozen, dtype, memory, 2 * pictures * tokens * vit.width,
                 sum(path.stat().st_size for path in shards(Path(folder))))
 
 
 def caption_ids(blip2: Blip2, captions: Sequence[str], prompt: str) -> list[list[int]]:
     """Captions as the language model learns to write them, each behind the prompt, as BLIP-2's are cleaned."""
-    gap = " " if prompt and not prompt[-1].isspace() else ""
-    return [blip2.tokenizer.encode(gap + normalize_caption(caption), prompt, MAX_LENGTH) for caption in captions]
+    return [blip2.tokenizer.encode(normalize_caption(caption), prompt, MAX_LENGTH) for caption in captions]
 
 
 def caption_losses(model: Stage2, batch: Batch, prompt_ids: list[int], first: int) -> dict[str, Tensor]:
@@ -130,9 +140,9 @@ def check_texts(folder: str | Path, data: CocoCaptions, prompt: str) -> list[str
             "their last words"] if count else []
 
 
-def load_for_training(folder: str | Path, pictures: int, batch_size: int, dtype: torch.dtype = HALF,
+def load_for_training(folder: str | Path, pictures: int, batch_size: int, dtype: torch.dtype | None = None,
                       needed: Cost | None = None) -> Blip2:
-    """The BLIP-2 of a hub folder, its frozen parts in half precision.
+    """The BLIP-2 of a hub folder, its frozen parts in `dtype`, or as `frozen_dtype` says.
 
     `needed` is its `cost`, where that is known already. Raises UserError where training it on batches of that size
     takes more memory than is free.
@@ -142,7 +152,7 @@ def load_for_training(folder: str | Path, pictures: int, batch_size: int, dtype:
     if free is not None and needed.memory > free:
         raise UserError(f"{folder} takes about {needed.memory / 1e9:.1f} GB of memory to train on batches of "
                         f"{batch_size}, but {free / 1e9:.1f} GB are free: choose a smaller --batch-size")
-    return Blip2.from_folder(folder, dtype, device)
+    return Blip2.from_folder(folder, dtype or frozen_dtype(), device)
 
 
 def check_one_process() -> None:

@@ -78,6 +78,8 @@ def setting(hub: HubConfig, key: str) -> Any:
         kind, fits = "a name", isinstance(value, str)
     elif "eps" in key or key in ("rope_theta", "mlp_ratio"):
         kind, fits = "a number above 0", isinstance(value, int | float) and 0 < value < math.inf
+    elif key == "hidden_dropout_prob":
+        kind, fits = "a share from 0, below 1", isinstance(value, int | float) and 0 <= value < 1
     else:
         kind, fits = "a whole number above 0", isinstance(value, int) and 0 < value < 2**31
     if not fits or (isinstance(value, bool) and kind != "true or false"):
@@ -208,17 +210,18 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
     Raises UserError naming any tensor that is unknown, missing or of the wrong shape.
     """
     wanted = module.state_dict()
+    words = next((name for name in wanted if name.endswith("token_embedding.weight")), "")
     filled: dict[str, Tensor] = {}
-    copies: dict[str, Tensor] = {}
+    first = ""  # name under which the word embeddings were found
     for name, tensor in tensors:
         # the original BERT files still call a LayerNorm's parameters gamma and beta
         name = re.sub("LayerNorm.gamma$", "LayerNorm.weight", re.sub("LayerNorm.beta$", "LayerNorm.bias", name))
         name = name.removeprefix(key_map.prefix)
         targets = translate(name, key_map.tensors)
         if not targets or any(target not in wanted for target in targets):
+            targets = (words,) if key_map.ignored.get(name.removesuffix(".weight")) in COPIES and words else ()
+        if not targets:
             if key_map.leaves_aside(name):
-                if key_map.ignored.get(name.removesuffix(".weight")) in COPIES:
-                    copies[name] = tensor
                 continue
             if QUANTISED.fullmatch(name):
                 raise UserError(f"{source} holds {name}, which belongs to quantised weights: {UNQUANTISED}")
@@ -239,22 +242,21 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
             if here.shape != part.shape and not grown:
                 raise UserError(f"{source}: {name} has shape {tuple(tensor.shape)}, but {target} needs "
                                 f"{tuple(here.shape)}: weights and config.json disagree")
+            if target == words and words in filled:  # some files hold both, some a copy alone
+                if not part.is_meta and not torch.equal(filled[words][:len(part)], part.to(here.dtype)):
+                    raise UserError(f"{source}: {name} and {first} differ, and are read as the same word embeddings: "
+                                    "only a T5, and a Llama with tie_word_embeddings = false in config.json, may have "
+                                    "a head of their own")
+                continue
             # Always a copy: the file can be closed, and what two modules share in it may grow apart here.
             part = part.to(here.dtype, copy=True)
             filled[target] = torch.cat([part, here[-1:]]) if grown else part
-    words = next((name for name in wanted if name.endswith("token_embedding.weight")), "")
-    for name, tensor in copies.items():  # some files hold a copy alone
-        if words not in filled:
-            filled[words] = tensor.to(wanted[words].dtype, copy=True)
-        kept = filled[words]
-        if not tensor.is_meta and (kept.shape != tensor.shape or not torch.equal(kept, tensor.to(kept.dtype))):
-            raise UserError(f"{source}: {name} is not a copy of the word embeddings, which these settings make it: "
-                            "a Llama may have a head of its own, with tie_word_embeddings = false in config.json")
+            first = name if target == words else first
     missing = [name for name in wanted if name not in filled and not name.startswith(optional or ("\0",))]
     if missing:
         known = spell_out(key_map.tensors, layers_of(wanted))
-        first = next((key_map.prefix + name for name, ours in known if missing[0] in ours), missing[0])
-        raise UserError(f"{source} lacks the weights of {first} (tensors in all: {len(missing)}): fetch it again")
+        theirs = next((key_map.prefix + name for name, ours in known if missing[0] in ours), missing[0])
+        raise UserError(f"{source} lacks the weights of {theirs} (tensors in all: {len(missing)}): fetch it again")
     module.load_state_dict(filled, strict=False, assign=True)
 
 

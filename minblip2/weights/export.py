@@ -69,7 +69,8 @@ def save_pretrained(folder: str | Path, vit: ViT, stage2: Stage2, image_token: i
     hub = dict(architectures=["Blip2ForConditionalGeneration"], model_type="blip-2",
                num_query_tokens=config.num_queries,
                image_token_index=image_token, tie_word_embeddings=False, vision_config=vision,
-               qformer_config=settings(config, names.QFORMER) | dict(model_type="blip_2_qformer"),
+               qformer_config=settings(config, names.QFORMER) | dict(model_type="blip_2_qformer",
+                                                                     attention_probs_dropout_prob=config.dropout),
                text_config=text | tokens)
     tensors = export_tensors(nn.ModuleDict(dict(vit=vit, stage2=stage2)), names.blip2(key_map))
     folder = Path(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .keymap import Fused, KeyMap, Table, within
 
 CONSTANT = "a constant"
+TIED, SHARED = COPIES = "tied to the word embeddings", "the same as shared"
 COUNTS = {"hidden_size": "width", "num_hidden_layers": "layers", "num_attention_heads": "heads"}
 
 # --- image encoders ---------------------------------------------------------------------------------------------------
@@ -97,13 +98,13 @@ BERT = KeyMap(
     {"embeddings.token_type_embeddings.weight": "the Q-Former has no token types (as in LAVIS)",
      "embeddings.position_ids": CONSTANT,
      "pooler": "the Q-Former has no pooler",
-     "cls.predictions.decoder": "tied to the word embeddings",
+     "cls.predictions.decoder": TIED,
      "cls.seq_relationship": "next-sentence prediction is not used"},
     prefix="bert.", only={"is_decoder": False, "tie_word_embeddings": True},
     grown=("token_embedding.weight", "lm_head.bias"))  # by [DEC]
 
 QFORMER = KeyMap({**BERT.settings, "cross_attention_frequency": "cross_attention_every",
-                  "encoder_hidden_size": "image_width"},
+                  "encoder_hidden_size": "image_width", "hidden_dropout_prob": "dropout"},
                  {"layernorm": "norm", **qformer_blocks("attention")},
                  only={"hidden_act": "gelu", "position_embedding_type": "absolute"})
 
@@ -134,11 +135,10 @@ LAVIS_STAGE1 = KeyMap(
      "temp": "temperature"},
     {"visual_encoder": "the frozen image encoder",
      "Qformer.bert.embeddings.position_ids": CONSTANT,
-     "Qformer.cls.predictions.decoder": "tied to the word embeddings"})
+     "Qformer.cls.predictions.decoder": TIED})
 
 # --- language models --------------------------------------------------------------------------------------------------
 
-TIED, SHARED = COPIES = "tied to the word embeddings", "the same as shared"
 PROJECTIONS = {"self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
                "self_attn.v_proj": "attention.value"}
 

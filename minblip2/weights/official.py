@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,14 +31,19 @@ def is_retrieval(checkpoint: Checkpoint) -> bool:
     return any(name.startswith("itm_head.") for name in checkpoint.shapes)
 
 
-def bert_sizes(source: object, hub: HubConfig, **changes) -> QFormerConfig:
-    """The Q-Former configuration that fits a BERT with these settings, its vocabulary grown by [DEC]."""
+def bert_sizes(source: object, hub: HubConfig, dec_id: int | None = None, **changes) -> QFormerConfig:
+    """The Q-Former configuration that fits a BERT with these settings.
+
+    Its vocabulary is grown by [DEC], unless `dec_id`, the tokenizer's, shows that it has been grown before.
+    """
     if hub.get("model_type") != "bert":
         raise wrong_kind(source, hub.get("model_type"), "a Q-Former starts from a bert")
     kinds = hub.get("hidden_act", "gelu"), hub.get("position_embedding_type", "absolute")
     if kinds != ("gelu", "absolute"):
         raise UserError(f"{source} is a BERT with {kinds[0]} and {kinds[1]} positions: take one with gelu and absolute")
-    return QFormerConfig(**{**rename_settings(hub, names.BERT), "vocab_size": hub["vocab_size"] + 1} | changes)
+    known = setting(hub, "vocab_size")
+    grown = known if dec_id == known - 1 else known + 1
+    return QFormerConfig(**{**rename_settings(hub, names.BERT), "vocab_size": grown} | changes)
 
 
 def init_from_bert(qformer: QFormer, folder: str | Path) -> QFormer:
@@ -83,6 +89,11 @@ def stage1_sizes(source: object, shapes: Mapping[str, tuple[int, ...]], heads: i
     return config, size("vision_projection.weight", 0)
 
 
+def qformer_settings(hub: HubConfig) -> dict[str, Any]:
+    """The settings of a BLIP-2's Q-Former, as `QFormerConfig` calls them; one rate of dropout stands for both."""
+    return rename_settings(with_defaults(section(hub, "qformer_config"), names.QFORMER, QFormerConfig()), names.QFORMER)
+
+
 def load_stage1(source: str | Path, heads: int | None = None) -> Stage1:
     """Stage 1 from a hub folder of `Blip2ForImageTextRetrieval`, or from a LAVIS checkpoint (.pth).
 
@@ -96,17 +107,16 @@ def load_stage1(source: str | Path, heads: int | None = None) -> Stage1:
         if not is_retrieval(checkpoint):
             raise UserError(f"{source} holds a BLIP-2 that writes texts, without the heads that match them with "
                             "pictures: use it with `caption --model` or `ask --model`, or give one for retrieval")
-        hub_sizes = rename_settings(with_defaults(section(hub, "qformer_config"), names.QFORMER, QFormerConfig()),
-                                    names.QFORMER)
-        heads, qformer_eps, absent = heads or hub_sizes["heads"], hub_sizes["eps"], ("qformer.lm_head", "temperature")
+        said, absent = qformer_settings(hub), ("qformer.lm_head", "temperature")
+        heads, unsized = heads or said["heads"], {name: said[name] for name in ("eps", "dropout")}
         norm_eps = eva(source, hub)[0].eps
     else:
         checkpoint, key_map, absent = open_lavis(source), names.LAVIS_STAGE1, ()
-        qformer_eps, norm_eps = QFormerConfig().eps, nn.LayerNorm(1).eps
+        unsized, norm_eps = {}, nn.LayerNorm(1).eps
     shapes = {ours: shape for name, shape in checkpoint.shapes.items() for ours in translate(name, key_map.tensors)}
     config, embed_dim = stage1_sizes(source, shapes, heads)
     with torch.device("meta"):
-        stage1 = Stage1(replace(config, eps=qformer_eps), embed_dim)
+        stage1 = Stage1(replace(config, **unsized), embed_dim)
     stage1.vision_norm.eps = norm_eps
     if absent:
         # What a file for retrieval leaves out has its value before training.
@@ -130,12 +140,10 @@ def empty_blip2(folder: str | Path, checkpoint: Checkpoint, dtype: torch.dtype) 
     config, _ = eva(folder, hub)
     text = HubConfig({"model_type": "opt"} | section(hub, "text_config"))
     lm, key_map = empty_lm(folder, text, "language_model.lm_head.weight" in checkpoint.shapes, dtype)
-    bridge = rename_settings(with_defaults(section(hub, "qformer_config"), names.QFORMER, QFormerConfig()),
-                             names.QFORMER)
     vit = empty_vit(config, dtype)
     queries = setting(HubConfig({"num_query_tokens": QFormerConfig().num_queries} | hub), "num_query_tokens")
     with torch.device("meta"):
-        qformer = QFormer(QFormerConfig(**bridge | dict(image_width=vit.width), num_queries=queries))
+        qformer = QFormer(QFormerConfig(**qformer_settings(hub) | dict(image_width=vit.width), num_queries=queries))
         stage2 = Stage2(nn.LayerNorm(vit.width, eps=config.eps), qformer, lm)
     return vit, stage2, names.blip2(key_map)
 
@@ -157,12 +165,15 @@ def for_features(cls: type[Stage1], image_width: int, tokenizer: Tokenizer, bert
     """A fresh stage 1 for frozen features (b v image_width) and texts of `tokenizer`, which it remembers.
 
     With `bert`, a hub folder, it has BERT's sizes and starts from BERT's weights, as the paper's does. `sizes` are
-    fields of `QFormerConfig`. Raises UserError when the folder holds no BERT, or one with another tokenizer.
+    fields of `QFormerConfig`. Raises UserError when the folder holds no BERT, or one with another tokenizer, and for
+    sizes beside `bert` that it has already.
     """
     if bert is None:
         config = QFormerConfig(**{"image_width": image_width, "vocab_size": len(tokenizer)} | sizes)
     else:
-        config = bert_sizes(bert, read_config(bert), image_width=image_width, **sizes)
+        if taken := sorted(sizes.keys() & {*names.BERT.settings.values(), "vocab_size"}):
+            raise UserError(f"a Q-Former that starts from {bert} has its {taken[0]}: leave {taken[0]} out, or bert")
+        config = bert_sizes(bert, read_config(bert), tokenizer.dec_id, image_width=image_width, **sizes)
         if config.vocab_size != len(tokenizer):
             raise UserError(f"{bert} has {config.vocab_size} ids, [DEC] included, and the tokenizer {len(tokenizer)}: "
                             "take Tokenizer.from_folder of the same folder")

@@ -56,8 +56,8 @@ def wrong_kind(source: object, kind: Any, wanted: str) -> UserError:
 
 def vision_of(hub: HubConfig) -> HubConfig:
     """The settings of the image encoder: those of the part, or of a model that is nothing else."""
-    parts = [name for name in ("vision_config", "vision_config_dict") if hub.get(name)]  # of older CLIPs, the second
-    return HubConfig({k: v for name in parts for k, v in section(hub, name).items()}) if parts else hub
+    part = next((name for name in ("vision_config_dict", "vision_config") if hub.get(name)), None)  # older CLIPs: first
+    return HubConfig(section(hub, part)) if part else hub
 
 
 def dinov2(source: object, hub: HubConfig) -> tuple[ViTConfig, KeyMap]:
