@@ -168,6 +168,9 @@ MEANS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
     ({"size": 384}, 384, "square", None),
     ({"size": 32, "crop_size": 28, "image_processor_type": "BlipImageProcessor"}, 32, "square", None),
     ({"size": {"height": 28, "width": 28}, "crop_size": 28, "do_center_crop": True}, 28, "square", None),
+    ({"size": 256, "image_processor_type": "CLIPImageProcessor"}, 224, "crop", 256),  # 224 is what they take as known
+    ({"size": {"shortest_edge": 256}, "image_processor_type": "CLIPImageProcessor"}, 224, "crop", 256),
+    ({"size": 224, "image_processor_type": "DeiTImageProcessor"}, 224, "square", None),
 ])
 def test_from_folder_reads_every_form(tmp_path, config, size, mode, resize_to):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(MEANS | config), encoding="utf-8")
@@ -183,6 +186,9 @@ def test_from_folder_reads_every_form(tmp_path, config, size, mode, resize_to):
     (json.dumps(MEANS | {"size": {"height": 224, "width": 200}}), "only squares"),
     (json.dumps(MEANS | {"size": 224, "resample": 2}), "^[^ ]+ asks for size .* resample 2: only squares and bicubic"),
     (json.dumps(MEANS | {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": False}), "crop None"),
+    (json.dumps(MEANS | {"size": {"height": 336, "width": 336}, "image_processor_type": "CLIPImageProcessor"}),
+     "crop .*224"),
+    (json.dumps(MEANS | {"size": 224, "image_processor_type": "ViTImageProcessor"}), "resample 2"),
     (json.dumps(MEANS | {"size": {"shortest_edge": 224}, "crop_size": 256}), "^cannot cut 256 pixels out of 224"),
 ])
 def test_from_folder_refuses(tmp_path, content, message):

@@ -131,6 +131,17 @@ def test_a_third_column_is_the_split_without_a_head_as_well(tmp_path, delimiter)
     assert captions(CocoCaptions(tmp_path / "my.csv", "val")) == {"b 1.png": ("two cats",)}
 
 
+@pytest.mark.parametrize("head", ["", "image,caption,split\n"])
+def test_splits_are_named_in_many_ways(tmp_path, head):
+    table = pictures(tmp_path) / "my.csv"
+    table.write_text(head + "a.jpg,a dog,Train\na.jpg,a hare,restval\nb 1.png,two cats,Dev\n")
+    assert captions(CocoCaptions(table, "train")) == {"a.jpg": ("a dog", "a hare")}
+    assert captions(CocoCaptions(table, "dev")) == {"b 1.png": ("two cats",)}
+    table.write_text(head + "a.jpg,a dog,\na.jpg,a hare,\nb 1.png,two cats,val\n")
+    with pytest.raises(UserError, match="names no split, where others do"):
+        CocoCaptions(table, "train")
+
+
 def test_a_caption_in_quotes_may_stand_behind_a_blank(tmp_path):
     (pictures(tmp_path) / "my.csv").write_text('image, caption, split\na.jpg, "a dog, brown", train\n')
     assert captions(CocoCaptions(tmp_path / "my.csv", "train")) == {"a.jpg": ("a dog, brown",)}

@@ -13,7 +13,7 @@ from typing import Any
 from .. import UserError
 from .pictures import EXTENSIONS
 
-SPLITS = ("train", "val", "validation", "valid", "test")  # what a file of one split is called after
+SPLITS = ("train", "val", "validation", "valid", "test", "dev", "restval")  # what a split is called
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")  # of a table that is looked for in a folder
 IMAGE = f"(?:{'|'.join(map(re.escape, EXTENSIONS))})"
 COLUMNS = {  # what a column may be called; of several that are there, the first in this order counts
@@ -65,8 +65,9 @@ def read_table(path: Path, split: str) -> dict[str, Any]:
 
     Every line has a file name and a caption; a picture may have several lines. Read are CSV with commas, semicolons,
     tabs or bars, a file name and a caption with blanks between them, JSON lines, and a JSON list, whose names for the
-    two may be any of `COLUMNS`. A third column, split, says which split a line belongs to; without it, and unless the
-    file is called after a split, all lines are "train". Raises UserError naming the line that cannot be read.
+    two may be any of `COLUMNS`. A third column, split, says which split a line belongs to ("restval" is "train");
+    without it, and unless the file is called after a split, all lines are "train". Raises UserError naming the line
+    that cannot be read.
     """
     rows = list(_json_rows(path) if path.suffix.lower() in (".json", ".jsonl") else _rows(path))
     if not rows:
@@ -75,7 +76,8 @@ def read_table(path: Path, split: str) -> dict[str, Any]:
         if blank := next((line for line, row in rows if not row.get("split")), None):
             raise UserError(f"{path}, line {blank} names no split, where others do: fill it in")
         there = sorted({str(row["split"]) for _, row in rows})
-        rows = [(line, row) for line, row in rows if row["split"] == split]
+        wanted = ("train", "restval") if split.lower() == "train" else (split.lower(),)  # as Karpathy's split is used
+        rows = [(line, row) for line, row in rows if str(row["split"]).lower() in wanted]
     else:
         called = path.stem.removeprefix("captions_")
         there = [called if called in SPLITS else "train"]
@@ -117,8 +119,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     has_head, width = bool(columns), len(cells) if columns else 2
     if not has_head:
         columns = dict(file_name=0, caption=1)
-        named = [_ends_with_split(cells) for _, cells in _cells(path, text, delimiter)]
-        if 2 * sum(named) >= len(named):  # in fewer lines it is the last word of a caption
+        ends = [cells[-1].strip().lower() if len(cells) > 2 else None for _, cells in _cells(path, text, delimiter)]
+        named = sum(end in SPLITS for end in ends)
+        if named and 2 * (named + ends.count("")) >= len(ends):  # in fewer lines it is the last word of a caption
             columns, width = columns | dict(split=2), 3
     last = columns["caption"] == width - 1  # only then what is left of a line belongs to its caption
     for number, (line, cells) in enumerate(_cells(path, text, delimiter)):
@@ -139,11 +142,6 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _is_picture(cell: str) -> bool:
     """Whether a cell may be the name of a picture, numbered (`a.jpg#0`) or not."""
     return bool(re.fullmatch(rf".*{IMAGE}(#\d+)?", cell.strip(' "'), re.IGNORECASE))
-
-
-def _ends_with_split(cells: list[str]) -> bool:
-    """Whether a line without a head names its split behind the caption."""
-    return len(cells) > 2 and cells[-1].strip() in SPLITS
 
 
 def _holds_rows(cells: list[str], delimiter: str, place: int) -> bool:

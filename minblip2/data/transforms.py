@@ -59,16 +59,20 @@ class Transform:
         else:
             config = read_json(path)
         try:
-            kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIP")
+            named = config.get("image_processor_type") or config.get("feature_extractor_type")
+            kind = str(named or "CLIP")
             size, cut = config["size"], config.get("crop_size")
             cuts = config.get("do_center_crop", kind.startswith(CUTTING))
+            if named and cuts and cut is None and kind.startswith(CUTTING):
+                cut = 224  # what these processors take as known
             if isinstance(size, int):  # files of older versions
-                cutting = cut is not None and kind.startswith(CUTTING)
+                cutting = cut is not None and kind.startswith(CUTTING) and not kind.startswith("DeiT")
                 size = {"shortest_edge": size} if cutting else {"height": size, "width": size}
             resize_to = size.get("shortest_edge")
             cut = {"height": cut, "width": cut} if isinstance(cut, int) else cut
             sides = cut if resize_to else size
-            resample = config.get("resample", 3) if config.get("do_resize", True) else "none"
+            usual = 2 if kind.startswith("ViT") else 3
+            resample = config.get("resample", usual) if config.get("do_resize", True) else "none"
             if str(resample).lower() not in ("3", "bicubic") or sides["height"] != sides["width"] or (
                     not cuts if resize_to else cuts and cut not in (None, sides)) or "longest_edge" in size:
                 raise UserError(f"{path} asks for size {size}, crop {cut if cuts else None}, resample {resample}: only "
