@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 import minblip2 as mb
@@ -86,7 +87,7 @@ def test_a_draw_takes_one_beam_unless_beams_are_asked_for(model):
         with pytest.raises(mb.UserError, match="top_p is .*: give a share"):
             model.caption(images(), top_p=share)
     unset = dict(top_p=None, temperature=None, beams=None, max_length=None, min_length=None, length_penalty=None)
-    assert model.caption(images(), **unset) == model.caption(images(), min_length=0)
+    assert model.caption(images(), **unset) == model.caption(images())
     assert len(model.ask(images(), "who?", beams=1)) == 3
 
 
@@ -204,6 +205,35 @@ def test_features_of_another_precision_are_kept_apart(retriever, tmp_path):
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 3, "the same weights, another encoder"
 
 
+def test_kept_features_are_those_that_an_encoder_of_ones_own_makes_now(retriever, tmp_path):
+    """Its weights do not tell which of its layers it gives."""
+    class Own(torch.nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.weight, self.scale = torch.nn.Parameter(torch.ones(1)), scale
+
+        def forward(self, pixels):
+            return self.weight * self.scale * pixels[:, :, :2].flatten(2)
+
+    images(1)[0].save(tmp_path / "a.png")
+    for scale in (1, 1):
+        replace(retriever, vit=Own(scale)).cached_features([tmp_path / "a.png"], tmp_path / "cache")
+    with pytest.raises(mb.UserError, match="a.png than this encoder makes now: has its code changed"):
+        replace(retriever, vit=Own(2)).cached_features([tmp_path / "a.png"], tmp_path / "cache")
+
+
+def test_a_text_for_retrieval_is_cut_to_the_positions_that_there_are(retriever):
+    long = replace(retriever, max_length=99).text_ids(["two dogs and " * 30])[0]
+    assert long.shape[1] == retriever.stage1.qformer.config.max_positions
+
+
+def test_a_generator_that_draws_nothing_is_refused(model):
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(mb.UserError, match="a generator is for drawing"):
+        model.caption(images(1), generator=generator)
+    assert len(model.caption(images(1), generator=generator, top_p=0.9)) == 1
+
+
 def test_models_of_your_own_need_no_config(model, retriever, monkeypatch):
     features, expected = retriever.encode_images(images(1)), retriever.attention_maps(images(1), ["a bus"])
     monkeypatch.delattr(retriever.vit, "config")
@@ -249,6 +279,22 @@ def test_features_of_your_own_train_a_stage_1_and_start_a_stage_2(tmp_path):
         mb.train_stage1(mb.Stage1(stage1.qformer.config), features, captions, config)
 
 
+@pytest.mark.parametrize("has_dec", [False, True])
+def test_a_bert_that_was_grown_by_dec_is_not_grown_again(tmp_path, has_dec):
+    words = mb.Tokenizer.from_texts(["a red bus"])
+    if has_dec:  # as LAVIS does to its BERT
+        words.backend.add_special_tokens(["[DEC]"])
+    config = transformers.BertConfig(vocab_size=words.backend.get_vocab_size(), hidden_size=24, num_hidden_layers=1,
+                                     num_attention_heads=2, intermediate_size=32)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(words.backend.to_str(), encoding="utf-8")
+    words = mb.Tokenizer.from_folder(tmp_path)
+    stage1 = mb.Stage1.for_features(12, words, bert=tmp_path)
+    assert stage1.qformer.dec_id == stage1.tokenizer.dec_id == len(words) - 1
+    with pytest.raises(mb.UserError, match="has its layers: leave layers out, or bert"):
+        mb.Stage1.for_features(12, words, bert=tmp_path, layers=2)
+
+
 def test_training_on_features_asks_before_it_begins(tmp_path):
     words = mb.Tokenizer.from_texts(["a red bus", "two dogs"])
     sizes = dict(width=24, layers=1, heads=2, mlp_width=32, num_queries=3, max_positions=16)
@@ -282,8 +328,10 @@ def test_training_on_features_asks_before_it_begins(tmp_path):
     with pytest.raises(mb.UserError, match="and the model knows 4 ids: take both"):
         mb.train_stage1(mb.Stage1(mb.QFormerConfig(image_width=12, vocab_size=4, **sizes)), features, captions, config,
                         tokenizer=words)
-    with pytest.raises(mb.UserError, match="are not finite"):
-        mb.train_stage1(stage1, features.log(), captions, config)
+    spoiled = features.clone()
+    spoiled[0, 2, 3] = torch.nan
+    with pytest.raises(mb.UserError, match=r"features\[0\] are not finite"):
+        mb.train_stage1(stage1, spoiled, captions, config)
     with pytest.raises(mb.UserError, match="checkpoint_every is 0"):
         mb.TrainConfig(2, checkpoint_every=0)
 
@@ -299,9 +347,10 @@ def test_the_lines_of_the_readme_run(folders, parts, tmp_path, monkeypatch):
     for i, image in enumerate(images()):
         image.save(tmp_path / "pictures" / f"{i}.png")
     monkeypatch.chdir(tmp_path)
-    names = {"Image": Image, "features": torch.randn(8, 5, 768), "captions": ["a red bus", "two dogs"] * 4}
+    names = {"Image": Image, "features": torch.randn(8, 5, 768), "captions": ["a red bus", "two dogs"] * 4,
+             "encoder": torch.nn.Conv2d(3, 768, 14)}
     short = mb.TrainConfig(steps=2, batch_size=4)
     monkeypatch.setattr(mb, "TrainConfig", lambda **settings: short, raising=False)
     exec(compile(code, "README.md", "exec"), names)
     assert names["scores"].shape == (3, 2) and len(names["log"]) == 2 and names["maps"].shape[0] == 2
-    assert isinstance(names["stage2"], mb.Stage2)
+    assert names["model"].stage2 is names["stage2"] and len(names["model"].caption(names["features"])) == 8

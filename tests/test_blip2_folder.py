@@ -55,6 +55,7 @@ def test_captions_and_answers_equal_transformers(original):
     answers = blip2.ask(pictures(), QUESTIONS)
     assert answers == theirs(model, processor, QUESTIONS, ANSWER)
     assert blip2.ask(pictures(), QUESTIONS, batch_size=1) == answers
+    assert blip2.ask(pictures(), QUESTIONS, max_length=None, length_penalty=None, beams=None) == answers
     assert any(answers) and blip2.caption(pictures(), beams=1, max_length=2) != answers
 
 
@@ -88,6 +89,8 @@ def test_saved_folders_load_here_and_there(original, tmp_path):
     assert again.caption(pictures()) == blip2.caption(pictures())
     there = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
     assert theirs(there, processor, QUESTIONS, ANSWER) == blip2.ask(pictures(), QUESTIONS)
+    blip2.save(tmp_path / "named", image_token=7)
+    assert json.loads((tmp_path / "named" / "config.json").read_text())["image_token_index"] == 7
     blip2.transform = Transform(size=42, mode="crop", resize_to=50)
     with pytest.raises(UserError, match="square"):
         blip2.save(tmp_path / "cut")

@@ -127,6 +127,19 @@ def test_a_prompt_is_given_and_not_learned(tmp_path):
         assert ids[len(ids) - 1 - len(whole):-1] == whole
 
 
+@pytest.mark.parametrize(("asked", "dtype"), [(None, torch.bfloat16), ("float32", torch.float32), ("float16", None)])
+def test_the_frozen_parts_are_of_the_dtype_that_is_asked_for(tmp_path, monkeypatch, plenty, asked, dtype):
+    if asked:
+        monkeypatch.setenv("MINBLIP2_DTYPE", asked)
+    folder = folder_of("opt", tmp_path)
+    if dtype is None:
+        with pytest.raises(UserError, match="choose bfloat16 or float32"):
+            finetune.cost(folder, 12, 4)
+        return
+    assert f"frozen in {str(dtype).removeprefix('torch.')}" in str(finetune.cost(folder, 12, 4))
+    assert {one.dtype for one in finetune.load_for_training(folder, 12, 4).stage2.lm.parameters()} == {dtype}
+
+
 def run(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["minblip2", *map(str, words)])
     code = main()
@@ -148,6 +161,18 @@ def test_the_command(tmp_path, monkeypatch, capsys, plenty):
     assert json.loads((tmp_path / "val" / "results.json").read_text())["held_out"] is False
     code, out, _ = run(monkeypatch, capsys, "caption", "--model", tmp_path / "out", tmp_path / "mine" / "0.png")
     assert code == 0
+    code, _, err = run(monkeypatch, capsys, "caption", "--run", tmp_path / "out", tmp_path / "mine" / "0.png")
+    assert code == 2 and "is a folder of the model hub, and no run of a recipe: name it with --model" in err
+    code, out, _ = run(monkeypatch, capsys, *words[:-6], "--out", tmp_path / "prompted", "--steps", "20", "--split",
+                       "train", "--prompt", "a photo of")
+    assert code == 0 and f"--model {tmp_path / 'prompted'} --prompt 'a photo of' PICTURE" in out
+    measured = json.loads((tmp_path / "prompted" / "results.json").read_text())["after"]["cider"]
+    figures = {}
+    for more in ((), ("--prompt", "a photo of")):
+        code, out, _ = run(monkeypatch, capsys, "evaluate", "--model", tmp_path / "prompted", "--data", table,
+                           "--split", "train", "--dtype", "bfloat16", *more)
+        figures[more] = next(line for line in out.splitlines() if "CIDEr" in line).split()[-1]
+    assert figures["--prompt", "a photo of"] == f"{measured:.1f}"
     for more, said in (((), "--data"), (("--data", table, "--out", source), "starts from"),
                        (("--data", table, "--split", "tset"), "no split 'tset'"),
                        (("--data", table, "--batch-size", "400"), "batch size is 400 for 9 pairs")):

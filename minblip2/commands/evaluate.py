@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     sub = command(commands, "evaluate", run)
     add_model_choice(sub)
     add_data(sub)
+    sub.add_argument("--prompt", help="with --model: text that each caption goes on from")
     sub.add_argument("--top", type=positive, help=f"so many ITM ranks again (default {TOP})")
 
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure a finished run, or a BLIP-2 of the model hub, on a split."""
     folder = run_folder(args)
     if args.model:
-        print_figures(evaluate_official(args.model, open_data(args, folder), folder / "cache", args.top))
+        print_figures(evaluate_official(args.model, open_data(args, folder), folder / "cache", args.top, args.prompt))
         return
     bridge = load_bridge(folder, args.parts)
     # What is measured on other data than the run's own stands beside, not in place of it.

@@ -53,7 +53,10 @@ RULES: dict[str, list[Rule]] = {
         *never_with("model", MODEL, "run", "parts"),
         *never_with("top_p", "a draw searches nothing", "beams"),
         *only_with("top_p", "nothing else is drawn", "seed")],
-    **{name: never_with("model", MODEL, "run", "parts") for name in ("ask", "retrieve", "evaluate", "attend")},
+    "evaluate": [
+        *never_with("model", MODEL, "run", "parts"),
+        *only_with("model", "a run has its own", "prompt")],
+    **{name: never_with("model", MODEL, "run", "parts") for name in ("ask", "retrieve", "attend")},
     "demo": [
         *never_with("model", MODEL, "run", "parts"),
         *only_with("run", "the drawings' bridge has its own", "parts"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ def go_on(args: argparse.Namespace) -> None:
     results = handover.finetune_and_measure(args.model, data, held_out, out, config, args.prompt, not args.restart,
                                             needed)
     print(handover.figures_table(results))
-    print(f"kept in {out}, a hub folder; try: python -m minblip2 caption --model {out} PICTURE")
+    prompt = f" --prompt {shlex.quote(args.prompt)}" if args.prompt else ""
+    print(f"kept in {out}, a hub folder; try: python -m minblip2 caption --model {out}{prompt} PICTURE")
 
 
 def held_out_of(args: argparse.Namespace):

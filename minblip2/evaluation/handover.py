@@ -73,22 +73,27 @@ def finetune_and_measure(folder: Path, data: CocoCaptions, held_out: CocoCaption
     return results
 
 
-def evaluate_official(folder: Path, data: CocoCaptions, cache: Path, top: int | None = None) -> dict[str, float]:
+def evaluate_official(folder: Path, data: CocoCaptions, cache: Path, top: int | None = None,
+                      prompt: str | None = None) -> dict[str, float]:
     """What a BLIP-2 of the hub does on a split: its captions, or with weights for retrieval how it ranks. `LABELS`.
 
-    Raises UserError for a `top`, which is how many are ranked again, with weights that rank nothing.
+    Raises UserError for a `top`, which is how many are ranked again, with weights that rank nothing, and for a prompt
+    with weights that write nothing.
     """
     results: dict[str, float] = {"images": len(data)}
     try:
         blip2 = Blip2.from_folder(folder)
     except ForRetrieval:
+        if prompt is not None:
+            raise UserError(f"--prompt has no effect on {folder}, whose weights rank and write nothing: leave it out") \
+                from None
         retriever = Retriever.from_folder(folder)
         features = torch.from_numpy(np.array(retriever.cached_features(data.paths, cache)))
         results |= {"chance_r1": 100 / len(data)}
         return results | evaluate_retrieval(retriever, features, data.texts, data.rows, top or TOP)
     if top is not None:
         raise UserError(f"--top has no effect on {folder}, whose weights write captions and rank nothing: leave it out")
-    captions = blip2.caption(blip2.cached_features(data.paths, cache))
+    captions = blip2.caption(blip2.cached_features(data.paths, cache), prompt)
     figures = caption_figures(captions, [record.captions for record in data.images])
     return results | {name if name.startswith("shuffled_") else f"stage2_{name}": value
                       for name, value in figures.items()}

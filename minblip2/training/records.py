@@ -67,6 +67,8 @@ def read_record(out: Path) -> RunRecord:
     """What `write_record` has written. Raises UserError when there is none, or something else."""
     path = out / "run.json"
     if not path.exists():
+        if (out / "config.json").exists():
+            raise UserError(f"{out} is a folder of the model hub, and no run of a recipe: name it with --model")
         recipe = f"--recipe {out.name} " if out.name in RECIPES else ""
         raise UserError(f"{out.resolve()} holds no trained bridge: run `python -m minblip2 train {recipe}--out {out}` "
                         "first")

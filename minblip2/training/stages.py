@@ -118,8 +118,9 @@ def _train_on(model: Stage1 | Stage2, losses: Callable[..., dict[str, Tensor]], 
     for row, text in texts:
         if not has_word(text):
             raise UserError(f"captions[{row}] has {text!r}, which holds no word: leave it out, or write one")
-    if not np.isfinite(features).all():
-        raise UserError("some features are not finite: look at what the encoder was given")
+    for row, one in enumerate(features):  # one by one: a file of features may be larger than the memory
+        if not np.isfinite(one).all():
+            raise UserError(f"features[{row}] are not finite: look at what the encoder was given")
     room_for_words(tokenizer, prompt, max_length)
     ids = [tokenizer.encode(normalize_caption(text), prompt, max_length) for _, text in texts]
     if isinstance(model, Stage2):

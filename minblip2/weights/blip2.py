@@ -86,7 +86,7 @@ class Blip2(ImageReader):
         See `generation.generate` for the ways of decoding. Drawing (`top_p`, `temperature`) takes one beam, as asked
         for or not. Raises UserError when images and prompts are not equally many.
         """
-        decoding = completed(decoding, self.beams, CAPTION["max_length"])
+        decoding = completed(decoding, beams=self.beams, max_length=CAPTION["max_length"])
         prompts = prompts if (one_for_all := isinstance(prompts, str)) else list(prompts)
         rest = iter([prompts] if one_for_all else prompts)
         self.stage2.eval()
@@ -122,7 +122,7 @@ class Blip2(ImageReader):
 
     def caption(self, images: Images, prompt: str | None = None, **decoding) -> str | list[str]:
         """A caption for each image, or for the one; it goes on from `prompt`, for example "a photo of"."""
-        captions = self.generate(images, self.prompt if prompt is None else prompt, **CAPTION | decoding)
+        captions = self.generate(images, self.prompt if prompt is None else prompt, **completed(decoding, **CAPTION))
         return captions[0] if is_single(images) else captions
 
     def put(self, asked: str, question: str | None = None) -> str:
@@ -146,21 +146,23 @@ class Blip2(ImageReader):
             raise UserError("there is no question: ask at least one")
         if is_single(images) and not one:
             images = self.encode_images(images).expand(len(prompts), -1, -1)
-        answers = self.generate(images, prompts, **ANSWER | decoding)
+        answers = self.generate(images, prompts, **completed(decoding, **ANSWER))
         return answers[0] if one and is_single(images) else answers
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, image_token: int | None = None) -> None:
         """Write a hub folder that `from_folder` reads, and whose model transformers loads. See `save_pretrained`.
 
-        Raises UserError also for a transform that cuts images: BLIP-2's preprocessing takes them whole.
+        `image_token` is an id that no text contains; without one it is the tokenizer's <image>, or the first id beyond
+        the tokenizer. `prompt` and `question` are not kept. Raises UserError also for a transform that cuts images:
+        BLIP-2's preprocessing takes them whole.
         """
         if self.transform.mode != "square":
             raise UserError("BLIP-2's preprocessing resizes images to a square: use Transform(mode='square')")
         folder, tokenizer, backend = Path(folder), self.tokenizer, self.tokenizer.backend
-        image_token = backend.token_to_id(IMAGE)
+        spare = (image_token, backend.token_to_id(IMAGE), len(tokenizer))
         ids = dict(eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
         ids |= dict(bos_token_id=tokenizer.bos_ids[0]) if tokenizer.bos_ids else {}
-        save_pretrained(folder, self.vit, self.stage2, len(tokenizer) if image_token is None else image_token, **ids)
+        save_pretrained(folder, self.vit, self.stage2, next(i for i in spare if i is not None), **ids)
         names = {name.replace("_id", ""): backend.id_to_token(i) for name, i in ids.items()}
         if tokenizer.bos_ids and backend.encode("").ids[:1] != tokenizer.bos_ids:  # so that others begin texts as we do
             backend = tokenizers.Tokenizer.from_str(backend.to_str())

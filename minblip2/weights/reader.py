@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import UserError
 from ..data.features import feature_cache, weights_checksum
-from ..data.pictures import to_rgb
+from ..data.pictures import load_image, to_rgb
 from ..data.transforms import Transform
 from ..device import autocast
 from ..vit import ViT
@@ -72,13 +72,21 @@ class ImageReader:
     def cached_features(self, paths: Sequence[Path], cache: Path, **view) -> np.memmap:
         """Frozen features (n v e) float16 of image files, computed once and kept in the folder `cache`.
 
-        `view` changes the transform: flip=True for mirrored images, crop=3 for the third random crop of each.
+        `view` changes the transform: flip=True for mirrored images, crop=3 for the third random crop of each. Raises
+        UserError where an encoder of somebody's own does not make of the first image what is kept of it.
         """
+        transform = replace(self.transform, **view)
         with autocast(self.device, self.precision):
             low = torch.is_autocast_enabled(self.device.type)  # rounded otherwise, though the weights are the same
         settings = self.vit.config if isinstance(self.vit, ViT) else ""
-        return feature_cache(self.encode_pixels, replace(self.transform, **view), paths, cache,
+        kept = feature_cache(self.encode_pixels, transform, paths, cache,
                              f"{weights_checksum(self.vit)} {settings}" + " bfloat16" * low)
+        if not settings:  # its code may have changed, which weights do not tell
+            now = self.encode_pixels(transform(load_image(paths[0]))[None])[0].cpu().numpy()
+            if now.shape != kept[0].shape or np.abs(now - kept[0]).mean() > 0.05 * np.abs(now).mean():
+                raise UserError(f"{cache} holds other features of {paths[0]} than this encoder makes now: has its code "
+                                "changed, or is it in training mode? Delete the folder, or name another")
+        return kept
 
     def chunks(self, images: Images, batch_size: int = 8) -> Iterator[Tensor]:
         """Frozen features (b v e) of at most `batch_size` images at a time, in float32 on the encoder's device.
@@ -106,16 +114,18 @@ def _picture(image: object) -> Image.Image:
     return to_rgb(image)
 
 
-def completed(decoding: dict[str, Any], beams: int, max_length: int) -> dict[str, Any]:
-    """The ways of decoding with `beams` and `max_length` where none are given; drawing takes one beam.
+def completed(decoding: dict[str, Any], **usual) -> dict[str, Any]:
+    """The ways of decoding that are given, those that are not None, and the `usual` ones for the rest.
 
-    Raises UserError for a `top_p` that is no share.
+    Drawing takes one beam. Raises UserError for a `top_p` that is no share, and a generator that draws nothing.
     """
-    decoding = {name: value for name, value in decoding.items() if value is not None}
-    if not 0 < decoding.get("top_p", 1) <= 1:
-        raise UserError(f"top_p is {decoding['top_p']}: give a share of the probability, above 0 and at most 1")
-    drawn = decoding.keys() & {"top_p", "temperature"}
-    return {"beams": 1 if drawn else beams, "max_length": max_length} | decoding
+    given = {name: value for name, value in decoding.items() if value is not None}
+    if not 0 < given.get("top_p", 1) <= 1:
+        raise UserError(f"top_p is {given['top_p']}: give a share of the probability, above 0 and at most 1")
+    drawn = given.keys() & {"top_p", "temperature"}
+    if "generator" in given and not drawn:
+        raise UserError("a generator is for drawing: give top_p or temperature as well, or leave it out")
+    return usual | (dict(beams=1) if drawn else {}) | given
 
 
 def is_single(images: Images) -> bool:

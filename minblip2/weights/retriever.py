@@ -93,8 +93,10 @@ class Retriever(ImageReader):
         for text in texts:
             if not has_word(text):
                 raise UserError(f"{text!r} holds no word that can be compared with an image: write a phrase")
-        rows = [self.tokenizer.encode(normalize_caption(text), max_length=self.max_length) for text in texts]
-        require_known(rows, self.stage1.qformer.config.vocab_size)
+        config = self.stage1.qformer.config
+        most = min(self.max_length, config.max_positions)
+        rows = [self.tokenizer.encode(normalize_caption(text), max_length=most) for text in texts]
+        require_known(rows, config.vocab_size)
         ids, mask = self.tokenizer.pad(rows)
         return ids.to(self.device), mask.to(self.device)
 
@@ -203,7 +205,7 @@ class Retriever(ImageReader):
                             "LAVIS file (`load_stage1`), or a BLIP-2 with a language model (`Blip2.from_folder`)")
         self.stage1.eval()
         most = self.stage1.qformer.config.max_positions
-        decoding = completed(decoding, self.beams, min(CAPTION["max_length"], most))
+        decoding = completed(decoding, beams=self.beams, max_length=min(CAPTION["max_length"], most))
         if decoding["max_length"] > most:
             raise UserError(f"the Q-Former has positions for {most} ids, not for {decoding['max_length']}: ask for a "
                             "smaller max_length")
