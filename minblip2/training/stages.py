@@ -71,9 +71,10 @@ def train_stage1(stage1: Stage1, features: np.ndarray | Tensor, captions: Sequen
     """Train stage 1 in place on frozen features (n v e) with one caption, or several, for each image; returns the log.
 
     `folder` keeps the log, checkpoints and weights, and a stopped run goes on from it; without one nothing is kept.
-    The tokenizer is the one that `Stage1.for_features` was given; of a caption `max_length` ids are read, if the
-    Q-Former has so many positions. Raises UserError when features and captions are not equally many, for features of
-    another shape or width, for a caption without a word, and as `training.loop.train`.
+    Trained, it is in evaluation mode. The tokenizer is the one that `Stage1.for_features` was given; of a caption
+    `max_length` ids are read, if the Q-Former has so many positions. Raises UserError when features and captions are
+    not equally many, for features of another shape or width, for a caption without a word, and as
+    `training.loop.train`.
     """
     tokenizer = tokenizer or getattr(stage1, "tokenizer", None)
     if tokenizer is None:
@@ -134,4 +135,6 @@ def _train_on(model: Stage1 | Stage2, losses: Callable[..., dict[str, Tensor]], 
         frozen=weights_checksum(model.lm) if isinstance(model, Stage2) else "",
         label_smoothing=getattr(model, "label_smoothing", 0.0))
     with tempfile.TemporaryDirectory() as nowhere:
-        return train(model, losses, batches, config, folder or nowhere, settings, name=name)
+        log = train(model, losses, batches, config, folder or nowhere, settings, name=name)
+    model.eval()
+    return log

@@ -32,7 +32,8 @@ class ImageReader:
 
     Wherever images are asked for, give one Pillow image, several, or frozen features (b v e), those of one image (v e).
     Images are read as `to_rgb` says. Raises UserError for no image, and for what is none, as a path, or an array of
-    pixels. `precision` is "float32" (compute as the weights are), "bfloat16", or "auto": see `device.autocast`.
+    pixels. Modules are put into evaluation mode and stay in it: call their `train()` again in a loop of your own.
+    `precision` is "float32" (compute as the weights are), "bfloat16", or "auto": see `device.autocast`.
     """
 
     vit: nn.Module
