@@ -202,6 +202,13 @@ def attention(attend: Callable) -> None:
                "right. What replaces a forbidden score has to be below every score that can occur.")
     near, far, mask = led_by_forbidden((b, h, s, k, d))
     expect_untouched(attend(near, far, value, mask), attended(near, far, value, mask), "your result")
+    near, far = far_off((b, h, s, k, d), 1e6)
+    mask, others = torch.ones(b, 1, s, k, dtype=torch.bool), torch.ones_like(value)
+    if close(attend(near, far, others, None), torch.ones_like(near), 0.3):  # exponentials as they come are zero here
+        mask[..., 0], others[:, :, 0] = False, 0.0
+        expect(close(attend(near, far, others, mask), torch.ones_like(near), 0.3),  # numbers so large are rounded
+               "where all scores are about -1,000,000 your result under a mask is wrong, without a mask it is right. "
+               "What replaces a forbidden score has to be below every score that can occur. Which number is?")
     _masked(attend, query[:1, :, :1], key[:1], value[:1], some_mask(1, 1, k))  # one batch, one query
     _masked(attend, query[:, :b], key[:, :b], value[:, :b], some_mask(b, s, k))  # as many heads as batch entries
     b, h, s, k, other = sizes(d)  # a size that was written down as a number does not fit twice

@@ -218,7 +218,9 @@ def which_loss(name_of: Callable[[Tensor, int], str]) -> None:
         everyone = torch.ones(s, s, dtype=torch.bool)
         cases += zip([queries] * 4, [words] * 4, kinds, (side, everyone, causal, leak), strict=True)
     for queries, words, kind, mask in random.sample(cases, len(cases)):
-        output = name_of(mask.clone(), queries)
+        given = mask.clone()
+        output = name_of(given, queries)
+        expect(torch.equal(given, mask), "your function changed the mask that it was given.")
         expect(isinstance(output, str) and output in kinds,
                f"your function answers {output!r}; the answers are {', '.join(map(repr, kinds))}.")
         if output == kind:

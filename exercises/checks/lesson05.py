@@ -245,8 +245,10 @@ def begin_as_bert(fill: Callable[[QFormerBlock, BertBlock], object]) -> None:
     for reads in (True, False, True):  # one BERT begins several blocks
         block, mode = randomised(QFormerBlock(config, reads)).train(reads), reads
         kept, given = ({name: value.clone() for name, value in module.state_dict().items()} for module in (block, bert))
+        own = dict(block.named_parameters())
         fill(block, bert)
-        expect(block.training == mode, "your function has switched the block between train and eval mode.")
+        expect(all(part.training == mode for part in block.modules()),
+               "your function has switched the block, or a part of it, between train and eval mode.")
         now = block.state_dict()
         expect(now.keys() == kept.keys(), "the block has not the same parameters as before: fill those that are there.")
         source = bert.state_dict()
@@ -271,6 +273,10 @@ def begin_as_bert(fill: Callable[[QFormerBlock, BertBlock], object]) -> None:
                 expect(False, f"{ours}.{name} holds neither BERT's numbers nor its own.")
         filled.append(block)
         _apart(block, bert, filled[:-1])
+        for name, parameter in block.named_parameters():
+            expect(parameter is own[name], f"{name} is another parameter than before your function: an optimiser that "
+                   "holds the old one would train what is no longer there. Fill in place: copy numbers into what the "
+                   "block has.")
 
 
 def _apart(block: QFormerBlock, bert: BertBlock, others: list[QFormerBlock]) -> None:
@@ -320,7 +326,11 @@ def which_pass(name_of: Callable[[Tensor], str]) -> None:
     for layers in random.sample([2, 3, 5], 3):
         for name, louder in random.sample([(name, side) for name in PASSES for side in (1e4, 1e-4)], 2 * len(PASSES)):
             shown = slopes(name, layers)  # how large gradients are is a matter of the model, which are there is not
-            output = name_of(shown * torch.tensor([1.0, 1.0, louder, 1 / louder]) * 10 ** torch.rand_like(shown))
+            given = shown * torch.tensor([1.0, 1.0, louder, 1 / louder]) * 10 ** torch.rand_like(shown)
+            kept = given.clone()
+            output = name_of(given)
+            expect(torch.equal(given.nan_to_num(-1), kept.nan_to_num(-1)),
+                   "your function changed the map that it was given.")
             expect(isinstance(output, str) and output in PASSES,
                    f"your function answers {output!r}; the answers are {', '.join(map(repr, PASSES))}.")
             if output == name:

@@ -210,19 +210,27 @@ def far_ahead(draw: Callable) -> None:
 
 
 def far_from_zero(draw: Callable) -> None:
-    """Divided by a small temperature, similarities are large, and those of one picture larger than another's."""
-    for offset in (0.0, 100.0):
+    """Divided by a small temperature, similarities are large, and those of one picture larger than another's; and
+    softmax, which sees differences alone, draws the same where all are far below zero."""
+    own = torch.arange(8)
+    for offset in (0.0, 100.0, -3e4):
         eye = torch.eye(8, dtype=torch.bool)
-        similarity = torch.randn(8, 8) + offset + 120.0 * (torch.arange(8) % 2)[:, None]
-        said = (f"similarities from {similarity.min():.0f} to {similarity.max():.0f}, as a small temperature makes "
-                "them, {}: is the exponential of such numbers still a number? And must all rows share one largest?")
+        similarity = torch.randn(8, 8) + offset + 120.0 * (own % 2)[:, None]
+        said = f"similarities from {similarity.min():.0f} to {similarity.max():.0f}" + (
+            ", as a small temperature makes them, {}: is the exponential of such numbers still a number? And must all "
+            "rows share one largest?" if offset >= 0 else
+            " {}: softmax sees differences alone, and those are as before. Is the exponential of such numbers more "
+            "than 0?")
         try:
             images, texts = drawn(draw, similarity, eye)
         except (RuntimeError, ValueError, OverflowError, ZeroDivisionError) as error:
             raise Wrong(said.format(f"stop your function ({str(error).splitlines()[0] if str(error) else ''})")) \
                 from None
-        expect(bool((similarity[images, torch.arange(8)] > offset + 60).all()) and not bool(
-            (texts == torch.arange(8)).any()), said.format("make it draw what softmax would never draw"))
+        true = bool(((images == own) | (texts == own)).any())
+        expect(offset >= 0 or not true, f"where all similarities are about {offset:,.0f} a true pair was drawn as a "
+               "wrong one: what replaces a forbidden logit has to be below every logit. Which number is?")
+        expect(bool((similarity[images, own] > offset + 60).all()) and not true,
+               said.format("make it draw what softmax would never draw"))
 
 
 def each_its_own_side(draw: Callable) -> None:
@@ -480,6 +488,11 @@ def rerank(rank: Callable[[Tensor, Callable[[Tensor], Tensor], int], Tensor]) ->
                    lambda some: torch.tensor([-1e3, -4e3, -3e3])[torch.as_tensor(some)], 2).tolist()
         expect(low == [2, 1, 0], f"where logits are as low as -4,000, k = 2, your order of three candidates is {low}, "
                "and [2, 1, 0] is right: those that were not looked at stay behind, however little the others match.")
+        cosine, match = 0.5 - 1e-4 * torch.randperm(12), torch.zeros(12)
+        near, wanted = rank(cosine, lambda some: match[torch.as_tensor(some)], 3), cosine.argsort(descending=True)
+        expect(torch.equal(near, wanted), f"where the cosines of 12 candidates differ by 0.0001, and all logits are "
+               f"0, your order is {near.tolist()}, and ITC's own, {wanted.tolist()}, is right. A cosine from which a "
+               "large number was taken away has lost its last digits: how can the others stay behind without that?")
         return
     name_slip(RERANK_SLIPS, draws, answers, right)
     expect(not others, "`match` was asked about others than the k most similar.")

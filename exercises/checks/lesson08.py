@@ -296,6 +296,9 @@ LOSS_SLIPS: dict[str, Loss] = {
         lambda logits, labels, smooth: mean(flat(places(logits[:, :-1], labels[:, 1:], smooth))),
     "the word with the id 0 is not asked for: a label is left out where it is −100, not where it is 0.":
         lambda logits, labels, smooth: mean(flat(places(logits, labels.masked_fill(labels == 0, IGNORED), smooth))),
+    "the word with the id 100 is not asked for: a label is left out where it is −100, with a minus sign.":
+        lambda logits, labels, smooth: mean(flat(places(logits, labels.masked_fill(labels == -IGNORED, IGNORED),
+                                                        smooth))),
     "a cost is not negative: the logarithm of a probability is, so its sign has to be flipped.":
         lambda logits, labels, smooth: -mean(flat(places(logits, labels, smooth))),
 }
@@ -309,11 +312,14 @@ def slow_generation(logits: Tensor, labels: Tensor, smoothing: float) -> float:
 def asked_somewhere(lengths: Sequence[int], v: int, holes: bool) -> tuple[Tensor, Tensor]:
     """Logits (b t v) and labels (b t), the word 0 among them; with holes nothing is asked at the first place either.
 
-    0 is the second word of each caption and no other, so that without it something is left to be asked.
+    0 is the second word of each caption and no other, so that without it something is left to be asked; among more
+    than 100 words the word 100 is the first one's first.
     """
     t = max(lengths) + 1
     labels = torch.randint(1, v, (len(lengths), t))
     labels[:, 1] = 0
+    if v > 100:
+        labels[0, 0] = 100
     labels = labels.masked_fill(torch.arange(t) >= torch.tensor(lengths)[:, None], IGNORED)
     if holes:
         labels[:, [0, 3]] = IGNORED
@@ -328,8 +334,9 @@ def itg_loss(loss_of: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         shapes = (((6, 2, 3), False, random.uniform(0.1, 0.3)), ((2, 5), False, random.uniform(0.1, 0.3)),
                   ((4,), False, random.uniform(0.3, 0.6)), ((5, 7, 3), True, random.uniform(0.1, 0.3)),
                   ((3, 5), False, 0.0))
-        return [(*asked_somewhere(lengths, random.randint(5, 12), holes), smoothing)
-                for lengths, holes, smoothing in shapes]
+        words = [random.randint(101, 120), *(random.randint(5, 12) for _ in shapes[1:])]
+        return [(*asked_somewhere(lengths, v, holes), smoothing)
+                for v, (lengths, holes, smoothing) in zip(words, shapes, strict=True)]
 
     draws = telling(make, slow_generation, LOSS_SLIPS)
     answers, right = [], [slow_generation(*draw) for draw in draws]

@@ -329,11 +329,14 @@ def recall(recall_of: Callable[[Tensor, Tensor, int], float]) -> None:
            f"number of captions, and you say {few:.3f}: a picture without captions is not found, and it counts.")
     few = told_of(torch.rand(4, 7) - 2, owner, 2)
     expect(few <= 0.75, f"one picture of four has no caption at all, and you find {few:.2f} of them.")
-    alike = torch.full((6, 6), 0.3)
-    order = torch.randperm(6)
-    output = told_of(alike, order, 1)
-    expect(output == 0, f"a model that finds all pairs equally similar gets {output:.2f} from you: a tie with a wrong "
-                      "caption is not to the model's credit, so the wrong one stands before the right one.")
+    for alike in (0.3, -2000.0):
+        output = told_of(torch.full((6, 6), alike), torch.randperm(6), 1)
+        expect(output == 0, f"a model that finds all pairs equally similar, {alike:,g} each, gets {output:.2f} from "
+               "you: a tie with a wrong caption is not to the model's credit, so the wrong one stands before the "
+               "right one.")
+    output = told_of(torch.tensor([[0.50001, 0.5], [0.5, 0.50001]]), torch.tensor([0, 1]), 1)
+    expect(output == 1, f"each picture's own caption has 0.50001 and the wrong one 0.5, and you find {output:.2f} of "
+           "the pictures: that is no tie. What decides a tie may not be as large as a difference.")
     for last in (2, 3):
         output = told_of(torch.tensor([[0.1, 0.9], [0.9, 0.1]]), torch.tensor([0, 1]), last)
         expect(output == 1, f"K is {last}, there are 2 captions, and each picture's own is the last of them: all are "
@@ -536,7 +539,9 @@ def diagnose(name_of: Callable[[list[dict], int], str]) -> None:
         random.sample(BATCHES, 4), random.sample(VOCABULARIES, 4), (True, False, True, False), strict=True)]
     for kind, batch, words, long in random.sample(cases, len(cases)):
         log = _log(kind, batch, words, long)
-        output = name_of([dict(line) for line in log], batch)
+        given = [dict(line) for line in log]
+        output = name_of(given, batch)
+        expect(given == log, "your function changed the log that it was given.")
         expect(isinstance(output, str) and output in KINDS,
                f"your function answers {output!r}; the answers are {', '.join(map(repr, KINDS))}.")
         if output == kind:

@@ -157,10 +157,11 @@ def weighted_map(map_of: Callable[[list[Tensor], Tensor], Tensor]) -> None:
     draws = telling(make, slow_map, MAP_SLIPS)
     answers, right = [], [slow_map(*draw) for draw in draws]
     for (_, b, _, _, v), attention, (_, score) in zip(sizes, recorded[-len(sizes):], draws, strict=True):
-        given = list(attention), [weights.detach().clone() for weights in attention]
+        given, kept = (list(attention), [weights.detach().clone() for weights in attention]), score.detach().clone()
         answers.append(expect_tensor(map_of(attention, score), (b, v), "the map", "(b v)").detach())
         expect(len(attention) == len(given[0]) and all(a is b and torch.equal(a, c) for a, b, c in zip(
             attention, *given, strict=True)), "your function changed the attention that it was given, or its list.")
+        expect(torch.equal(score.detach(), kept), "your function changed the scores that it was given.")
     if all(map(close, answers, right)):
         return
     name_slip(MAP_SLIPS, draws, answers, right)

@@ -291,6 +291,10 @@ def read_row(reading_of: Callable[[Run, Run], str]) -> None:
                "difference, too. Which marker can no setting have?")
         expect(reading_of(base, {**base, "settings": {"queries": 32, "clip": None}}) == "undecided", "where every seed "
                "gives the same in both runs the interval is zero itself, and includes zero.")
+        two = {"settings": {"queries": 32}, "values": {1: 70.2, 0: 60.0}}
+        word = reading_of({"settings": {"queries": 16}, "values": {0: 50.0, 1: 60.0}}, two)
+        expect(word == "better", "two common seeds have the differences 10.0 and 10.2, whose interval is 10.1 ± 1.3, "
+               f"and you say {word!r}. How many differences does an interval need?")
         return
     many = slice(0, -len(FEW))  # of a single seed no slip knows anything
     slip = slip_of(output[many], right[many], {why: [slip(*row) for row in rows[many]]

@@ -171,9 +171,9 @@ def same_split(one: dict[str, Split], other: dict[str, Split]) -> bool:
 def split_fused(split: Splitter) -> None:
     """Query, key and value, each with its weight and its bias."""
     output, right, made = [], [], {why: [] for why in SPLIT_SLIPS}
-    for heads, d in ((2, 3), (3, 2), (4, 2), (2, 5)):
+    for heads, d, kind in ((2, 3, torch.float32), (3, 2, torch.float32), (4, 2, torch.float16), (2, 5, torch.float32)):
         e = heads * d
-        weight, q_bias, v_bias = torch.randn(3 * e, e), torch.randn(e), torch.randn(e)
+        weight, q_bias, v_bias = (torch.randn(size, dtype=kind) for size in ((3 * e, e), (e,), (e,)))
         given = weight.clone(), q_bias.clone(), v_bias.clone()
         found = split(weight, q_bias, v_bias, heads)
         expect(all(torch.equal(*two) for two in zip(given, (weight, q_bias, v_bias), strict=True)),
@@ -184,8 +184,9 @@ def split_fused(split: Splitter) -> None:
             expect(isinstance(both, tuple | list) and len(both) == 2, f"{name} is not a weight and a bias.")
             expect(both[1] is not None, f"the bias of {name} is None: the file has none for the keys, and the model's "
                    "layer has one. Which bias adds nothing?")
-            expect_tensor(both[0], (e, e), f"the weight of {name}", "(e e)", torch.float32)
-            expect_tensor(both[1], (e,), f"the bias of {name}", "(e)", torch.float32)
+            file = "in a file of float16 " if kind == torch.float16 else ""
+            expect_tensor(both[0], (e, e), f"{file}the weight of {name}", "(e e)", kind)
+            expect_tensor(both[1], (e,), f"{file}the bias of {name}", "(e)", kind)
         output.append({name: tuple(found[name]) for name in ("query", "key", "value")})
         right.append(thirds(weight, q_bias, v_bias))
         for why, slip in SPLIT_SLIPS.items():
@@ -221,7 +222,7 @@ class Net(nn.Module):
         super().__init__()
         made = {"norm": nn.LayerNorm(width, eps=1e-6), "wide": nn.Linear(width, 2 * width), "act": nn.GELU(),
                 "drop": nn.Dropout(0.4), "narrow": nn.Linear(2 * width, width), "ending": nn.LayerNorm(width, eps=1e-6),
-                "square": nn.Linear(width, width, bias=False), "bend": nn.Tanh()}
+                "square": nn.Linear(width, width, bias=False), "bend": nn.Sequential(nn.Identity(), nn.Tanh())}
         for name in order:
             self.add_module(name, made[name])
 
@@ -242,11 +243,12 @@ def twins(fault: str, width: int) -> tuple[Net, Net, Tensor]:
         random.shuffle(order)
     ours, theirs = Net(width, order), Net(width, random.sample(order, len(order)))
     theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(2, 3, width)
+    x = torch.randn(3, 4, width)
     with torch.no_grad():
-        if fault == "norm":  # it shows where variances are small, as here: no weight differs
+        if fault == "norm":  # no weight differs; it shows where variances are small, as at one place in the middle
             theirs.norm.eps = 1e-5
-            x = x * 0.02
+            x = x * 10
+            x[1, random.randint(1, 2)] *= 0.002
         elif fault == "act":
             theirs.act = QuickGELU()
         elif fault == "square":
@@ -256,28 +258,36 @@ def twins(fault: str, width: int) -> tuple[Net, Net, Tensor]:
             theirs.wide.bias[random.randrange(2 * width)] += 7e-4 * most
         elif fault == "narrow":
             theirs.narrow.weight.copy_(ours.narrow.weight.flip(0))
-        elif fault == "rounded":  # no fault: the same numbers up to rounding, and large ones
+        elif fault in ("rounded", "negative"):  # no fault: the same numbers up to rounding
             for net in (ours, theirs):
-                net.wide.weight *= 300
-                net.narrow.weight *= 10
+                if fault == "rounded":  # and large ones
+                    net.wide.weight *= 300
+                    net.narrow.weight *= 10
+                else:  # and from -1.3 to -0.7 behind one layer, so that the largest is below zero
+                    net.ending.weight *= 0.1
+                    net.ending.bias -= 1
+            size = 1.2e-5 if fault == "rounded" else 3e-6
             for weight in theirs.parameters():
-                weight *= 1 + 1.2e-5 * torch.rand_like(weight)
+                weight *= 1 + size * torch.rand_like(weight)
         elif fault == "two":
             theirs.wide.weight.copy_(ours.wide.weight.flip(0))
             theirs.square.weight.copy_(ours.square.weight.T)
     first = fault not in ("same", "norm", "wide")  # each of the two trains where the other does not
     ours.train(first), theirs.train(not first)
-    (ours if first else theirs).norm.eval()  # a frozen layer in a model that trains
+    trains = ours if first else theirs
+    trains.norm.eval(), trains.bend[0].eval()  # in a model that trains, a frozen layer, and the frozen part of another
     return ours, theirs, x
 
 
 Finder = Callable[[nn.Module, nn.Module, Tensor], str | None]
 FAULTS = {"square": "square", "norm": "norm", "act": "act", "wide": "wide", "narrow": "narrow", "two": "wide",
-          "same": None, "rounded": None}
-WHAT = {"square": "a square matrix is transposed", "norm": "the eps of a LayerNorm is another",
+          "same": None, "rounded": None, "negative": None}
+WHAT = {"square": "a square matrix is transposed",
+        "norm": "the eps of a LayerNorm is another, which shows at one place of one example",
         "act": "an activation is the approximate one", "wide": "one number of a bias is wrong",
         "narrow": "the rows of a matrix are in another order", "two": "two layers are wrong",
-        "same": "nothing is wrong", "rounded": "nothing is wrong, and numbers are large and rounded differently"}
+        "same": "nothing is wrong", "rounded": "nothing is wrong, and numbers are large and rounded differently",
+        "negative": "nothing is wrong, numbers are rounded differently, and those of one layer are all below zero"}
 
 
 def by_weights(ours: nn.Module, theirs: nn.Module, x: Tensor) -> str | None:
@@ -363,8 +373,8 @@ def first_wrong(find: Finder) -> None:
         expect(torch.equal(x, given) and all(torch.equal(value, net.state_dict()[key]) for net, some in zip(
             (ours, theirs), before, strict=True) for key, value in some.items()), "your function changed a weight, or "
             "what the models were fed with.")
-        expect(all(module.training == mode for module, mode in modes), "your function left a model in another mode "
-               "than it found it in.")
+        expect(all(module.training == mode for module, mode in modes), "your function left a model, or a part "
+               "of one, in another mode than it found it in. A layer may have parts of its own.")
         del marks[:]
         hooks = [net for net in (ours, theirs) for module in net.modules()
                  if len(module._forward_hooks) + len(module._forward_pre_hooks) != (module in (net, net.square))]

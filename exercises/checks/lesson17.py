@@ -167,6 +167,9 @@ def mean_of_all(mean_of: Mean) -> None:
             made[why].append(slip(means.nan_to_num(0), counts))
     same = lambda one, other: bool(torch.isclose(one.double(), other.double(), rtol=1e-4))  # noqa: E731
     if all(map(same, output, right)):
+        single = mean_of(torch.tensor([2.0, 4.0]), torch.tensor([1, 3])).item()
+        expect(abs(single - 3.5) < 1e-3, f"of the means 2 and 4 over 1 and 3 words you make {single:.3f}, and 3.5 is "
+               "right: a part with a single word takes part as well.")
         means = torch.tensor([random.random(), torch.nan, random.random()], requires_grad=True)
         slope, = torch.autograd.grad(mean_of(means, torch.tensor([2, 0, 6])), means) if mean_of(
             means, torch.tensor([2, 0, 6])).requires_grad else (None,)

@@ -189,6 +189,13 @@ def by_products(rule_of):
     return mask_of
 
 
+def fills_the_mask(mask, queries):
+    """The mistake to write into the mask that was given."""
+    name = quarter(mask, queries)
+    mask.fill_diagonal_(False)
+    return name
+
+
 ANSWERS = {
     "bidirectional": Answers(
         [by_products(lambda queries, s: torch.ones(s, s)),
@@ -254,7 +261,7 @@ ANSWERS = {
     "which_loss": Answers(
         [lambda mask, queries: np.str_(quarter(mask, 1)),
          quarter, by_comparison],
-        [(lambda mask, queries: quarter(mask, 2), "you take"),
+        [(lambda mask, queries: quarter(mask, 2), "you take"), (fills_the_mask, "changed the mask"),
          (lambda mask, queries: "itg", "you take"), (by_count, "of ITC"), (by_fixed_place, "you take"),
          (by_square, "a leaking mask"), (lambda mask, queries: "ITC", "the answers are"),
          (lambda mask, queries: "no idea", "the answers are"),

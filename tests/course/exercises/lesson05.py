@@ -173,8 +173,8 @@ def filling(homes=HOMES, how="load"):
             elif how == "share":
                 setattr(block, ours, source)
             for one, other in zip(mine.parameters(), source.parameters(), strict=True):
-                if how == "data":
-                    one.data = other.data
+                if how in ("data", "cloned"):
+                    one.data = other.data.clone() if how == "cloned" else other.data
                 elif how == "values":
                     with torch.no_grad():
                         one.copy_(other)
@@ -192,8 +192,22 @@ def copied_once():
 
     def fill(block, bert):
         for ours, theirs in HOMES.items():
-            setattr(block, ours, kept.setdefault((ours, id(bert)), copy.deepcopy(getattr(bert, theirs))))
+            source = kept.setdefault((ours, bert), copy.deepcopy(getattr(bert, theirs)))
+            for one, other in zip(getattr(block, ours).parameters(), source.parameters(), strict=True):
+                one.data = other.data
     return fill
+
+
+def assigned(block, bert):
+    """The mistake to let `load_state_dict` put other parameters in the place of the block's own."""
+    for ours, theirs in HOMES.items():
+        clones = {name: value.clone() for name, value in getattr(bert, theirs).state_dict().items()}
+        getattr(block, ours).load_state_dict(clones, assign=True)
+
+
+def leaves_a_part_in_eval(block, bert):
+    filling()(block, bert)
+    block.text_mlp.train(not block.training)
 
 
 def leaves_eval(block, bert):
@@ -271,6 +285,13 @@ def by_two_rows(slopes):
 def instead(**pairs):
     """Right but for some answers."""
     return lambda slopes: pairs.get(by_columns(slopes).replace(", ", "_").replace(" ", "_"), by_columns(slopes))
+
+
+def fills_the_map(slopes):
+    """The mistake to put zeros in the place of nan in the map that was given."""
+    name = by_columns(slopes)
+    slopes.nan_to_num_(0)
+    return name
 
 
 def two_blocks_only(slopes):
@@ -414,20 +435,21 @@ ANSWERS = {
          (lambda q, e, std: nn.Parameter(std * torch.rand(1, q, e)), "too small"),
          (lambda q, e, std: nn.Parameter(std * torch.randn(1, q, 1).expand(1, q, e).clone()), "nearly alike")]),
     "begin_as_bert": Answers(
-        [by_deep_copies,
-         filling(), filling(how="values"), filling(how="copy"), by_state],
-        [(freezes_bert, "leave BERT as it is"),
+        [filling(), filling(how="values"), filling(how="cloned"), by_state],
+        [(by_deep_copies, "is another parameter than before"), (filling(how="copy"), "is another parameter than"),
+         (assigned, "is another parameter than before"), (freezes_bert, "leave BERT as it is"),
          (shares_with_text, "one and the same memory"), (filling(how="share"), "one and the same memory"),
          (filling(how="data"), "one and the same memory"), (without("query_mlp", "query_norm"), "need a start as well"),
          (without("query_norm"), "need a start as well"), (without("self_norm"), "has not been filled"),
          (filling(HOMES | {"self_norm": "mlp_norm", "text_norm": "attention_norm"}), "another part"),
          (fills_cross, "never seen a picture"), (moves, "BERT itself"), (halves, "neither BERT's"),
-         (frozen, "no longer be trained"), (copied_once(), ""), (leaves_eval, "train and eval"),
+         (frozen, "no longer be trained"), (copied_once(), "of another block"), (leaves_eval, "train and eval"),
+         (leaves_a_part_in_eval, "or a part of it, between train and eval"),
          (without_biases, "has not been filled"), (without("text_mlp"), "has not been filled")]),
     "which_pass": Answers(
         [by_what_was_read,
          by_columns, by_two_rows],
-        [(by_size, "you take"),
+        [(by_size, "you take"), (fills_the_map, "changed the map"),
          (two_blocks_only, "you take"), (first_row_only, "you take"), (by_cross, "you take"),
          (instead(apart_text="apart, queries"), "there was no loss"),
          (instead(text_alone="apart, text"), "two different answers"),

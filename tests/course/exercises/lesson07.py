@@ -135,8 +135,24 @@ def floored(similarity, same_image):
 
 
 def finite(similarity, same_image):
-    return tuple(torch.multinomial(side.masked_fill(same_image, -1e4).softmax(dim=1), 1)[:, 0]
+    return tuple(torch.multinomial(side.masked_fill(same_image, -1e9).softmax(dim=1), 1)[:, 0]
                  for side in (similarity.T, similarity))
+
+
+def filled_with(lowest):
+    """Softmax over all, after forbidden logits were replaced by a number."""
+    def draw(similarity, same_image):
+        assert_some(same_image)
+        return tuple(torch.multinomial(side.masked_fill(same_image, lowest).softmax(dim=1), 1)[:, 0]
+                     for side in (similarity.T, similarity))
+    return draw
+
+
+def by_exp_in_double(similarity, same_image):
+    """Exponentials as they come: float64 has more of them, and not all."""
+    assert_some(same_image)
+    grown = similarity.double().exp().masked_fill(same_image, 0)
+    return torch.multinomial(grown.T, 1)[:, 0], torch.multinomial(grown, 1)[:, 0]
 
 
 def by_categorical(similarity, same_image):
@@ -280,6 +296,21 @@ def by_lift(cosine, match, k):
     return total.scatter(0, first, cosine[first] + match(first)).argsort(descending=True)
 
 
+def by_sinking(cosine, match, k):
+    """The mistake to take away so much that close cosines become equal."""
+    first, total = cosine.topk(min(k, len(cosine))).indices, cosine - 1e4
+    total[first] = match(first) + cosine[first]
+    return total.argsort(descending=True)
+
+
+def by_infinity(cosine, match, k):
+    """Minus infinity for the others, and ITC's order for those."""
+    order = cosine.argsort(descending=True)
+    total = torch.full_like(cosine, -math.inf)
+    total[order[:k]] = match(order[:k]) + cosine[order[:k]]
+    return torch.cat([total.argsort(descending=True)[:len(order[:k])], order[k:]])
+
+
 def ranked(score=lambda logit, cosine: logit + cosine, join=lambda first, again, rest: torch.cat([first[again], rest]),
            descending=True):
     """Re-ranking with a slip."""
@@ -404,8 +435,12 @@ ANSWERS = {
          (rated(accuracy=lambda p, wrong: min(p, 1 - p)), "share of wrong answers")]),
     "sample_negatives": Answers(
         [by_numpy,
-         by_stage1, by_gumbel, by_loop, by_large_number, by_categorical, by_choices],
+         by_stage1, by_gumbel, by_loop, by_large_number, by_categorical, by_choices, filled_with(-1e9),
+         filled_with(torch.finfo(torch.float32).min)],
         [(with_one_noise, "one and the same"),
+         (filled_with(-10.0), "below every logit"), (filled_with(-50.0), "below every logit"),
+         (filled_with(-1e3), "below every logit"), (filled_with(-1e4), "below every logit"),
+         (by_exp_in_double, "more than 0"),
          (draws(scores=lambda side: 1.4 * side), "too much"),
          (draws(scores=lambda side: 0.7 * side), "counts for too little"),
          (draws(out=torch.zeros_like), "a true pair was drawn"),
@@ -450,8 +485,8 @@ ANSWERS = {
          (lambda image, text: by_blocks(image, image), "`wrong_text` was")]),
     "rerank": Answers(
         [asked_one_by_one,
-         by_topk, by_sorted],
-        [(lifted, ""), (by_lift, "however little"),
+         by_topk, by_sorted, by_infinity],
+        [(lifted, ""), (by_lift, "however little"), (by_sinking, "ITC"),
          (all_of_them, "it is expensive"), (unclamped, "only fewer"),
          (lambda cosine, match, k: cosine.argsort(descending=True), "nothing has been re-ranked"),
          (lambda *given: by_topk(*given).flip(0), "the order is reversed"),

@@ -111,6 +111,12 @@ def by_selection(logits, labels, smoothing):
     return F.cross_entropy(logits[asked], labels[asked], label_smoothing=smoothing)
 
 
+def without_a_minus(logits, labels, smoothing):
+    """The mistake to leave out the label 100; those of -100 are left out by torch all the same."""
+    asked = labels != 100
+    return F.cross_entropy(logits[asked], labels[asked], label_smoothing=smoothing)
+
+
 def by_target(logits, labels, smoothing):
     asked = labels != -100
     log_p, words = logits[asked].log_softmax(dim=1), labels[asked]
@@ -334,6 +340,7 @@ ANSWERS = {
          (lambda *given: (by_torch(*given) + by_torch(*given).detach()) / 2, "is not that of the loss"),
          (lambda logits, labels, smoothing: by_torch(logits, labels.masked_fill(labels == 0, -100), smoothing),
           "id 0 is not asked"),
+         (without_a_minus, "with a minus sign"),
          (lambda logits, labels, smoothing: by_lengths(logits, labels, smoothing), "nothing is asked"),
          (lambda logits, labels, smoothing: -by_torch(logits, labels, smoothing), "not negative"),
          (lambda logits, labels, smoothing: (1 - smoothing) * by_torch(logits, labels, 0.0), "no word gets it"),

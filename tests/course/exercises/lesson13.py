@@ -125,6 +125,14 @@ def by_whole_pixels(heat, box, image_size):
                < top + high for r, c in (heat == heat.max()).nonzero().tolist())
 
 
+def with_doubled_score(attention, score):
+    """The mistake to write into the scores that were given."""
+    made = by_examples(attention, score)
+    with torch.no_grad():
+        score.mul_(2)
+    return made
+
+
 ANSWERS = {
     "place_of": Answers(
         [place(lambda token, rows, columns, first: divmod(token - first, columns)), by_grid,
@@ -152,7 +160,8 @@ ANSWERS = {
     "weighted_map": Answers(
         [by_backward, by_einsum, mapped(right_part), by_examples,
          mapped(lambda a, g: (a * g).relu().flatten(1, 2).sum(1))],
-        [(mapped(lambda a, g: (a * g).sum((1, 2))), "negative derivatives"),
+        [(with_doubled_score, "changed the scores"),
+         (mapped(lambda a, g: (a * g).sum((1, 2))), "negative derivatives"),
          (mapped(lambda a, g: (a * g.abs()).sum((1, 2))), "whatever its sign"),
          (mapped(lambda a, g: a.sum((1, 2))), "plain attention"),
          (mapped(lambda a, g: g.relu().sum((1, 2))), "positive derivative alone"),

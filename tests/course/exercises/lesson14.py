@@ -132,6 +132,12 @@ def uncertain(gaps):
     return "undecided" if abs(mean) <= width else "better" if mean > 0 else "worse"
 
 
+def of_three(base, changed):
+    """The mistake to ask for three common seeds."""
+    few = len(common(base["values"], changed["values"])) < 3 and len(differing(base, changed)) < 2
+    return "undecided" if few else read(base, changed)
+
+
 def with_means(base, changed):
     """The mistake to compare the means of all seeds, with the interval of those that both have."""
     said = read(base, changed)
@@ -196,7 +202,7 @@ ANSWERS = {
          (by_items, ""), (with_means, "May one say that"),
          (reading(seeds=lambda base, changed: base), "only one of them has it"),
          (reading(seeds=lambda base, changed: changed), "only one of them has it"),
-         (by_given, "fewer than two differences"),
+         (by_given, "fewer than two differences"), (of_three, "How many differences does an interval need"),
          (reading(counted=lambda base, changed: base, decide=uncertain), "it is not the seeds of one run"),
          (reading(counted=of_shorter, decide=uncertain), "it is not the seeds of one run"),
          (reading(counted=lambda base, changed: changed, decide=uncertain), "it is not the seeds of one run"),

@@ -48,8 +48,14 @@ def by_unflatten(weight, q_bias, v_bias, heads):
 
 def by_rows(weight, q_bias, v_bias, heads):
     e = len(q_bias)
-    zeros = torch.zeros(e)
+    zeros = torch.zeros(e, dtype=q_bias.dtype)
     return {"value": (weight[2 * e:], v_bias), "key": (weight[e:2 * e], zeros), "query": (weight[:e], q_bias)}
+
+
+def in_single_float(weight, q_bias, v_bias, heads):
+    """The mistake to make zeros of torch's own dtype, whatever the file's is."""
+    made = by_chunks(weight, q_bias, v_bias, heads)
+    return made | {"key": (made["key"][0], torch.zeros(len(q_bias)))}
 
 
 def split(order="qkv", biases="q0v", cut=lambda weight, heads: weight.chunk(3)):
@@ -113,11 +119,21 @@ def by_lists(ours, theirs, x):
     return None
 
 
-def finder(order=lambda names: names, same=same):
+def finder(order=lambda names: names, same=same, kept=lambda out: out):
+    """A finder with another order, another comparison, or only a part of each output."""
     def find(ours, theirs, x):
-        one, other = recorded(ours, x), recorded(theirs, x)
+        one, other = ({name: kept(out) for name, out in recorded(net, x).items()} for net in (ours, theirs))
         return next((name for name in order(list(one)) if not same(one[name], other[name])), None)
     return find
+
+
+def without_sign(one, other):
+    """The mistake to measure against the largest number and not against the largest size."""
+    return (one - other).abs().max() <= 1e-4 * one.max()
+
+
+def by_norms(one, other):
+    return (one - other).norm() <= 1e-4 * other.norm()
 
 
 def in_the_models_order(ours, theirs, x):
@@ -152,6 +168,24 @@ def leaves_eval(ours, theirs, x):
 def always_trains(ours, theirs, x):
     name = first(ours, theirs, x)
     ours.train(), theirs.train()
+    return name
+
+
+def restores_children(ours, theirs, x):
+    """The mistake to restore the modes of a model and of its layers, and not of what the layers are made of."""
+    modes = [(layer, layer.training) for net in (ours, theirs) for layer in (net, *net.children())]
+    name = first(ours.eval(), theirs.eval(), x)
+    for layer, mode in modes:
+        layer.training = mode
+    return name
+
+
+def restores_by_train(ours, theirs, x):
+    """The mistake to give all parts of a layer the mode of the layer."""
+    modes = [(layer, layer.training) for net in (ours, theirs) for layer in (net, *net.children())]
+    name = first(ours.eval(), theirs.eval(), x)
+    for layer, mode in modes:
+        layer.train(mode)
     return name
 
 
@@ -209,6 +243,7 @@ ANSWERS = {
     "split_fused": Answers(
         [by_chunks, by_unflatten, by_rows],
         [(lambda *given: by_chunks(*given) | {"key": (by_chunks(*given)["key"][0], None)}, "adds nothing"),
+         (in_single_float, "in a file of float16 the bias of key holds torch.float32"),
          (split(cut=heads_first), "head by head"),
          (split(cut=lambda weight, heads: [weight[i::3] for i in range(3)]), "every third row"),
          (split(order="kqv"), "[k ; q ; v]"), (split(order="vkq"), "[v ; k ; q]"), (split(order="qvk"), "[q ; v ; k]"),
@@ -221,8 +256,12 @@ ANSWERS = {
          (lambda *given: list(by_chunks(*given).values()), "a dictionary"),
          (split(cut=lambda weight, heads: weight.chunk(3, dim=1)), "it should be (e e)")]),
     "first_wrong": Answers(
-        [first, by_lists, finder()],
+        [first, by_lists, finder(), finder(same=by_norms)],
         [(of_another_input, "another input than x"),
+         (finder(kept=lambda out: out[0]), "you name None"), (finder(kept=lambda out: out[-1]), "you name None"),
+         (finder(kept=lambda out: out[:, 0]), "you name None"), (finder(kept=lambda out: out[:, -1]), "you name None"),
+         (finder(same=without_sign), "are all below zero, you name ending"),
+         (restores_children, "another mode"), (restores_by_train, "another mode"),
          (finder(order=lambda names: names[::-1]), "the last layer"), (in_the_models_order, "they run in another"),
          (by_weights, "you compare weights"), (finder(same=torch.equal), "round"),
          (finder(same=lambda one, other: torch.allclose(one, other, rtol=0, atol=1e-6)), ""),

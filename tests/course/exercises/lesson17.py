@@ -143,6 +143,8 @@ ANSWERS = {
          (lambda means, counts: (means.nan_to_num(0) * counts**2).sum() / (counts**2).sum(), "the square of"),
          (lambda means, counts: by_selection(means, torch.where(counts > 0, 1 / counts, 0)), "other way round"),
          (lambda means, counts: means[counts.argmax()], "of the largest part alone"),
+         (lambda means, counts: by_where(means, torch.where(counts > 1, counts, 0)), "a single word"),
+         (lambda means, counts: torch.where(counts > 1, means * counts, 0.0).sum() / counts.sum(), "a single word"),
          (lambda means, counts: by_where(means, counts).detach(), "no gradient reaches"),
          (lambda means, counts: by_where(means, counts) + 1, "How much does one word"),
          (lambda means, counts: by_where(means, counts)[None], "it should be ()"),
