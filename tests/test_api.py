@@ -330,8 +330,9 @@ def test_training_on_features_asks_before_it_begins(tmp_path):
                         tokenizer=words)
     spoiled = features.clone()
     spoiled[0, 2, 3] = torch.nan
-    with pytest.raises(mb.UserError, match=r"features\[0\] are not finite"):
-        mb.train_stage1(stage1, spoiled, captions, config)
+    for images in (features.log(), spoiled):
+        with pytest.raises(mb.UserError, match=r"features\[0\] are not finite"):
+            mb.train_stage1(stage1, images, captions, config)
     with pytest.raises(mb.UserError, match="checkpoint_every is 0"):
         mb.TrainConfig(2, checkpoint_every=0)
 
@@ -353,4 +354,5 @@ def test_the_lines_of_the_readme_run(folders, parts, tmp_path, monkeypatch):
     monkeypatch.setattr(mb, "TrainConfig", lambda **settings: short, raising=False)
     exec(compile(code, "README.md", "exec"), names)
     assert names["scores"].shape == (3, 2) and len(names["log"]) == 2 and names["maps"].shape[0] == 2
-    assert names["model"].stage2 is names["stage2"] and len(names["model"].caption(names["features"])) == 8
+    assert isinstance(names["stage2"], mb.Stage2) and names["model"].stage2 is names["stage2"]
+    assert len(names["model"].caption(names["features"])) == 8

@@ -45,7 +45,12 @@ def check_folder(out: Path) -> None:
 
 def check_precision(recipe: Recipe) -> None:
     """Raise UserError for a precision that training does not have."""
-    if compute_dtype(best_device(recipe.device)) == torch.float16:
+    check_trainable(compute_dtype(best_device(recipe.device)))
+
+
+def check_trainable(frozen: torch.dtype) -> None:
+    """Raise UserError where gradients do not come through frozen parts of this dtype."""
+    if frozen == torch.float16:
         raise UserError("training in float16 needs scaled gradients, which this loop does not have: choose bfloat16 or "
                         "float32 (a finished bridge's frozen language model can be in float16)")
 

@@ -33,7 +33,7 @@ from ..weights.keymap import KeyMap, within
 from ..weights.names import QFORMER
 from ..weights.official import empty_blip2
 from .budget import free_memory, kept_by_stage2, parameters
-from .checks import long_captions
+from .checks import check_trainable, long_captions
 from .distributed import env_rank_and_size
 from .loop import TrainConfig, train
 from .stages import cut_prompt, prompt_of
@@ -84,9 +84,7 @@ def settings_for(pairs: int, batch_size: int | None = None, steps: int | None = 
 def frozen_dtype() -> torch.dtype:
     """The dtype of the frozen parts: bfloat16, or what MINBLIP2_DTYPE names. Raises UserError for float16."""
     dtype = compute_dtype(best_device()) if os.environ.get(DTYPE) else torch.bfloat16
-    if dtype == torch.float16:
-        raise UserError("training through frozen parts in float16 would need its gradients scaled: choose bfloat16 or "
-                        "float32")
+    check_trainable(dtype)
     return dtype
 
 
@@ -140,9 +138,8 @@ def check_texts(folder: str | Path, data: CocoCaptions, prompt: str) -> list[str
             "their last words"] if count else []
 
 
-def load_for_training(folder: str | Path, pictures: int, batch_size: int, dtype: torch.dtype | None = None,
-                      needed: Cost | None = None) -> Blip2:
-    """The BLIP-2 of a hub folder, its frozen parts in `dtype`, or as `frozen_dtype` says.
+def load_for_training(folder: str | Path, pictures: int, batch_size: int, needed: Cost | None = None) -> Blip2:
+    """The BLIP-2 of a hub folder, its frozen parts as `frozen_dtype` says.
 
     `needed` is its `cost`, where that is known already. Raises UserError where training it on batches of that size
     takes more memory than is free.
@@ -152,7 +149,7 @@ def load_for_training(folder: str | Path, pictures: int, batch_size: int, dtype:
     if free is not None and needed.memory > free:
         raise UserError(f"{folder} takes about {needed.memory / 1e9:.1f} GB of memory to train on batches of "
                         f"{batch_size}, but {free / 1e9:.1f} GB are free: choose a smaller --batch-size")
-    return Blip2.from_folder(folder, dtype or frozen_dtype(), device)
+    return Blip2.from_folder(folder, frozen_dtype(), device)
 
 
 def check_one_process() -> None:

@@ -212,14 +212,16 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
     wanted = module.state_dict()
     words = next((name for name in wanted if name.endswith("token_embedding.weight")), "")
     filled: dict[str, Tensor] = {}
-    first = ""  # name under which the word embeddings were found
+    copy = ""  # another name of the word embeddings
     for name, tensor in tensors:
         # the original BERT files still call a LayerNorm's parameters gamma and beta
         name = re.sub("LayerNorm.gamma$", "LayerNorm.weight", re.sub("LayerNorm.beta$", "LayerNorm.bias", name))
         name = name.removeprefix(key_map.prefix)
         targets = translate(name, key_map.tensors)
         if not targets or any(target not in wanted for target in targets):
-            targets = (words,) if key_map.ignored.get(name.removesuffix(".weight")) in COPIES and words else ()
+            targets = ()
+            if words and key_map.ignored.get(name.removesuffix(".weight")) in COPIES:
+                targets, copy = (words,), name
         if not targets:
             if key_map.leaves_aside(name):
                 continue
@@ -244,19 +246,18 @@ def load_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], key_map:
                                 f"{tuple(here.shape)}: weights and config.json disagree")
             if target == words and words in filled:  # some files hold both, some a copy alone
                 if not part.is_meta and not torch.equal(filled[words][:len(part)], part.to(here.dtype)):
-                    raise UserError(f"{source}: {name} and {first} differ, and are read as the same word embeddings: "
-                                    "only a T5, and a Llama with tie_word_embeddings = false in config.json, may have "
-                                    "a head of their own")
+                    raise UserError(f"{source}: {copy} is not a copy of the word embeddings, as which it is read: only "
+                                    "a T5, and a Llama with tie_word_embeddings = false in config.json, may have a "
+                                    "head of their own")
                 continue
             # Always a copy: the file can be closed, and what two modules share in it may grow apart here.
             part = part.to(here.dtype, copy=True)
             filled[target] = torch.cat([part, here[-1:]]) if grown else part
-            first = name if target == words else first
     missing = [name for name in wanted if name not in filled and not name.startswith(optional or ("\0",))]
     if missing:
         known = spell_out(key_map.tensors, layers_of(wanted))
-        theirs = next((key_map.prefix + name for name, ours in known if missing[0] in ours), missing[0])
-        raise UserError(f"{source} lacks the weights of {theirs} (tensors in all: {len(missing)}): fetch it again")
+        first = next((key_map.prefix + name for name, ours in known if missing[0] in ours), missing[0])
+        raise UserError(f"{source} lacks the weights of {first} (tensors in all: {len(missing)}): fetch it again")
     module.load_state_dict(filled, strict=False, assign=True)
 
 

@@ -67,6 +67,10 @@ class Retriever(ImageReader):
     match_weight: float | None = None
     writes: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.max_length = min(self.max_length, self.stage1.qformer.config.max_positions)
+
     @classmethod
     def from_folder(cls, folder: str | Path, dtype: torch.dtype | None = None,
                     device: torch.device | None = None) -> Retriever:
@@ -83,9 +87,8 @@ class Retriever(ImageReader):
             raise UserError(f"{folder} has a tokenizer that is no BERT's: copy tokenizer.json from the model's own "
                             "folder")
         vit = load_vit(folder, dtype or compute_dtype(device))
-        most = min(35, stage1.qformer.config.max_positions)  # 35 as LAVIS measures retrieval, `compute_sim_matrix`
         return cls(vit=vit.to(device).eval(), transform=transform, stage1=stage1.to(device).eval(), tokenizer=tokenizer,
-                   max_length=most, writes=False)
+                   max_length=35, writes=False)  # 35 as LAVIS measures retrieval, `compute_sim_matrix`
 
     def text_ids(self, texts: Texts) -> tuple[Tensor, Tensor]:
         """Texts as the Q-Former reads them: ids and mask (b t). Raises UserError for no text, or one without a word."""
@@ -93,10 +96,8 @@ class Retriever(ImageReader):
         for text in texts:
             if not has_word(text):
                 raise UserError(f"{text!r} holds no word that can be compared with an image: write a phrase")
-        config = self.stage1.qformer.config
-        most = min(self.max_length, config.max_positions)
-        rows = [self.tokenizer.encode(normalize_caption(text), max_length=most) for text in texts]
-        require_known(rows, config.vocab_size)
+        rows = [self.tokenizer.encode(normalize_caption(text), max_length=self.max_length) for text in texts]
+        require_known(rows, self.stage1.qformer.config.vocab_size)
         ids, mask = self.tokenizer.pad(rows)
         return ids.to(self.device), mask.to(self.device)
 

@@ -134,8 +134,8 @@ def floored(similarity, same_image):
                  for side in (similarity.T, similarity))
 
 
-def finite(similarity, same_image):
-    return tuple(torch.multinomial(side.masked_fill(same_image, -1e9).softmax(dim=1), 1)[:, 0]
+def finite(similarity, same_image, lowest=-1e9):
+    return tuple(torch.multinomial(side.masked_fill(same_image, lowest).softmax(dim=1), 1)[:, 0]
                  for side in (similarity.T, similarity))
 
 
@@ -143,8 +143,7 @@ def filled_with(lowest):
     """Softmax over all, after forbidden logits were replaced by a number."""
     def draw(similarity, same_image):
         assert_some(same_image)
-        return tuple(torch.multinomial(side.masked_fill(same_image, lowest).softmax(dim=1), 1)[:, 0]
-                     for side in (similarity.T, similarity))
+        return finite(similarity, same_image, lowest)
     return draw
 
 

@@ -171,22 +171,15 @@ def always_trains(ours, theirs, x):
     return name
 
 
-def restores_children(ours, theirs, x):
+def restoring_layers(restore):
     """The mistake to restore the modes of a model and of its layers, and not of what the layers are made of."""
-    modes = [(layer, layer.training) for net in (ours, theirs) for layer in (net, *net.children())]
-    name = first(ours.eval(), theirs.eval(), x)
-    for layer, mode in modes:
-        layer.training = mode
-    return name
-
-
-def restores_by_train(ours, theirs, x):
-    """The mistake to give all parts of a layer the mode of the layer."""
-    modes = [(layer, layer.training) for net in (ours, theirs) for layer in (net, *net.children())]
-    name = first(ours.eval(), theirs.eval(), x)
-    for layer, mode in modes:
-        layer.train(mode)
-    return name
+    def find(ours, theirs, x):
+        modes = [(layer, layer.training) for net in (ours, theirs) for layer in (net, *net.children())]
+        name = first(ours.eval(), theirs.eval(), x)
+        for layer, mode in modes:
+            restore(layer, mode)
+        return name
+    return find
 
 
 def with_dropout(ours, theirs, x):
@@ -261,7 +254,8 @@ ANSWERS = {
          (finder(kept=lambda out: out[0]), "you name None"), (finder(kept=lambda out: out[-1]), "you name None"),
          (finder(kept=lambda out: out[:, 0]), "you name None"), (finder(kept=lambda out: out[:, -1]), "you name None"),
          (finder(same=without_sign), "are all below zero, you name ending"),
-         (restores_children, "another mode"), (restores_by_train, "another mode"),
+         (restoring_layers(lambda layer, mode: setattr(layer, "training", mode)), "another mode"),
+         (restoring_layers(lambda layer, mode: layer.train(mode)), "another mode"),
          (finder(order=lambda names: names[::-1]), "the last layer"), (in_the_models_order, "they run in another"),
          (by_weights, "you compare weights"), (finder(same=torch.equal), "round"),
          (finder(same=lambda one, other: torch.allclose(one, other, rtol=0, atol=1e-6)), ""),
